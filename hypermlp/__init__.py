@@ -1,0 +1,19 @@
+"""HyperMLP and HyperGLU: drop-in attention layers for PyTorch (Lu & Yang, arXiv 2602.12601)."""
+
+from hypermlp.config import HyperConfig, MixConfig
+from hypermlp.layers import HyperGLU, HyperMLP, ReLUAttention, SoftmaxAttention, build_layer
+from hypermlp.ops import SequenceMix, hyper_attention
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "HyperConfig",
+    "HyperGLU",
+    "HyperMLP",
+    "MixConfig",
+    "ReLUAttention",
+    "SequenceMix",
+    "SoftmaxAttention",
+    "build_layer",
+    "hyper_attention",
+]

@@ -1,0 +1,222 @@
+"""One validated description of an attention layer, and the paper's labels for it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+Mixer = Literal["hyperglu", "hypermlp", "relu", "softmax"]
+Layout = Literal["lag", "position"]
+GateActivation = Literal["sigmoid", "identity"]
+ConvInit = Literal["identity", "paper"]
+
+
+@dataclass(frozen=True)
+class MixConfig:
+    """One sequence mixing ``Diag(identity + diag) + down Diag(gate) up^T``.
+
+    Args:
+        rank: rank ``R`` of the low-rank term; 0 leaves it out.
+        diag: whether there is a learned diagonal.
+        identity: whether the identity is part of the map.
+    """
+
+    rank: int = 16
+    diag: bool = True
+    identity: bool = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.rank, int) or isinstance(self.rank, bool) or self.rank < 0:
+            raise ValueError(f"rank must be an integer >= 0, got {self.rank!r}")
+        if not (self.rank or self.diag or self.identity):
+            raise ValueError("a mixing without rank, diag and identity maps everything to zero: switch one on")
+
+
+@dataclass(frozen=True)
+class HyperConfig:
+    """What an attention layer computes. Frozen; every field is checked.
+
+    Fields left None take the value that the mixer has in the paper's study: a hyper mixer
+    compresses queries and keys to a quarter of the width and has convolutions and gates; the
+    baselines are plain.
+
+    Args:
+        hidden_size: width ``D`` of the model.
+        num_heads: heads ``H``.
+        mixer: ``"hyperglu"``, ``"hypermlp"``, ``"relu"`` (HyperMLP without sequence mixing) or
+            ``"softmax"``.
+        qk_dim: total score width, ``S * H * K``. None: ``hidden_size / 4`` for a hyper mixer,
+            else ``hidden_size``.
+        v_dim: total value width, ``H * V``. None: ``hidden_size``.
+        mix_rank: rank of both sequence mixings of a hyper mixer.
+        max_lag: rows of the lag tables, and the window of a longer sequence. None: 2048 for a
+            hyper mixer, no window for a baseline.
+        conv_size: taps of the causal convolutions on key and value inputs, 0 for none. None: 4
+            for a hyper mixer, else 0.
+        causal: hide later tokens. If not, tables are indexed by position.
+        layout: what table rows stand for; None: by lag if causal, else by position.
+        routing_mix: first sequence mixing: True for the default, False for none, or a
+            :class:`MixConfig`. None: True for a hyper mixer, else False.
+        readout_mix: second sequence mixing, likewise.
+        q_gate: multiply queries by ``phi(x W + b)``. None: True for a hyper mixer, else False.
+        output_gate: multiply the heads' output likewise.
+        gate_activation: ``phi``, for these gates and the cores of the mixings.
+        norm: divide by the L2 norm of the gate map's row (softmax has its own).
+        eps: smallest value of that norm.
+        rope: rotate queries and keys by position (rotate-half pairing).
+        rope_theta: base of its frequencies.
+        bias: biases in the query, key, value and output projections.
+        conv_init: ``"identity"`` starts each convolution as a small perturbation of the current
+            token; ``"paper"`` leaves the identity out.
+    """
+
+    # None stands for the mixer's default and is resolved below, so readers never meet it
+    hidden_size: int
+    num_heads: int = 2
+    mixer: Mixer = "hyperglu"
+    qk_dim: int = None  # type: ignore[assignment]
+    v_dim: int = None  # type: ignore[assignment]
+    mix_rank: int = 16
+    max_lag: int | None = None
+    conv_size: int = None  # type: ignore[assignment]
+    causal: bool = True
+    layout: Layout = None  # type: ignore[assignment]
+    routing_mix: MixConfig | bool = None  # type: ignore[assignment]
+    readout_mix: MixConfig | bool = None  # type: ignore[assignment]
+    q_gate: bool = None  # type: ignore[assignment]
+    output_gate: bool = None  # type: ignore[assignment]
+    gate_activation: GateActivation = "sigmoid"
+    norm: bool = True
+    eps: float = 1e-12
+    rope: bool = False
+    rope_theta: float = 10000.0
+    bias: bool = False
+    conv_init: ConvInit = "identity"
+
+    def __post_init__(self) -> None:
+        self._check_choice("mixer", self.mixer, get_args(Mixer))
+        for name in ("hidden_size", "num_heads"):
+            self._check_positive(name, getattr(self, name))
+        hyper = self.mixer in ("hyperglu", "hypermlp")
+        self._default("qk_dim", max(1, self.hidden_size // 4) if hyper else self.hidden_size)
+        self._default("v_dim", self.hidden_size)
+        self._default("conv_size", 4 if hyper else 0)
+        self._default("max_lag", 2048 if hyper else None)
+        self._default("layout", "lag" if self.causal else "position")
+        for name in ("q_gate", "output_gate", "routing_mix", "readout_mix"):
+            self._default(name, hyper)
+        for name in ("routing_mix", "readout_mix"):
+            mix = getattr(self, name)
+            if mix is True:
+                object.__setattr__(self, name, MixConfig(rank=self.mix_rank))
+            elif isinstance(mix, Mapping):
+                object.__setattr__(self, name, MixConfig(**mix))
+        self._check()
+
+    def _check(self) -> None:
+        self._check_choice("layout", self.layout, get_args(Layout))
+        self._check_choice("gate_activation", self.gate_activation, get_args(GateActivation))
+        self._check_choice("conv_init", self.conv_init, get_args(ConvInit))
+        for name in ("qk_dim", "v_dim"):
+            self._check_positive(name, getattr(self, name))
+        if self.max_lag is not None:
+            self._check_positive("max_lag", self.max_lag)
+        for name in ("mix_rank", "conv_size"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 0:
+                raise ValueError(f"{name} must be an integer >= 0, got {value!r}")
+        if self.eps <= 0:
+            raise ValueError(f"eps must be positive, got {self.eps!r}")
+        maps = self.num_maps * self.num_heads
+        if self.qk_width * maps != self.qk_dim:
+            raise ValueError(
+                f"qk_dim={self.qk_dim} does not divide into {maps} score maps "
+                f"({self.num_maps} a head, {self.num_heads} heads): choose a multiple of {maps}"
+            )
+        if self.v_width * self.num_heads != self.v_dim:
+            raise ValueError(f"v_dim={self.v_dim} does not divide into {self.num_heads} heads: choose a multiple")
+        if self.rope and self.qk_width % 2:
+            raise ValueError(f"rope turns pairs of channels: the score width {self.qk_width} must be even")
+        if self.layout == "lag" and not self.causal:
+            raise ValueError("layout='lag' needs causal=True: use layout='position' for bidirectional layers")
+        if self.mixer in ("relu", "softmax") and (self.routing_mix or self.readout_mix):
+            raise ValueError(f"mixer={self.mixer!r} has no sequence mixing: use 'hypermlp' or 'hyperglu'")
+        if self.mixer == "softmax" and not self.norm:
+            raise ValueError("norm=False is not for softmax, which normalises by itself")
+
+    @property
+    def num_maps(self) -> int:
+        """Score maps ``S`` a head has: a gate and a scale for HyperGLU, else one."""
+        return 2 if self.mixer == "hyperglu" else 1
+
+    @property
+    def qk_width(self) -> int:
+        """Score width ``K`` of one map."""
+        return self.qk_dim // (self.num_maps * self.num_heads)
+
+    @property
+    def v_width(self) -> int:
+        """Value width ``V`` of one head."""
+        return self.v_dim // self.num_heads
+
+    @classmethod
+    def from_label(cls, label: str, hidden_size: int, **options: Any) -> HyperConfig:
+        """The variant of the paper's study that ``label`` names, ``Base-Feat-Rank-TmixLayout``.
+
+        Base ``S`` softmax, ``R`` ReLU, ``G`` GLU. Feat ``p`` rotary, ``c`` convolutions, ``g``
+        gates. Rank ``q`` (``v``) compresses query-key (value-output) width to a quarter. Tmix
+        ``1``, ``2``, ``12`` mixing on the routing side, the readout side, both; Layout ``o``
+        by lag, else by position. A final ``!`` (budget not matched) changes nothing here.
+
+        Args:
+            label: such as ``"S-pc"``, ``"R-cg-q-12o"``, ``"G-12!"``.
+            hidden_size: width of the model.
+            options: other fields, which win over what the label says.
+        """
+        match = _LABEL.fullmatch(label)
+        if match is None:
+            raise ValueError(
+                f"label {label!r} is not Base-Feat-Rank-TmixLayout: "
+                "S, R or G, then any of -p, -c, -g joined in that order, -q or -v, -1, -2 or -12 with o, and !"
+            )
+        base, feat, rank, tmix, by_lag = match.groups(default="")
+        if base == "S" and tmix:
+            raise ValueError(f"label {label!r}: softmax has no sequence mixing")
+        mixer = {"S": "softmax", "R": "hypermlp" if tmix else "relu", "G": "hyperglu"}[base]
+        fields: dict[str, Any] = {
+            "mixer": mixer,
+            "qk_dim": max(1, hidden_size // 4) if rank == "q" else hidden_size,
+            "v_dim": max(1, hidden_size // 4) if rank == "v" else hidden_size,
+            "conv_size": 4 if "c" in feat else 0,
+            "q_gate": "g" in feat,
+            "output_gate": "g" in feat,
+            "rope": "p" in feat,
+            "routing_mix": "1" in tmix,
+            "readout_mix": "2" in tmix,
+        }
+        if tmix and not by_lag:
+            fields["layout"] = "position"
+        return cls(hidden_size=hidden_size, **(fields | options))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that ``HyperConfig(**...)`` takes back."""
+        return asdict(self)
+
+    def _default(self, name: str, value: object) -> None:
+        if getattr(self, name) is None:
+            object.__setattr__(self, name, value)
+
+    @staticmethod
+    def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+        if value not in choices:
+            raise ValueError(f"{name} must be one of {choices}, got {value!r}")
+
+    @staticmethod
+    def _check_positive(name: str, value: object) -> None:
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name} must be a positive integer, got {value!r}")
+
+
+_LABEL = re.compile(r"([SRG])(?:-(?=[pcg])(p?c?g?))?(?:-([qv]))?(?:-(12|1|2)(o?))?!?")

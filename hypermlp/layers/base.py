@@ -1,0 +1,149 @@
+"""What every attention layer here shares: projections, convolutions, gates, and one forward."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, Protocol, cast
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from hypermlp.config import HyperConfig
+from hypermlp.layers.feature_mixing import Gate, init_projection
+from hypermlp.layers.rotary import rotate
+from hypermlp.layers.short_conv import ShortConv
+from hypermlp.ops.checks import check_attention_mask, check_cu_seqlens
+from hypermlp.ops.varlen import zero_padded
+
+
+class Part(Protocol):
+    """A part of a layer that knows its own start."""
+
+    def reset_parameters(self) -> None: ...
+
+
+class AttentionLayer(nn.Module, ABC):
+    """From hidden states to output by way of queries, keys and values.
+
+    Subclasses say in :meth:`attend` how heads read from one another. All that is computed stands
+    in ``config``, a :class:`~hypermlp.HyperConfig`.
+    """
+
+    def __init__(
+        self,
+        config: HyperConfig,
+        *,
+        layer_idx: int | None,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        self.config, self.layer_idx = config, layer_idx
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        hidden, qk_dim, v_dim = config.hidden_size, config.qk_dim, config.v_dim
+        self.q_proj = nn.Linear(hidden, qk_dim, bias=config.bias, **factory)
+        self.k_proj = nn.Linear(hidden, qk_dim, bias=config.bias, **factory)
+        self.v_proj = nn.Linear(hidden, v_dim, bias=config.bias, **factory)
+        self.o_proj = nn.Linear(v_dim, hidden, bias=config.bias, **factory)
+        self.k_conv = self._conv(factory)
+        self.v_conv = self._conv(factory)
+        self.q_gate = Gate(hidden, qk_dim, config.gate_activation, **factory) if config.q_gate else None
+        self.output_gate = Gate(hidden, v_dim, config.gate_activation, **factory) if config.output_gate else None
+
+    def _conv(self, factory: dict[str, Any]) -> ShortConv | None:
+        config = self.config
+        if not config.conv_size:
+            return None
+        return ShortConv(config.hidden_size, config.conv_size, identity=config.conv_init == "identity", **factory)
+
+    def reset_parameters(self) -> None:
+        """Start every parameter afresh: the one home of initialisation.
+
+        Projections are ``N(0, 1 / fan_in)``, so that a layer's scale does not depend on its width;
+        the other parts (convolutions, gates, mixings) say their own start.
+        """
+        for module in self.children():
+            if isinstance(module, nn.Linear):
+                init_projection(module)
+            else:
+                cast(Part, module).reset_parameters()
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        cu_seqlens: Tensor | None = None,
+    ) -> Tensor:
+        """One attention layer over a batch.
+
+        Args:
+            hidden_states: ``[B, T, hidden_size]``.
+            attention_mask: bool or integer ``[B, T]``, 1 for a valid token. Padded tokens, left,
+                right or inside, are as if they did not exist, and get zeros.
+            cu_seqlens: bounds of packed sequences, int32 or int64 ``[N + 1]``, with ``B = 1``.
+
+        Returns:
+            ``[B, T, hidden_size]``.
+        """
+        self._check_input(hidden_states)
+        if cu_seqlens is not None:
+            check_cu_seqlens(cu_seqlens, hidden_states)
+        if attention_mask is not None:
+            attention_mask = check_attention_mask(attention_mask, hidden_states)
+        x = zero_padded(hidden_states, attention_mask)
+        q = self.queries(x)
+        k, v = self.keys_values(x, cu_seqlens)
+        o = self.attend(x, q, k, v, attention_mask, cu_seqlens)
+        return zero_padded(self.output(x, o), attention_mask)
+
+    def queries(self, x: Tensor) -> Tensor:
+        """``(x Wq) * phi(x Wm1 + b)``, ``[B, T, S*H, K]``; the rotation comes before the gate."""
+        q = self._rotated(self._heads(self.q_proj(x), self.config.qk_width))
+        return q if self.q_gate is None else q * self._heads(self.q_gate(x), self.config.qk_width)
+
+    def keys_values(self, x: Tensor, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:
+        """``conv(x) Wk`` ``[B, T, S*H, K]`` and ``conv'(x) Wv`` ``[B, T, H, V]``."""
+        k = self.k_proj(x if self.k_conv is None else self.k_conv(x, cu_seqlens))
+        v = self.v_proj(x if self.v_conv is None else self.v_conv(x, cu_seqlens))
+        return self._rotated(self._heads(k, self.config.qk_width)), self._heads(v, self.config.v_width)
+
+    def output(self, x: Tensor, o: Tensor) -> Tensor:
+        """``(o * phi(x Wm2 + b)) Wo``, ``[B, T, hidden_size]``."""
+        o = rearrange(o, "b t h v -> b t (h v)")
+        out: Tensor = self.o_proj(o if self.output_gate is None else o * self.output_gate(x))
+        return out
+
+    @abstractmethod
+    def attend(
+        self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None, cu_seqlens: Tensor | None
+    ) -> Tensor:
+        """What each head reads, ``[B, T, H, V]``."""
+
+    def _heads(self, x: Tensor, width: int) -> Tensor:
+        return rearrange(x, "b t (h w) -> b t h w", w=width)
+
+    def _rotated(self, x: Tensor) -> Tensor:
+        return rotate(x, self.config.rope_theta) if self.config.rope else x
+
+    def _check_input(self, hidden_states: Tensor) -> None:
+        if not isinstance(hidden_states, Tensor):
+            raise TypeError(f"hidden_states must be a tensor, got {type(hidden_states).__name__}")
+        if hidden_states.ndim != 3 or hidden_states.shape[-1] != self.config.hidden_size:
+            raise ValueError(
+                f"hidden_states must be [batch, length, {self.config.hidden_size}], got {tuple(hidden_states.shape)}"
+            )
+
+    def extra_repr(self) -> str:
+        c = self.config
+        parts = [f"{c.hidden_size}", f"num_heads={c.num_heads}", f"qk_dim={c.qk_dim}", f"v_dim={c.v_dim}"]
+        if c.max_lag is not None:
+            parts.append(f"max_lag={c.max_lag}")
+        if c.rope:
+            parts.append(f"rope_theta={c.rope_theta:g}")
+        if not c.causal:
+            parts.append("causal=False")
+        if c.layout == "position" and c.causal:
+            parts.append("layout='position'")
+        return ", ".join(parts)

@@ -1,0 +1,117 @@
+"""Baselines with the constructor and the forward of the hyper layers, for fair comparison."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hypermlp.config import ConvInit, GateActivation, HyperConfig, Mixer
+from hypermlp.layers.base import AttentionLayer
+from hypermlp.ops import hyper_attention
+from hypermlp.ops.attention import Backend
+from hypermlp.ops.varlen import key_spans
+
+
+class SoftmaxAttention(AttentionLayer):
+    """Multi-head softmax attention through ``torch.nn.functional.scaled_dot_product_attention``.
+
+    Plain by default, ``4 * hidden_size^2`` parameters; rotation, convolutions and gates are the
+    hyper layers' own, so that a comparison changes one thing at a time.
+
+    Args:
+        hidden_size: width ``D`` of the model.
+        num_heads: heads.
+        qk_dim: total score width, ``hidden_size`` by default.
+        v_dim: total value width, ``hidden_size`` by default.
+        mix_rank: taken so that layers can be swapped, without effect: there is no mixing here.
+        max_lag: a window over the last ``max_lag`` tokens; None for none.
+        conv_size: taps of the causal convolutions on key and value inputs, 0 for none.
+        causal: hide later tokens.
+        q_gate, output_gate, gate_activation, rope, rope_theta, bias, conv_init, layer_idx, device, dtype: see
+            :class:`~hypermlp.HyperMLP`.
+        backend: taken so that layers can be swapped; PyTorch chooses its own.
+
+    Shape:
+        ``[B, T, hidden_size]`` to ``[B, T, hidden_size]``.
+    """
+
+    mixer: Mixer = "softmax"
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int = 2,
+        *,
+        qk_dim: int | None = None,
+        v_dim: int | None = None,
+        mix_rank: int = 0,
+        max_lag: int | None = None,
+        conv_size: int = 0,
+        causal: bool = True,
+        q_gate: bool = False,
+        output_gate: bool = False,
+        gate_activation: GateActivation = "sigmoid",
+        norm: bool = True,
+        eps: float = 1e-12,
+        rope: bool = False,
+        rope_theta: float = 10000.0,
+        bias: bool = False,
+        conv_init: ConvInit = "identity",
+        backend: Backend = "auto",
+        layer_idx: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        options: dict[str, Any] = {
+            "qk_dim": qk_dim, "v_dim": v_dim, "mix_rank": mix_rank, "max_lag": max_lag, "conv_size": conv_size,
+            "causal": causal, "q_gate": q_gate, "output_gate": output_gate, "gate_activation": gate_activation,
+            "norm": norm, "eps": eps, "rope": rope, "rope_theta": rope_theta, "bias": bias, "conv_init": conv_init,
+        }  # fmt: skip
+        config = HyperConfig(hidden_size, num_heads, self.mixer, **options)
+        super().__init__(config, layer_idx=layer_idx, device=device, dtype=dtype)
+        self.backend = backend
+        self.reset_parameters()
+
+    def attend(
+        self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None, cu_seqlens: Tensor | None
+    ) -> Tensor:
+        length, causal, window = x.shape[1], self.config.causal, self.config.max_lag
+        plain = attention_mask is None and cu_seqlens is None and (window is None or not causal)
+        visible = None if plain else self._visible(length, attention_mask, cu_seqlens, x.device)
+        q, k, v = (y.transpose(1, 2) for y in (q, k, v))
+        o = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=plain and causal)
+        return o.transpose(1, 2)
+
+    def _visible(
+        self, length: int, attention_mask: Tensor | None, cu_seqlens: Tensor | None, device: torch.device
+    ) -> Tensor:
+        """Bool ``[B or 1, 1, T, T]``. Every query sees itself, so that no row is empty."""
+        start, stop = key_spans(
+            length, causal=self.config.causal, max_lag=self.config.max_lag, cu_seqlens=cu_seqlens, device=device
+        )
+        keys = torch.arange(length, device=device)
+        visible = ((keys >= start[:, None]) & (keys < stop[:, None]))[None, None]
+        if attention_mask is not None:
+            visible = visible & (attention_mask != 0)[:, None, None]
+        return visible | torch.eye(length, dtype=torch.bool, device=device)
+
+
+class ReLUAttention(SoftmaxAttention):
+    """ReLU attention with L2 normalisation: HyperMLP without sequence mixing.
+
+    Arguments of :class:`SoftmaxAttention`; ``norm`` and ``eps`` as in :class:`~hypermlp.HyperMLP`.
+    """
+
+    mixer: Mixer = "relu"
+
+    def attend(
+        self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None, cu_seqlens: Tensor | None
+    ) -> Tensor:
+        c = self.config
+        return hyper_attention(
+            q, k, v, selection="relu", norm=c.norm, eps=c.eps, causal=c.causal, layout=c.layout, max_lag=c.max_lag,
+            attention_mask=attention_mask, cu_seqlens=cu_seqlens, backend=self.backend,
+        )  # fmt: skip

@@ -1,0 +1,148 @@
+"""HyperMLP and HyperGLU: attention heads read as two-layer MLPs whose weights come from the context."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hypermlp.config import ConvInit, GateActivation, HyperConfig, Layout, MixConfig, Mixer
+from hypermlp.layers.base import AttentionLayer
+from hypermlp.layers.feature_mixing import init_projection
+from hypermlp.layers.sequence_mixing import LagMixing
+from hypermlp.ops import hyper_attention
+from hypermlp.ops.attention import Backend
+
+
+class HyperMLP(AttentionLayer):
+    """HyperMLP attention (Lu & Yang, arXiv 2602.12601): ReLU selection, normalised by its L2 norm.
+
+    A drop-in replacement for causal self-attention. The equations stand in
+    ``docs/mathematics.md``; every switch of the paper's ablations is an argument.
+
+    Args:
+        hidden_size: width ``D`` of the model.
+        num_heads: heads; the paper uses 2.
+        qk_dim: total score width, ``hidden_size / 4`` by default.
+        v_dim: total value width, ``hidden_size`` by default.
+        mix_rank: rank of both sequence mixings, 0 for none.
+        max_lag: lags the tables know. A longer sequence is, exactly, a window over the last
+            ``max_lag`` tokens.
+        conv_size: taps of the causal convolutions on key and value inputs, 0 for none.
+        causal: hide later tokens. If not, tables are indexed by position and a sequence may not
+            be longer than ``max_lag``.
+        layout: ``"lag"`` or ``"position"``; None: by lag if causal.
+        routing_mix: first sequence mixing: True, False, or a :class:`~hypermlp.MixConfig`.
+        readout_mix: second sequence mixing, likewise.
+        q_gate: multiply queries by an input-conditioned gate.
+        output_gate: multiply the heads' output by one.
+        gate_activation: ``"sigmoid"`` or ``"identity"``, for these gates and the mixings' cores.
+        norm: divide by the L2 norm of the (gate) map's row.
+        eps: smallest value of that norm.
+        rope: rotate queries and keys; the paper finds no gain from it here.
+        rope_theta: base of its frequencies.
+        bias: biases in the four projections.
+        conv_init: ``"identity"``, or ``"paper"`` for the authors' start.
+        backend: path of the operator, see :func:`hypermlp.ops.hyper_attention`.
+        layer_idx: place in a model, for caches.
+        device, dtype: of the parameters.
+
+    Shape:
+        ``[B, T, hidden_size]`` to ``[B, T, hidden_size]``.
+
+    Example:
+        >>> layer = HyperMLP(256, max_lag=512)
+        >>> layer(torch.randn(2, 100, 256)).shape
+        torch.Size([2, 100, 256])
+    """
+
+    mixer: Mixer = "hypermlp"
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int = 2,
+        *,
+        qk_dim: int | None = None,
+        v_dim: int | None = None,
+        mix_rank: int = 16,
+        max_lag: int = 2048,
+        conv_size: int = 4,
+        causal: bool = True,
+        layout: Layout | None = None,
+        routing_mix: bool | MixConfig = True,
+        readout_mix: bool | MixConfig = True,
+        q_gate: bool = True,
+        output_gate: bool = True,
+        gate_activation: GateActivation = "sigmoid",
+        norm: bool = True,
+        eps: float = 1e-12,
+        rope: bool = False,
+        rope_theta: float = 10000.0,
+        bias: bool = False,
+        conv_init: ConvInit = "identity",
+        backend: Backend = "auto",
+        layer_idx: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        options: dict[str, Any] = {
+            "qk_dim": qk_dim, "v_dim": v_dim, "mix_rank": mix_rank, "max_lag": max_lag, "conv_size": conv_size,
+            "causal": causal, "layout": layout, "routing_mix": routing_mix, "readout_mix": readout_mix,
+            "q_gate": q_gate, "output_gate": output_gate, "gate_activation": gate_activation, "norm": norm,
+            "eps": eps, "rope": rope, "rope_theta": rope_theta, "bias": bias, "conv_init": conv_init,
+        }  # fmt: skip
+        config = HyperConfig(hidden_size, num_heads, self.mixer, **options)
+        super().__init__(config, layer_idx=layer_idx, device=device, dtype=dtype)
+        self.backend = backend
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.routing_mix = self._mixing(config.routing_mix, config.num_maps * num_heads, factory)
+        self.readout_mix = self._mixing(config.readout_mix, num_heads, factory)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """As every layer, with scores of unit variance: they are not divided by ``sqrt(K)``."""
+        super().reset_parameters()
+        init_projection(self.q_proj, gain=self.config.qk_width**-0.5)
+
+    def _mixing(self, mix: MixConfig | bool, heads: int, factory: dict[str, Any]) -> LagMixing | None:
+        c = self.config
+        if not isinstance(mix, MixConfig) or c.max_lag is None:
+            return None
+        return LagMixing(c.hidden_size, heads, c.max_lag, mix, gate_activation=c.gate_activation, **factory)
+
+    def attend(
+        self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None, cu_seqlens: Tensor | None
+    ) -> Tensor:
+        return hyper_attention(
+            q,
+            k,
+            v,
+            None if self.routing_mix is None else self.routing_mix(x),
+            None if self.readout_mix is None else self.readout_mix(x),
+            selection="glu" if self.config.num_maps == 2 else "relu",
+            norm=self.config.norm,
+            eps=self.config.eps,
+            causal=self.config.causal,
+            layout=self.config.layout,
+            max_lag=self.config.max_lag,
+            attention_mask=attention_mask,
+            cu_seqlens=cu_seqlens,
+            backend=self.backend,
+        )
+
+
+class HyperGLU(HyperMLP):
+    """HyperGLU attention: like :class:`HyperMLP`, with a second score map that scales what is selected.
+
+    ``softplus(scale map) * relu(gate map)`` in place of ``relu``; ``qk_dim`` is shared out over both
+    maps. Arguments and shapes are those of :class:`HyperMLP`.
+
+    Example:
+        >>> layer = HyperGLU(256, max_lag=512)
+        >>> layer(torch.randn(2, 100, 256)).shape
+        torch.Size([2, 100, 256])
+    """
+
+    mixer: Mixer = "hyperglu"

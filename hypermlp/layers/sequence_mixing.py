@@ -1,0 +1,74 @@
+"""Sequence mixing: learned tables along the sequence with an input-conditioned core."""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from hypermlp.config import MixConfig
+from hypermlp.layers.feature_mixing import Gate
+from hypermlp.ops import SequenceMix
+
+# standard deviation of the tables, from the paper's implementation
+_TABLE_STD = 0.02
+
+
+class LagMixing(nn.Module):
+    """``R(x_t) = Diag(1 + diag) + down Diag(phi(x_t W + b)) up^T`` for several heads.
+
+    Tables are indexed by lag, lag 0 (the token itself) first: ``diag`` ``[heads, max_lag]``,
+    ``down`` and ``up`` ``[heads, max_lag, rank]``. In the position layout row 0 is position 0.
+    """
+
+    diag: nn.Parameter | None
+    down: nn.Parameter | None
+    up: nn.Parameter | None
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        max_lag: int,
+        mix: MixConfig,
+        *,
+        gate_activation: str = "sigmoid",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_heads, self.max_lag, self.mix = num_heads, max_lag, mix
+
+        def table(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(num_heads, max_lag, *shape, device=device, dtype=dtype))
+
+        self.diag = table() if mix.diag else None
+        self.down = table(mix.rank) if mix.rank else None
+        self.up = table(mix.rank) if mix.rank else None
+        self.gate = (
+            Gate(hidden_size, num_heads * mix.rank, gate_activation, device=device, dtype=dtype) if mix.rank else None
+        )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Diagonal zero, tables N(0, 0.02^2): the authors' start, near the identity."""
+        if self.diag is not None:
+            nn.init.zeros_(self.diag)
+        for table in (self.down, self.up):
+            if table is not None:
+                nn.init.normal_(table, std=_TABLE_STD)
+        if self.gate is not None:
+            self.gate.reset_parameters()
+
+    def forward(self, hidden_states: Tensor) -> SequenceMix:
+        """The mixing of every token of ``[B, T, hidden_size]``, as the operator takes it."""
+        gate = (
+            None if self.gate is None else rearrange(self.gate(hidden_states), "b t (h r) -> b t h r", h=self.num_heads)
+        )
+        return SequenceMix(self.diag, self.down, self.up, gate, self.mix.identity)
+
+    def extra_repr(self) -> str:
+        mix = self.mix
+        return (
+            f"heads={self.num_heads}, max_lag={self.max_lag}, rank={mix.rank}, diag={mix.diag}, identity={mix.identity}"
+        )

@@ -1,0 +1,163 @@
+"""``hyper_attention``: the only door to the operator. Arguments are checked here and nowhere below."""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from hypermlp.ops import checks
+from hypermlp.ops.library import cast_for_autocast, chunked_forward
+from hypermlp.ops.mixing import SequenceMix
+from hypermlp.ops.reference import hyper_attention_reference
+from hypermlp.ops.varlen import zero_padded
+
+Selection = Literal["glu", "relu"]
+LagOrPosition = Literal["lag", "position"]
+Backend = Literal["auto", "reference", "chunked"]
+
+_logger = logging.getLogger("hypermlp")
+
+
+def hyper_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    routing_mix: SequenceMix | None = None,
+    readout_mix: SequenceMix | None = None,
+    *,
+    selection: Selection = "glu",
+    norm: bool = True,
+    eps: float = 1e-12,
+    causal: bool = True,
+    layout: LagOrPosition | None = None,
+    max_lag: int | None = None,
+    attention_mask: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    backend: Backend = "auto",
+) -> Tensor:
+    """Scores, sequence mixing, selection and readout of HyperMLP and HyperGLU heads.
+
+    ``docs/mathematics.md`` is the definition (Lu & Yang, arXiv 2602.12601). ``S`` is the number
+    of score maps a head has: 2 for ``"glu"`` (along the head axis the ``H`` gate maps come
+    first, then the ``H`` scale maps), 1 for ``"relu"``.
+
+    Args:
+        q: queries ``[B, T, S*H, K]``, float16, bfloat16, float32 or float64. Scores are not scaled.
+        k: keys, like ``q``.
+        v: values ``[B, T, H, V]``.
+        routing_mix: first sequence mixing, over ``S*H`` heads; None is the identity.
+        readout_mix: second sequence mixing, over ``H`` heads; None is the identity.
+        selection: ``"glu"``: softplus(scale) * relu(gate). ``"relu"``: relu(gate).
+        norm: divide each row by the L2 norm of its gate map.
+        eps: smallest value that norm may take; no gradient flows through it there.
+        causal: hide keys after the query.
+        layout: what table rows stand for: ``"lag"`` (causal only) or ``"position"`` in the
+            sequence. None: by lag if causal, else by position.
+        max_lag: number of lags a query reaches back over, itself included. None takes the
+            tables' rows, or no limit without tables. By lag, a longer sequence is an exact
+            sliding window; by position, a sequence may not be longer.
+        attention_mask: bool or integer ``[B, T]``, 1 for a valid token. A padded token is as if
+            it did not exist and gets a zero output; one inside a sequence keeps its place.
+        cu_seqlens: bounds of packed sequences, int32 or int64 ``[N + 1]`` from 0 to ``T``, with
+            ``B = 1``. A mask given as well still hides tokens.
+        backend: ``"reference"`` (dense, any order of derivative), ``"chunked"`` (memory linear
+            in ``T``), or ``"auto"``. Under ``torch.func`` transforms and forward-mode
+            differentiation every choice takes the reference.
+
+    Returns:
+        ``o`` ``[B, T, H, V]`` in the dtype of ``q``. A row that sees a NaN or an infinity is not
+        finite; rows that do not see it are unaffected.
+
+    Raises:
+        ValueError, TypeError: naming the argument, its value and the remedy.
+    """
+    if selection not in get_args(Selection):
+        raise ValueError(f"selection must be one of {get_args(Selection)}, got {selection!r}")
+    if backend not in get_args(Backend):
+        raise ValueError(f"backend must be one of {get_args(Backend)}, got {backend!r}")
+    if not eps > 0:
+        raise ValueError(f"eps must be positive, got {eps!r}")
+    indexing = _resolve_layout(layout, causal)
+    routing_mix = SequenceMix() if routing_mix is None else routing_mix
+    readout_mix = SequenceMix() if readout_mix is None else readout_mix
+    q, k, v, routing_mix, readout_mix = _autocast(q, k, v, routing_mix, readout_mix)
+
+    num_maps = 2 if selection == "glu" else 1
+    checks.check_streams(q, k, v, num_maps)
+    checks.check_mix("routing_mix", routing_mix, q, q.shape[2])
+    checks.check_mix("readout_mix", readout_mix, q, v.shape[2])
+    max_lag = checks.table_rows(routing_mix, readout_mix, max_lag)
+    if cu_seqlens is not None:
+        checks.check_cu_seqlens(cu_seqlens, q)
+    if indexing == "position" and max_lag is not None:
+        checks.check_positions(q.shape[1], max_lag, cu_seqlens)
+    if attention_mask is not None:
+        attention_mask = checks.check_attention_mask(attention_mask, q)
+        q, k, v = (zero_padded(x, attention_mask) for x in (q, k, v))
+        routing_mix, readout_mix = (
+            mix if mix.gate is None else mix._replace(gate=zero_padded(mix.gate, attention_mask))
+            for mix in (routing_mix, readout_mix)
+        )
+
+    if _choose(backend, q.device.type) == "reference":
+        with torch.autocast(q.device.type, enabled=False):
+            o = hyper_attention_reference(
+                q, k, v, routing_mix, readout_mix,
+                selection=selection, norm=norm, eps=eps, causal=causal, layout=indexing, max_lag=max_lag,
+                attention_mask=attention_mask, cu_seqlens=cu_seqlens,
+            )  # fmt: skip
+    else:
+        o = chunked_forward(
+            q, k, v, *routing_mix[:4], *readout_mix[:4], attention_mask, cu_seqlens,
+            routing_mix.identity, readout_mix.identity, selection, norm, eps, causal, indexing, max_lag,
+        )[0]  # fmt: skip
+    return zero_padded(o, attention_mask)
+
+
+def _resolve_layout(layout: str | None, causal: bool) -> str:
+    if layout is None:
+        return "lag" if causal else "position"
+    if layout not in get_args(LagOrPosition):
+        raise ValueError(f"layout must be one of {get_args(LagOrPosition)} or None, got {layout!r}")
+    if layout == "lag" and not causal:
+        raise ValueError("layout='lag' needs causal=True: a key after the query has no lag; use layout='position'")
+    return layout
+
+
+def _autocast(
+    q: Tensor, k: Tensor, v: Tensor, routing_mix: SequenceMix, readout_mix: SequenceMix
+) -> tuple[Tensor, Tensor, Tensor, SequenceMix, SequenceMix]:
+    """Inside an autocast region, the streams in its dtype; the tables keep their own precision."""
+    device_type = q.device.type
+    if not torch.is_autocast_enabled(device_type):
+        return q, k, v, routing_mix, readout_mix
+    q, k, v = (cast_for_autocast(x, device_type) for x in (q, k, v))
+    routing_mix, readout_mix = (
+        mix._replace(gate=cast_for_autocast(mix.gate, device_type)) for mix in (routing_mix, readout_mix)
+    )
+    return q, k, v, routing_mix, readout_mix
+
+
+def _choose(backend: str, device_type: str) -> str:
+    """The path to take. Transforms see through the reference alone: the others are opaque to them."""
+    if _under_transform():
+        return "reference"
+    if backend != "auto":
+        return backend
+    if not torch.compiler.is_compiling():
+        _say_once(device_type, "chunked")
+    return "chunked"
+
+
+def _under_transform() -> bool:
+    # PyTorch has no public way to ask: these are its own names, the same from 2.6 to 2.13
+    return bool(torch._C._are_functorch_transforms_active()) or torch.autograd.forward_ad._current_level >= 0
+
+
+@cache
+def _say_once(device_type: str, path: str) -> None:
+    _logger.info("backend='auto' takes the %s path on %s", path, device_type)

@@ -1,0 +1,144 @@
+"""Checks at the operator's door. Every message names the argument, what came, and the remedy."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from hypermlp.ops.mixing import SequenceMix
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def check_streams(q: Tensor, k: Tensor, v: Tensor, num_maps: int) -> None:
+    """``q``, ``k`` ``[B, T, S*H, K]`` and ``v`` ``[B, T, H, V]``: ranks, sizes, dtype, device."""
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+        if x.ndim != 4:
+            raise ValueError(f"{name} must be [batch, length, heads, width], got shape {tuple(x.shape)}")
+        if x.dtype not in _FLOATS:
+            raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {x.dtype}")
+        if x.dtype != q.dtype:
+            raise TypeError(f"{name} is {x.dtype} and q is {q.dtype}: cast them to one dtype, or use autocast")
+        if x.device != q.device:
+            raise ValueError(f"{name} is on {x.device} and q on {q.device}: move them to one device")
+    if q.shape != k.shape:
+        raise ValueError(f"k must have the shape of q, {tuple(q.shape)}, got {tuple(k.shape)}")
+    if v.shape[:2] != q.shape[:2]:
+        raise ValueError(f"v must share batch and length with q, {tuple(q.shape[:2])}, got {tuple(v.shape[:2])}")
+    for name, x in (("q", q), ("v", v)):
+        if 0 in x.shape:
+            raise ValueError(f"{name} has an empty dimension, shape {tuple(x.shape)}: every size must be at least 1")
+    if q.shape[2] != num_maps * v.shape[2]:
+        raise ValueError(
+            f"q has {q.shape[2]} score maps and v {v.shape[2]} heads: this selection takes {num_maps} maps a head, "
+            f"so q and k need {num_maps * v.shape[2]}"
+        )
+
+
+def check_mix(name: str, mix: SequenceMix, q: Tensor, heads: int) -> None:
+    """A mixing's tables ``[heads, L]``, ``[heads, L, R]`` and gate ``[B, T, heads, R]`` against ``q``."""
+    if not isinstance(mix, SequenceMix):
+        raise TypeError(f"{name} must be a SequenceMix or None, got {type(mix).__name__}")
+    if (mix.down is None) != (mix.up is None):
+        raise ValueError(f"{name}.down and {name}.up come together: give both or neither")
+    if not mix.identity and mix.diag is None and mix.down is None:
+        raise ValueError(f"{name} has no identity, no diag and no low-rank term, so it maps everything to zero")
+    if mix.gate is not None and mix.down is None:
+        raise ValueError(f"{name}.gate multiplies the low-rank term: give {name}.down and {name}.up too")
+    for field, dims in (("diag", 2), ("down", 3), ("up", 3), ("gate", 4)):
+        x = getattr(mix, field)
+        if x is None:
+            continue
+        if x.ndim != dims:
+            raise ValueError(f"{name}.{field} must have {dims} dimensions, got shape {tuple(x.shape)}")
+        if x.dtype not in _FLOATS:
+            raise TypeError(f"{name}.{field} must be a floating-point tensor, got {x.dtype}")
+        if x.device != q.device:
+            raise ValueError(f"{name}.{field} is on {x.device} and q on {q.device}: move them to one device")
+        if x.shape[dims - 2 if field == "gate" else 0] != heads:
+            raise ValueError(f"{name}.{field} must serve {heads} heads, got shape {tuple(x.shape)}")
+        if 0 in x.shape:
+            raise ValueError(f"{name}.{field} has an empty dimension, shape {tuple(x.shape)}: every size must be >= 1")
+    if mix.down is not None and mix.up is not None and mix.down.shape != mix.up.shape:
+        raise ValueError(f"{name}.up must have the shape of down, {tuple(mix.down.shape)}, got {tuple(mix.up.shape)}")
+    if mix.gate is not None and mix.down is not None:
+        expected = (*q.shape[:2], heads, mix.down.shape[-1])
+        if mix.gate.shape != expected:
+            raise ValueError(f"{name}.gate must be {expected}, got {tuple(mix.gate.shape)}")
+        if mix.gate.dtype != q.dtype:
+            raise TypeError(f"{name}.gate is {mix.gate.dtype} and q is {q.dtype}: cast them to one dtype")
+    tables = {x.dtype for x in mix[:3] if x is not None}
+    if tables - {q.dtype, torch.float32, torch.float64} or len(tables) > 1:
+        raise TypeError(
+            f"{name}'s tables must share one dtype, q's {q.dtype} or a wider one, "
+            f"got {sorted(str(dtype) for dtype in tables)}"
+        )
+
+
+def table_rows(routing_mix: SequenceMix, readout_mix: SequenceMix, max_lag: int | None) -> int | None:
+    """Rows all tables have, which is the operator's ``max_lag``; None without tables and without limit."""
+    rows = {x.shape[1] for mix in (routing_mix, readout_mix) for x in mix[:3] if x is not None}
+    if max_lag is not None:
+        if not isinstance(max_lag, int) or max_lag < 1:
+            raise ValueError(f"max_lag must be a positive integer or None, got {max_lag!r}")
+        rows.add(max_lag)
+    if len(rows) > 1:
+        raise ValueError(f"all tables and max_lag must agree on the number of lags, got {sorted(rows)}")
+    return rows.pop() if rows else None
+
+
+def check_attention_mask(mask: Tensor, x: Tensor) -> Tensor:
+    """A 0/1 mask ``[B, T]`` for ``x`` ``[B, T, ...]``, as bool."""
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"attention_mask must be a tensor, got {type(mask).__name__}")
+    if mask.is_floating_point() or mask.is_complex():
+        raise TypeError(
+            f"attention_mask must be bool or integer 0/1, got {mask.dtype}: "
+            "additive masks are not taken, pass which tokens are valid"
+        )
+    if mask.shape != x.shape[:2]:
+        raise ValueError(f"attention_mask must be [batch, length] = {tuple(x.shape[:2])}, got {tuple(mask.shape)}")
+    if mask.device != x.device:
+        raise ValueError(f"attention_mask is on {mask.device} and its tokens on {x.device}: move them to one device")
+    readable = mask.device.type == "cpu" and not torch.compiler.is_compiling()
+    if readable and mask.dtype != torch.bool and bool(((mask != 0) & (mask != 1)).any()):
+        raise ValueError(
+            f"attention_mask must hold 0 and 1 alone, got values from {int(mask.min())} to {int(mask.max())}: "
+            "for packed sequences pass cu_seqlens"
+        )
+    return mask != 0
+
+
+def check_cu_seqlens(cu_seqlens: Tensor, x: Tensor) -> None:
+    """Bounds of packed sequences, int32 or int64 ``[N + 1]`` from 0 to T, for ``x`` ``[1, T, ...]``."""
+    if not isinstance(cu_seqlens, Tensor):
+        raise TypeError(f"cu_seqlens must be a tensor, got {type(cu_seqlens).__name__}")
+    if cu_seqlens.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"cu_seqlens must be int32 or int64, got {cu_seqlens.dtype}")
+    if cu_seqlens.ndim != 1 or cu_seqlens.shape[0] < 2:
+        raise ValueError(f"cu_seqlens must be [N + 1] with N >= 1, got shape {tuple(cu_seqlens.shape)}")
+    if x.shape[0] != 1:
+        raise ValueError(f"cu_seqlens needs batch 1, got {x.shape[0]}: flatten the sequences into one row")
+    if torch.compiler.is_compiling() or cu_seqlens.device.type != "cpu":
+        return
+    bounds = cu_seqlens.tolist()
+    if bounds[0] != 0 or bounds[-1] != x.shape[1]:
+        raise ValueError(f"cu_seqlens must run from 0 to {x.shape[1]}, got {bounds[0]} to {bounds[-1]}")
+    if any(stop <= start for start, stop in pairwise(bounds)):
+        raise ValueError(f"cu_seqlens must increase: an empty or negative sequence in {bounds}")
+
+
+def check_positions(length: int, max_lag: int, cu_seqlens: Tensor | None) -> None:
+    """By position a sequence fits the tables; unreadable ``cu_seqlens`` are held to the whole length."""
+    if cu_seqlens is not None and cu_seqlens.device.type == "cpu" and not torch.compiler.is_compiling():
+        bounds = cu_seqlens.tolist()
+        length = max(stop - start for start, stop in pairwise(bounds))
+    if length > max_lag:
+        raise ValueError(
+            f"a sequence of {length} tokens does not fit position-indexed tables of {max_lag} rows: "
+            "use layout='lag', shorter sequences or a larger max_lag"
+        )

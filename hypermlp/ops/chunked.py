@@ -1,0 +1,160 @@
+"""The chunked path, forward: nothing of size ``T x T``, time in matrix products.
+
+Row by row of a tile these are the equations of ``docs/mathematics.md``, with ``1 / rho`` applied
+last. The statistics ``z1``, ``rho``, ``z2`` are kept for the backward, which recomputes the rest.
+Works on any device PyTorch has; meant for CPUs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hypermlp.ops.lag_layout import Layout, ScoreBuffer, Tile
+from hypermlp.ops.mixing import SequenceMix
+from hypermlp.ops.tiling import Mixing, Options, Slab, Tables, Workspaces, slabs
+from hypermlp.ops.varlen import key_spans, sees_nonfinite
+
+# exp stays finite below this, and softplus(u) is u to the last bit above it, in float32 and float64
+_EXP_FINITE = 80.0
+
+
+class Operands:
+    """The operator's inputs in the precision of the computation, with the statistics beside them.
+
+    ``z1`` is ``[B, T, S*H, R]`` and ``z2`` ``[B, T, H, R]`` (width 0 without low-rank term),
+    ``rho`` ``[B, T, H]``.
+    """
+
+    def __init__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        routing_mix: SequenceMix,
+        readout_mix: SequenceMix,
+        attention_mask: Tensor | None,
+        statistics: tuple[Tensor, Tensor, Tensor] | None = None,
+    ) -> None:
+        self.dtype = torch.promote_types(q.dtype, torch.float32)
+        self.q, self.k, self.v = (x.to(self.dtype) for x in (q, k, v))
+        self.routing_mix, self.readout_mix = (
+            mix if mix.gate is None else mix._replace(gate=mix.gate.to(self.dtype))
+            for mix in (routing_mix, readout_mix)
+        )
+        self.num_heads = v.shape[2]
+        self._every_row_is_written = attention_mask is None
+        self.z1, self.rho, self.z2 = statistics or self._new_statistics()
+
+    def new(self, shape: Sequence[int]) -> Tensor:
+        """Memory for ``[B, T, ...]``, zero where no sequence has a token."""
+        return self.q.new_empty(shape) if self._every_row_is_written else self.q.new_zeros(shape)
+
+    def _new_statistics(self) -> tuple[Tensor, Tensor, Tensor]:
+        batch, length, num_maps = self.q.shape[:3]
+        rank1, rank2 = (0 if mix.down is None else mix.down.shape[-1] for mix in (self.routing_mix, self.readout_mix))
+        rho = self.q.new_ones(batch, length, self.num_heads)
+        return self.new((batch, length, num_maps, rank1)), rho, self.new((batch, length, self.num_heads, rank2))
+
+
+class ScoreMap(NamedTuple):
+    """What makes one score map of one head: ``q``, ``k`` ``[batch, n, K]`` and the first mixing."""
+
+    q: Tensor
+    k: Tensor
+    mixing: Mixing
+
+
+class Head:
+    """One head of one slab: views of everything its tiles read and write."""
+
+    def __init__(
+        self, x: Operands, layout: Layout, slab: Slab, routing: Tables, readout: Tables, valid: Tensor | None
+    ) -> None:
+        self.layout, self.valid = layout, valid
+        self.v, self.rho = slab.view(x.v), slab.view(x.rho)
+        self.maps = [
+            ScoreMap(
+                slab.view(x.q, index),
+                slab.view(x.k, index),
+                Mixing.of(layout, slab, index, routing, x.routing_mix.gate, x.z1),
+            )
+            for index in range(slab.head, x.q.shape[2], x.num_heads)
+        ]
+        self.readout = Mixing.of(layout, slab, slab.head, readout, x.readout_mix.gate, x.z2)
+
+    def score(self, score_map: ScoreMap, tile: Tile, out: ScoreBuffer) -> Tensor:
+        """Scores of a tile's queries against the keys they see; returned by column."""
+        q = score_map.q[:, tile.start : tile.stop]
+        torch.bmm(q, score_map.k[:, tile.key_start : tile.key_stop].mT, out=out.by_key(tile))
+        out.hide(tile)
+        return out.by_column(tile)
+
+
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    routing_mix: SequenceMix,
+    readout_mix: SequenceMix,
+    options: Options,
+    attention_mask: Tensor | None,
+    cu_seqlens: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``(o, z1, rho, z2)`` of the operator; the statistics in float32 or better.
+
+    Takes what :func:`hypermlp.ops.hyper_attention` has checked; padded tokens hold zeros.
+    """
+    x = Operands(q, k, v, routing_mix, readout_mix, attention_mask)
+    all_finite = bool(torch.isfinite(x.v.sum()))
+    if not all_finite:
+        x.v = torch.where(torch.isfinite(x.v), x.v, 0)
+    o = x.new(v.shape)
+    works = Workspaces(x.q, num_buffers=options.num_maps)
+    for layout, parts in slabs(x.q, x.num_heads, options, attention_mask, cu_seqlens):
+        routing = Tables.arrange(routing_mix, layout, x.dtype)
+        readout = Tables.arrange(readout_mix, layout, x.dtype)
+        for slab in parts:
+            head = Head(x, layout, slab, routing, readout, slab.valid(attention_mask, x.dtype))
+            for tile, buffers in works.tiles(layout, slab):
+                _forward_tile(head, tile, buffers, options, slab.view(o))
+    o /= x.rho.unsqueeze(-1)
+    if not all_finite:
+        spans = key_spans(
+            q.shape[1], causal=options.causal, max_lag=options.window, cu_seqlens=cu_seqlens, device=q.device
+        )
+        o.masked_fill_(sees_nonfinite(v, *spans), float("nan"))
+    return o.to(q.dtype), x.z1, x.rho, x.z2
+
+
+def _forward_tile(head: Head, tile: Tile, buffers: list[ScoreBuffer], options: Options, o: Tensor) -> None:
+    """Scores, first mixing, selection, second mixing and readout, each in place of the last."""
+    for score_map, buffer in zip(head.maps, buffers, strict=True):
+        s = head.score(score_map, tile, buffer)
+        score_map.mixing.apply(s, tile, out=s, saved=False)
+        buffer.hide(tile, head.valid)
+    gate, *scale = (buffer.by_column(tile) for buffer in buffers)
+    if options.norm:
+        norm = torch.linalg.vector_norm(gate, dim=-1).clamp_min_(options.eps)
+        head.rho[:, tile.start : tile.stop] = norm.view(-1, tile.rows)
+    a = gate.relu_()
+    if scale:
+        a.mul_(softplus_(scale[0]))
+    head.readout.apply(a, tile, out=a, saved=False)
+    buffers[0].hide(tile)
+    torch.bmm(buffers[0].by_key(tile), head.v[:, tile.key_start : tile.key_stop], out=o[:, tile.start : tile.stop])
+
+
+def softplus_(u: Tensor) -> Tensor:
+    """``log(1 + exp(u))`` in place, accurate at both ends.
+
+    On a CPU two vectorised passes, about half of PyTorch's own softplus. They need ``exp`` to
+    stay finite: a map where it may not (NaN included) takes PyTorch's.
+    """
+    if u.device.type == "cpu" and bool(u.amax() < _EXP_FINITE):
+        return u.exp_().log1p_()
+    return u.copy_(F.softplus(u, threshold=_EXP_FINITE))

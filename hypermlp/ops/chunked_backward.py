@@ -1,0 +1,220 @@
+"""The chunked path, backward: each tile's maps are made again from the saved statistics.
+
+``docs/mathematics.md`` derives the gradients. A gradient that was not asked for is not computed.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hypermlp.ops.chunked import Head, Operands, softplus_
+from hypermlp.ops.lag_layout import Layout, ScoreBuffer, Tile
+from hypermlp.ops.mixing import SequenceMix
+from hypermlp.ops.tiling import Mixing, Options, Slab, Tables, Workspaces, slabs
+
+
+class Needs(NamedTuple):
+    """Which gradients were asked for, in the order of the operator's tensors."""
+
+    q: bool
+    k: bool
+    v: bool
+    routing_mix: tuple[bool, bool, bool, bool]
+    readout_mix: tuple[bool, bool, bool, bool]
+
+
+class MixGrads:
+    """Gradients of one sequence mixing's ``diag``, ``down``, ``up`` and ``gate``; None: not asked for."""
+
+    def __init__(self, mix: SequenceMix, needs: tuple[bool, bool, bool, bool], x: Operands) -> None:
+        self.diag, self.down, self.up = (
+            torch.zeros_like(table, dtype=x.dtype) if table is not None and need else None
+            for table, need in zip(mix[:3], needs, strict=False)
+        )
+        self.gate = x.new(mix.gate.shape) if mix.gate is not None and needs[3] else None
+
+    @property
+    def wanted(self) -> bool:
+        return any(grad is not None for grad in (self.diag, self.down, self.up, self.gate))
+
+    def accumulators(self, layout: Layout) -> Tables:
+        """Zeros in column order, for one segment."""
+        return Tables(self.diag, self.down, self.up, identity=False).map(
+            lambda table: table.new_zeros(table.shape[0], layout.columns, *table.shape[2:])
+        )
+
+    def add(self, accumulated: Tables, layout: Layout) -> None:
+        for total, part in zip((self.diag, self.down, self.up), accumulated[:3], strict=True):
+            if total is not None and part is not None:
+                total += layout.restore(part, total.shape[1])
+
+    def as_tuple(self) -> tuple[Tensor | None, ...]:
+        return self.diag, self.down, self.up, self.gate
+
+
+class HeadGrads(NamedTuple):
+    """One head of one slab: where its tiles add their gradients."""
+
+    q: list[Tensor | None]
+    k: list[Tensor | None]
+    v: Tensor | None
+    routing: list[tuple[Tables, Tensor | None]]
+    readout: tuple[Tables, Tensor | None]
+    reaches_readout: bool
+    reaches_scores: bool
+
+
+class Grads:
+    """Everything the backward makes, whole tensors."""
+
+    def __init__(self, x: Operands, needs: Needs) -> None:
+        self.q = x.new(x.q.shape) if needs.q else None
+        self.k = torch.zeros_like(x.k, memory_format=torch.contiguous_format) if needs.k else None
+        self.v = torch.zeros_like(x.v, memory_format=torch.contiguous_format) if needs.v else None
+        self.routing = MixGrads(x.routing_mix, needs.routing_mix, x)
+        self.readout = MixGrads(x.readout_mix, needs.readout_mix, x)
+
+    def head(self, x: Operands, slab: Slab, routing: Tables, readout: Tables) -> HeadGrads:
+        def view(grad: Tensor | None, index: int) -> Tensor | None:
+            return None if grad is None else slab.view(grad, index)
+
+        def mixing(tables: Tables, gate: Tensor | None, index: int) -> tuple[Tables, Tensor | None]:
+            return tables.map(lambda table: table[index]), view(gate, index)
+
+        maps = range(slab.head, x.q.shape[2], x.num_heads)
+        scores = self.q is not None or self.k is not None or self.routing.wanted
+        return HeadGrads(
+            [view(self.q, index) for index in maps],
+            [view(self.k, index) for index in maps],
+            view(self.v, slab.head),
+            [mixing(routing, self.routing.gate, index) for index in maps],
+            mixing(readout, self.readout.gate, slab.head),
+            reaches_readout=scores or self.readout.wanted,
+            reaches_scores=scores,
+        )
+
+    def as_tuple(self) -> tuple[Tensor | None, ...]:
+        return (self.q, self.k, self.v, *self.routing.as_tuple(), *self.readout.as_tuple())
+
+
+def backward(
+    grad_o: Tensor,
+    o: Tensor,
+    x: Operands,
+    options: Options,
+    needs: Needs,
+    attention_mask: Tensor | None,
+    cu_seqlens: Tensor | None,
+) -> tuple[Tensor | None, ...]:
+    """Gradients of ``q, k, v`` and of both mixings' ``diag, down, up, gate``, in that order.
+
+    Args:
+        grad_o: ``[B, T, H, V]``.
+        o: the forward's output; ``x`` holds its inputs and saved statistics.
+        needs: the gradients asked for; the others are None.
+    """
+    grads = Grads(x, needs)
+    grad_o = grad_o.to(x.dtype)
+    # 1 / rho was applied last: it scales what flows back, and rho's own gradient is a row sum
+    scaled = grad_o / x.rho.unsqueeze(-1)
+    pull = None
+    if options.norm:
+        pull = torch.where(x.rho > options.eps, (scaled * o).sum(-1) / x.rho, 0)
+    works = Workspaces(x.q, num_buffers=3 * options.num_maps + 1)
+    for layout, parts in slabs(x.q, x.num_heads, options, attention_mask, cu_seqlens):
+        routing = Tables.arrange(x.routing_mix, layout, x.dtype)
+        readout = Tables.arrange(x.readout_mix, layout, x.dtype)
+        into_routing, into_readout = grads.routing.accumulators(layout), grads.readout.accumulators(layout)
+        for slab in parts:
+            head = Head(x, layout, slab, routing, readout, slab.valid(attention_mask, x.dtype))
+            into = grads.head(x, slab, into_routing, into_readout)
+            head_pull = None if pull is None else slab.view(pull)
+            for tile, buffers in works.tiles(layout, slab):
+                _backward_tile(head, into, tile, buffers, slab.view(scaled), head_pull)
+        grads.routing.add(into_routing, layout)
+        grads.readout.add(into_readout, layout)
+    return grads.as_tuple()
+
+
+def _backward_tile(
+    head: Head, into: HeadGrads, tile: Tile, buffers: list[ScoreBuffer], grad_o: Tensor, pull: Tensor | None
+) -> None:
+    """One tile's part of every gradient. A map is overwritten by its gradient once it is used up."""
+    num_maps = len(head.maps)
+    scores, mixed = buffers[:num_maps], buffers[num_maps : 2 * num_maps]
+    *scratch, weights = buffers[2 * num_maps :]
+    grad_o = grad_o[:, tile.start : tile.stop]
+
+    for score_map, s, y in zip(head.maps, scores, mixed, strict=True):
+        score_map.mixing.apply(head.score(score_map, tile, s), tile, out=y.by_column(tile), saved=True)
+        y.hide(tile, head.valid)
+    gate, *scale = (y.by_column(tile) for y in mixed)
+    a = torch.clamp_min(gate, 0, out=scratch[0].by_column(tile))
+    if scale:
+        softplus = softplus_(scratch[1].by_column(tile).copy_(scale[0]))
+        a.mul_(softplus)
+
+    if into.v is not None:
+        head.readout.apply(a, tile, out=weights.by_column(tile), saved=True)
+        weights.hide(tile)
+        into.v[:, tile.key_start : tile.key_stop].baddbmm_(weights.by_key(tile).mT, grad_o)
+    if not into.reaches_readout:
+        return
+    torch.bmm(grad_o, head.v[:, tile.key_start : tile.key_stop].mT, out=weights.by_key(tile))
+    weights.hide(tile)
+    da = _mix_backward(head.readout, tile, a, weights.by_column(tile), *into.readout)
+    if not into.reaches_scores:
+        return
+
+    grad_maps = [weights]
+    if scale:
+        # u: da relu(g) sigmoid(u)
+        du = torch.clamp_min(gate, 0, out=a).mul_(da)
+        scale[0].sigmoid_().mul_(du)
+        da.mul_(softplus)
+        grad_maps.append(mixed[1])
+    # g: da softplus(u) where g > 0, and the pull of rho
+    torch.ops.aten.threshold_backward.grad_input(da, gate, 0, grad_input=da)
+    if pull is not None:
+        da.addcmul_(gate, pull[:, tile.start : tile.stop].reshape(-1, 1), value=-1)
+    for index, (score_map, s, dy) in enumerate(zip(head.maps, scores, grad_maps, strict=True)):
+        _mix_backward(score_map.mixing, tile, s.by_column(tile), dy.by_column(tile), *into.routing[index])
+        dy.hide(tile)
+        ds, dq, dk = dy.by_key(tile), into.q[index], into.k[index]
+        if dq is not None:
+            torch.bmm(ds, score_map.k[:, tile.key_start : tile.key_stop], out=dq[:, tile.start : tile.stop])
+        if dk is not None:
+            dk[:, tile.key_start : tile.key_stop].baddbmm_(ds.mT, score_map.q[:, tile.start : tile.stop])
+
+
+def _mix_backward(
+    mixing: Mixing, tile: Tile, x: Tensor, dy: Tensor, into_tables: Tables, into_gate: Tensor | None
+) -> Tensor:
+    """Gradients of ``y = x * scale + (gate * z) up^T``, ``z = x down``, all ``[batch * rows, columns]``.
+
+    Uses up both maps: the gradient of ``x`` takes the place of ``dy``, and ``x`` is scratch.
+    """
+    tables, into = mixing.beside(tile), into_tables.map(lambda table: mixing.layout.beside(table, tile))
+    dz = None
+    if tables.up is not None:
+        z = mixing.z[:, tile.start : tile.stop]
+        dw = (dy @ tables.up).view_as(z)
+        dz = mixing.gated(dw, tile)
+        if into_gate is not None:
+            torch.mul(z, dw, out=into_gate[:, tile.start : tile.stop])
+        if into.up is not None:
+            into.up.addmm_(dy.mT, mixing.gated(z, tile))
+        if into.down is not None:
+            into.down.addmm_(x.mT, dz)
+    if into.scale is not None:
+        into.scale.add_(x.mul_(dy).sum(0))
+    if tables.scale is not None:
+        dy.mul_(tables.scale)
+    elif not tables.identity:
+        dy.zero_()
+    if dz is not None and tables.down is not None:
+        dy.addmm_(dz, tables.down.mT)
+    return dy

@@ -1,0 +1,86 @@
+"""The reference path: the equations of ``docs/mathematics.md``, line by line.
+
+Dense and slow on purpose: every ``T x T`` map is there to be read. It is differentiable any
+number of times, works under every ``torch.func`` transform, and is what every other path is
+tested against.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hypermlp.ops.lag_layout import columns_to_keys
+from hypermlp.ops.mixing import SequenceMix
+from hypermlp.ops.varlen import key_spans, sees_nonfinite
+
+
+def hyper_attention_reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    routing_mix: SequenceMix,
+    readout_mix: SequenceMix,
+    *,
+    selection: str,
+    norm: bool,
+    eps: float,
+    causal: bool,
+    layout: str,
+    max_lag: int | None,
+    attention_mask: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    compute_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """``o`` of the operator, ``[B, T, H, V]``, by materialising every map.
+
+    Takes what :func:`hypermlp.ops.hyper_attention` has checked, with its meaning; padded tokens
+    hold zeros. ``compute_dtype`` is the precision of the computation: by default the input's,
+    and at least float32, so that the statistics never lose more.
+    """
+    dtype = compute_dtype or torch.promote_types(q.dtype, torch.float32)
+    length, device = q.shape[1], q.device
+    window = max_lag if layout == "lag" else None
+    start, stop = key_spans(length, causal=causal, max_lag=window, cu_seqlens=cu_seqlens, device=device)
+    keys, visible = columns_to_keys(
+        start, stop, layout=layout, max_lag=max_lag, attention_mask=attention_mask, cu_seqlens=cu_seqlens
+    )
+
+    # s_i[c] = q_i . k_j, where column c of row i stands for key j
+    s = torch.einsum("bihk,bjhk->bhij", q.to(dtype), k.to(dtype))
+    s = torch.where(visible, s.gather(-1, keys.expand(*s.shape[:2], -1, -1)), 0)
+
+    y = _mix(s, routing_mix, visible)
+    gate_map, *scale_map = y.chunk(2 if selection == "glu" else 1, dim=1)
+    a = F.softplus(scale_map[0]) * F.relu(gate_map) if scale_map else F.relu(gate_map)
+    w = _mix(a, readout_mix, visible)
+
+    # back from columns to key positions; hidden columns carry zeros
+    weights = w.new_zeros(*w.shape[:2], length, length).scatter_add(-1, keys.expand_as(w), w)
+    o = torch.einsum("bhij,bjhv->bihv", weights, torch.where(torch.isfinite(v), v, 0).to(dtype))
+    if norm:
+        o = o / _row_norm(gate_map, eps).transpose(1, 2).unsqueeze(-1)
+    o = torch.where(sees_nonfinite(v, start, stop), float("nan"), o)
+    return o.to(q.dtype)
+
+
+def _mix(x: Tensor, mix: SequenceMix, visible: Tensor) -> Tensor:
+    """``x (Diag(identity + diag) + down Diag(gate) up^T)`` along the last axis of ``[B, heads, T, n]``."""
+    n, dtype = x.shape[-1], x.dtype
+    y = x if mix.identity else torch.zeros_like(x)
+    if mix.diag is not None:
+        y = y + x * mix.diag[:, None, :n].to(dtype)
+    if mix.down is not None and mix.up is not None:
+        z = torch.einsum("bhic,hcr->bhir", x, mix.down[:, :n].to(dtype))
+        if mix.gate is not None:
+            z = z * mix.gate.transpose(1, 2).to(dtype)
+        y = y + torch.einsum("bhir,hcr->bhic", z, mix.up[:, :n].to(dtype))
+    return torch.where(visible, y, 0)
+
+
+def _row_norm(x: Tensor, eps: float) -> Tensor:
+    """``max(||x||_2, eps)`` over the last axis, with no gradient (of any order) at or below eps."""
+    square = x.square().sum(-1)
+    above = square > eps**2
+    return torch.where(above, torch.where(above, square, 1).sqrt(), eps)

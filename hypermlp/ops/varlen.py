@@ -1,0 +1,143 @@
+"""Who may see whom: padding masks and packed sequences.
+
+This is the one home of visibility. Both paths rest on two facts stated here:
+
+* a query sees one contiguous range of keys, its *span*, except for masked keys inside it;
+* a padded token is as if it did not exist (``docs/mathematics.md``, property 5), so what it
+  holds is replaced by zeros before anything reads it.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Segment(NamedTuple):
+    """Batch rows ``batch_start:batch_stop`` that hold one sequence each at ``start:stop``."""
+
+    batch_start: int
+    batch_stop: int
+    start: int
+    stop: int
+    has_holes: bool
+
+
+def zero_padded(x: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """``x`` with the rows of padded tokens set to zero, whatever they held (NaN included).
+
+    Args:
+        x: ``[B, T, ...]``.
+        attention_mask: bool ``[B, T]``, True for a valid token; None keeps ``x`` as it is.
+    """
+    if attention_mask is None:
+        return x
+    mask = attention_mask.reshape(attention_mask.shape + (1,) * (x.ndim - 2))
+    return torch.where(mask, x, x.new_zeros(()))
+
+
+def sequence_starts(length: int, cu_seqlens: Tensor | None, device: torch.device) -> Tensor:
+    """First position of the sequence each position belongs to, ``[T]`` int64."""
+    if cu_seqlens is None:
+        return torch.zeros(length, dtype=torch.long, device=device)
+    bounds = cu_seqlens.to(device=device, dtype=torch.long)
+    positions = torch.arange(length, device=device)
+    return bounds[torch.searchsorted(bounds, positions, right=True) - 1]
+
+
+def sequence_stops(length: int, cu_seqlens: Tensor | None, device: torch.device) -> Tensor:
+    """One past the last position of the sequence each position belongs to, ``[T]`` int64."""
+    if cu_seqlens is None:
+        return torch.full((length,), length, dtype=torch.long, device=device)
+    bounds = cu_seqlens.to(device=device, dtype=torch.long)
+    positions = torch.arange(length, device=device)
+    return bounds[torch.searchsorted(bounds, positions, right=True)]
+
+
+def key_spans(
+    length: int,
+    *,
+    causal: bool,
+    max_lag: int | None,
+    cu_seqlens: Tensor | None,
+    device: torch.device,
+) -> tuple[Tensor, Tensor]:
+    """The half-open range of keys each query sees: ``(start, stop)``, each ``[T]`` int64.
+
+    Args:
+        length: number of tokens ``T``.
+        causal: whether keys after the query are hidden.
+        max_lag: number of lags a query reaches back over, itself included; None for all.
+        cu_seqlens: bounds of packed sequences, ``[N + 1]``, or None.
+        device: where to make the result.
+    """
+    start = sequence_starts(length, cu_seqlens, device)
+    if not causal:
+        return start, sequence_stops(length, cu_seqlens, device)
+    positions = torch.arange(length, device=device)
+    if max_lag is not None:
+        start = torch.maximum(start, positions - (max_lag - 1))
+    return start, positions + 1
+
+
+def sequence_origins(
+    attention_mask: Tensor | None, cu_seqlens: Tensor | None, batch: int, length: int, device: torch.device
+) -> Tensor:
+    """First *valid* position of the sequence each position belongs to, ``[B, T]`` int64.
+
+    Position-indexed parameters count from here, so that left padding shifts nothing. A
+    sequence with no valid token keeps its own start.
+    """
+    start = sequence_starts(length, cu_seqlens, device).expand(batch, length)
+    if attention_mask is None:
+        return start
+    positions = torch.arange(length, device=device).expand(batch, length)
+    candidate = torch.where(attention_mask, positions, length)
+    first = torch.full((batch, length), length, dtype=torch.long, device=device)
+    first = first.scatter_reduce(1, start, candidate, reduce="amin")
+    origin = first.gather(1, start)
+    return torch.where(origin == length, start, origin)
+
+
+def segments(attention_mask: Tensor | None, cu_seqlens: Tensor | None, batch: int, length: int) -> list[Segment]:
+    """Sequences to compute, padding at either end trimmed, equal neighbours in the batch joined.
+
+    Reads the values of its arguments, so it waits for the device that holds them.
+    """
+    bounds = [0, length] if cu_seqlens is None else cu_seqlens.tolist()
+    spans = list(pairwise(bounds))
+    if attention_mask is None:
+        return [Segment(0, batch, lo, hi, False) for lo, hi in spans if hi > lo]
+    found: list[Segment] = []
+    for row, valid in enumerate(attention_mask.cpu()):
+        for lo, hi in spans:
+            kept = torch.nonzero(valid[lo:hi]).flatten()
+            if kept.numel() == 0:
+                continue
+            first, last = lo + int(kept[0]), lo + int(kept[-1])
+            holes = last - first + 1 != kept.numel()
+            previous = found[-1] if found else None
+            if previous and previous.batch_stop == row and previous[2:] == (first, last + 1, False) and not holes:
+                found[-1] = previous._replace(batch_stop=row + 1)
+            else:
+                found.append(Segment(row, row + 1, first, last + 1, holes))
+    return found
+
+
+def sees_nonfinite(values: Tensor, start: Tensor, stop: Tensor) -> Tensor:
+    """Whether a non-finite value lies in each query's span, per channel.
+
+    A matrix product multiplies hidden keys by a zero weight, and zero times NaN is NaN: a
+    path therefore multiplies finite values alone and marks its rows from this.
+
+    Args:
+        values: ``[B, T, ...]``, zero at padded tokens.
+        start: ``[T]`` first key of each query's span.
+        stop: ``[T]`` one past the last.
+    """
+    counts = torch.cumsum((~torch.isfinite(values)).to(torch.int32), dim=1)
+    counts = torch.cat((torch.zeros_like(counts[:, :1]), counts), dim=1)
+    return counts[:, stop] > counts[:, start]

@@ -1,0 +1,1 @@
+"""Triton kernels of the operator. They know tensors and Triton only, and can be read alone."""

@@ -63,25 +63,25 @@ class LayerCache:
             parts += [part[:, 0] for part in self._rings["inputs"].tokens(self.length - kept, self.length)]
         return torch.cat(parts, dim=1)
 
-    def check(self, k: Tensor, new_tokens: int) -> None:
-        """Whether these keys ``[B, m, S*H, K]`` may follow; an error changes nothing."""
-        if torch.is_grad_enabled() and k.requires_grad:
+    def check(self, q: Tensor) -> None:
+        """Whether these queries' tokens, ``[B, m, S*H, K]``, may follow; an error changes nothing."""
+        if torch.is_grad_enabled() and q.requires_grad:
             raise RuntimeError("cache= is for inference: call under torch.no_grad() or torch.inference_mode()")
         limit = self.max_length if self.spec.by_lag else min(x for x in (self.max_length, self.spec.max_lag) if x)
-        if limit is not None and self.length + new_tokens > limit:
+        if limit is not None and self.length + q.shape[1] > limit:
             raise ValueError(
-                f"the cache holds {self.length} tokens and {new_tokens} more pass its {limit}: "
+                f"the cache holds {self.length} tokens and {q.shape[1]} more pass its {limit}: "
                 "start a new one, or make it with a larger max_length"
             )
         if not self._rings:
             return
         data = self._rings["keys"].data
-        if k.shape[0] != data.shape[0]:
-            raise ValueError(f"the cache holds batch {data.shape[0]} and got {k.shape[0]}: use repeat or select")
-        if k.dtype != data.dtype:
-            raise TypeError(f"the cache holds {data.dtype} and got {k.dtype}: use cache.to(dtype=...)")
-        if k.device != data.device:
-            raise ValueError(f"the cache is on {data.device} and got {k.device}: use cache.to(device=...)")
+        if q.shape[0] != data.shape[0]:
+            raise ValueError(f"the cache holds batch {data.shape[0]} and got {q.shape[0]}: use repeat or select")
+        if q.dtype != data.dtype:
+            raise TypeError(f"the cache holds {data.dtype} and got {q.dtype}: use cache.to(dtype=...)")
+        if q.device != data.device:
+            raise ValueError(f"the cache is on {data.device} and got {q.device}: use cache.to(device=...)")
 
     def step(self, k: Tensor, v: Tensor, x: Tensor, valid: Tensor | None) -> tuple[Past, Columns | None]:
         """Take one new token in; returns what it sees and how slots stand beside table rows."""

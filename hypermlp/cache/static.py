@@ -61,23 +61,23 @@ class StaticLayerCache:
             return like.new_zeros(like.shape[0], self.spec.taps, like.shape[-1])
         return self._tensors["inputs"].clone()
 
-    def check(self, k: Tensor, new_tokens: int) -> None:
-        """Whether these keys ``[B, m, S*H, K]`` may follow; an error changes nothing."""
-        if torch.is_grad_enabled() and k.requires_grad:
+    def check(self, q: Tensor) -> None:
+        """Whether these queries' tokens, ``[B, m, S*H, K]``, may follow; an error changes nothing."""
+        if torch.is_grad_enabled() and q.requires_grad:
             raise RuntimeError("cache= is for inference: call under torch.no_grad() or torch.inference_mode()")
         if torch.compiler.is_compiling():
             return  # the count lives on the device: reading it would break the graph
-        if self.length + new_tokens > self.max_length:
+        if self.length + q.shape[1] > self.max_length:
             raise ValueError(
-                f"the cache holds {self.length} tokens and {new_tokens} more pass its {self.max_length}: "
+                f"the cache holds {self.length} tokens and {q.shape[1]} more pass its {self.max_length}: "
                 "make it with a larger max_length"
             )
         if self._tensors:
             keys = self._tensors["keys"]
-            if (k.shape[0], k.dtype, k.device) != (keys.shape[0], keys.dtype, keys.device):
+            if (q.shape[0], q.dtype, q.device) != (keys.shape[0], keys.dtype, keys.device):
                 raise ValueError(
                     f"the cache holds batch {keys.shape[0]}, {keys.dtype} on {keys.device} and got "
-                    f"batch {k.shape[0]}, {k.dtype} on {k.device}: it keeps what it was made for"
+                    f"batch {q.shape[0]}, {q.dtype} on {q.device}: it keeps what it was made for"
                 )
 
     def step(self, k: Tensor, v: Tensor, x: Tensor, valid: Tensor | None) -> tuple[Past, Columns]:

@@ -117,10 +117,10 @@ class AttentionLayer(nn.Module, ABC):
         valid = self._new_tokens_mask(attention_mask, hidden_states, state)
         x = zero_padded(hidden_states, valid)
         q = self.queries(x, state.offset)
+        state.check(q)
         k, v = self.keys_values(x, cu_seqlens, past=state.inputs(x), offset=state.offset)
         # a hidden token's keys and values still hold what its convolutions saw of earlier ones
         k, v = zero_padded(k, valid), zero_padded(v, valid)
-        state.check(k, x.shape[1])
         if state.empty:
             o = self.attend(x, q, k, v, valid, cu_seqlens)
             state.append(*unpacked(k, v, x, valid, cu_seqlens))

@@ -12,7 +12,7 @@ from hypermlp.config import ConvInit, GateActivation, HyperConfig, Mixer
 from hypermlp.layers.base import AttentionLayer
 from hypermlp.layers.operator_layer import OperatorLayer
 from hypermlp.ops.attention import Backend
-from hypermlp.ops.decode import Columns, Past
+from hypermlp.ops.decode import Columns, Past, joined
 from hypermlp.ops.varlen import key_spans
 
 
@@ -96,7 +96,7 @@ class SoftmaxAttention(AttentionLayer):
 
     @staticmethod
     def _read(q: Tensor, past: Past, visible: Tensor | None) -> Tensor:
-        keys, values = (torch.cat(list(segments), dim=2) for segments in (past.keys, past.values))
+        keys, values = joined(past.keys), joined(past.values)
         return F.scaled_dot_product_attention(q.transpose(1, 2), keys, values, attn_mask=visible).transpose(1, 2)
 
     def _visible(

@@ -151,9 +151,10 @@ def decode_block(q: Tensor, past: Past, routing_mix: SequenceMix, readout_mix: S
 
     The last rows of a chunked forward; segments are joined once for the whole block.
     """
-    keys, values = (_joined(segments).transpose(1, 2) for segments in (past.keys, past.values))
+    keys, values = (joined(segments).transpose(1, 2) for segments in (past.keys, past.values))
     return chunked.forward(q, keys, values, routing_mix, readout_mix, options, past.valid, None)[0]
 
 
-def _joined(segments: Sequence[Tensor]) -> Tensor:
+def joined(segments: Sequence[Tensor]) -> Tensor:
+    """Segments ``[B, heads, n_i, width]`` as one: a copy only where there are several."""
     return segments[0] if len(segments) == 1 else torch.cat(list(segments), dim=2)

@@ -38,7 +38,7 @@ class Ring:
 
     def tokens(self, start: int, stop: int) -> list[Tensor]:
         """Views of tokens ``start:stop``, oldest first: one, or two where the ring wraps."""
-        return [self.data[:, :, low:high] for low, high in self._spans(start, stop)]
+        return [self.data[:, :, low:high] for low, high in self._spans(start, stop)] or [self.data[:, :, :0]]
 
     def _spans(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
         while start < stop:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-import golden
 import pytest
 import torch
 from torch import Tensor
@@ -13,6 +12,7 @@ from torch import Tensor
 from hypermlp import HyperGLU, HyperMLP, build_layer
 from hypermlp.integrations.official import convert_official, from_official, official_config
 from hypermlp.layers.rotary import rotate
+from tests import golden
 
 BACKENDS = ("reference", "chunked")
 DELIBERATE = ("s11", "s24", "s25", "s26")

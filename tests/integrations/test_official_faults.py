@@ -5,13 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import golden
 import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from hypermlp import HyperGLU
+from tests import golden
 
 BACKENDS = ("reference", "chunked")
 
@@ -149,7 +149,7 @@ def test_convolutions_start_near_the_identity() -> None:
 
     def scale(**options: object) -> float:
         torch.manual_seed(0)
-        return float(HyperGLU(128, max_lag=128, **options)(x).std())
+        return HyperGLU(128, max_lag=128, **options)(x).std().item()
 
     x = torch.randn(2, 128, 128, generator=torch.Generator().manual_seed(1))
     layer = HyperGLU(128, max_lag=128)

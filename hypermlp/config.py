@@ -28,7 +28,7 @@ class MixConfig:
     identity: bool = True
 
     def __post_init__(self) -> None:
-        HyperConfig._check_natural("rank", self.rank)
+        _check_natural("rank", self.rank)
         for name in ("diag", "identity"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
@@ -101,7 +101,7 @@ class HyperConfig:
         self._check_choice("mixer", self.mixer, get_args(Mixer))
         for name in ("hidden_size", "num_heads"):
             self._check_positive(name, getattr(self, name))
-        self._check_natural("mix_rank", self.mix_rank)
+        _check_natural("mix_rank", self.mix_rank)
         hyper = self.mixer in ("hyperglu", "hypermlp")
         self._default("qk_dim", max(1, self.hidden_size // 4) if hyper else self.hidden_size)
         self._default("v_dim", self.hidden_size)
@@ -128,7 +128,7 @@ class HyperConfig:
             self._check_positive(name, getattr(self, name))
         if self.max_lag is not None:
             self._check_positive("max_lag", self.max_lag)
-        self._check_natural("conv_size", self.conv_size)
+        _check_natural("conv_size", self.conv_size)
         for name in ("causal", "q_gate", "output_gate", "norm", "rope", "bias"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
@@ -221,14 +221,14 @@ class HyperConfig:
             raise ValueError(f"{name} must be one of {choices}, got {value!r}")
 
     @staticmethod
-    def _check_natural(name: str, value: object) -> None:
-        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-            raise ValueError(f"{name} must be an integer >= 0, got {value!r}")
-
-    @staticmethod
     def _check_positive(name: str, value: object) -> None:
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name} must be a positive integer, got {value!r}")
+
+
+def _check_natural(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"{name} must be an integer >= 0, got {value!r}")
 
 
 _LABEL = re.compile(r"([SRG])(?:-(?=[pcg])(p?c?g?))?(?:-([qv]))?(?:-(12|1|2)(o?))?!?")

@@ -61,6 +61,12 @@ def latest_checkpoint(out: str | os.PathLike[str]) -> Path | None:
     return max(_checkpoints(Path(out)), key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
 
 
+def delete_checkpoints(out: Path) -> None:
+    """Forget a run."""
+    for folder in _checkpoints(out):
+        shutil.rmtree(folder)
+
+
 def load_model(
     path: str | os.PathLike[str], *, backend: Backend = "auto", device: torch.device | str = "cpu"
 ) -> LanguageModel:

@@ -133,7 +133,7 @@ class Trainer:
             return True
         reset_peak_memory(self.device)
         with StopRequest() as stop:
-            if self.progress.step == 0:
+            if not self.progress.history:
                 self._evaluate()
             while not self.finished and not stop.requested:
                 self._timed_step()

@@ -16,7 +16,7 @@ from hypermlp.training.checkpoint import delete_checkpoints
 from hypermlp.training.config import TrainingConfig
 from hypermlp.training.data import Corpus
 from hypermlp.training.display import TrainingDisplay
-from hypermlp.training.recipe import byte_model, match_parameters
+from hypermlp.training.recipe import byte_model, match_parameters, parameter_count
 from hypermlp.training.trainer import Trainer
 
 _MIXERS = {"hyperglu": "HyperGLU", "softmax": "softmax"}
@@ -81,10 +81,9 @@ class Demo:
             highlight=False,
         )
         for mixer, config in configs.items():
-            count = LanguageModel(config, device="meta").num_parameters()
             console.print(
-                f"{_MIXERS[mixer]:<9} {count:,} parameters: {config.num_layers} layers, width {config.hidden_size}, "
-                f"MLP width {config.intermediate_size}",
+                f"{_MIXERS[mixer]:<9} {parameter_count(config):,} parameters: {config.num_layers} layers, "
+                f"width {config.hidden_size}, MLP width {config.intermediate_size}",
                 highlight=False,
             )
 

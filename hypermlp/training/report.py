@@ -99,6 +99,7 @@ def write_plot(file: Path, reports: list[RunReport], title: str) -> None:
     """Validation curves of all runs."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
@@ -109,6 +110,7 @@ def write_plot(file: Path, reports: list[RunReport], title: str) -> None:
         steps = [point["step"] for point in report.history]
         bits = [point["bits_per_byte"] for point in report.history]
         axes.plot(steps, bits, "o-", color=color, markersize=3, label=f"{report.name}: {bits[-1]:.3f}")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3, which="both")
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("{x:g}")

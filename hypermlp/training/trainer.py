@@ -167,8 +167,10 @@ class Trainer:
         """Nats a byte on the fixed validation windows."""
         self.model.eval()
         inputs, targets = self.corpus.validation_windows(self.config.eval_windows, self.config.seq_len)
-        batches = zip(inputs.split(self.config.batch_size), targets.split(self.config.batch_size), strict=True)
-        total = sum(self._loss(x, y).item() * y.numel() for x, y in batches)
+        total = 0.0
+        for start in range(0, inputs.shape[0], self.config.batch_size):
+            rows = slice(start, start + self.config.batch_size)
+            total += self._loss(inputs[rows], targets[rows]).item() * targets[rows].numel()
         return total / targets.numel()
 
     def _loss(self, inputs: Tensor, targets: Tensor) -> Tensor:

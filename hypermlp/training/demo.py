@@ -74,6 +74,7 @@ class Demo:
             f"{corpus.validation.numel():,} to validate ({len(corpus.validation_files)} files)",
             highlight=False,
             markup=False,
+            soft_wrap=True,
         )
         console.print(
             f"{training.steps} steps of {training.batch_size} x {training.seq_len} bytes on {self.device}, "
@@ -100,7 +101,8 @@ class Demo:
         return trainer
 
     def _train(self, trainer: Trainer, name: str, console: Console) -> bool:
-        with TrainingDisplay(console, name, self.training.steps, trainer.progress.step) as trainer.watcher:
+        with TrainingDisplay(console, name, self.training.steps, trainer.progress.step) as watcher:
+            trainer.watcher = watcher
             finished = trainer.run()
         if not finished:
             console.print(
@@ -108,6 +110,7 @@ class Demo:
                 "Give the same command again to go on.",
                 highlight=False,
                 markup=False,
+                soft_wrap=True,
             )
         return finished
 

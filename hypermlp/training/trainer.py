@@ -81,6 +81,7 @@ class Trainer:
         self.optimizer = build_optimizer(model, config)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.progress = Progress()
+        self._saved_step: int | None = None
         self._identity = {**config.to_dict(), "corpus": corpus.fingerprint()}
 
     @property
@@ -110,18 +111,20 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"])
         self.progress = Progress(**state["progress"])
+        self._saved_step = self.progress.step
         return True
 
-    def save(self) -> Path | None:
-        """Write a checkpoint, if there is a folder for it."""
-        if self.out is None:
-            return None
+    def save(self) -> None:
+        """Write a checkpoint, if there is a folder for it and the last one is not of this step."""
+        if self.out is None or self._saved_step == self.progress.step:
+            return
         state = {
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
             "progress": asdict(self.progress),
         }
-        return checkpoint.save_checkpoint(self.out, self.progress.step, self.model, self._identity, state)
+        checkpoint.save_checkpoint(self.out, self.progress.step, self.model, self._identity, state)
+        self._saved_step = self.progress.step
 
     def run(self) -> bool:
         """Train to the last step. False if a signal asked to stop: a checkpoint is then written.
@@ -140,7 +143,7 @@ class Trainer:
                 step = self.progress.step
                 if step % self.config.eval_every == 0 or self.finished:
                     self._evaluate()
-                if step % self.config.checkpoint_every == 0 and not self.finished:
+                if step % self.config.checkpoint_every == 0:
                     self.save()
             self.save()
         return self.finished

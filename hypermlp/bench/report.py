@@ -143,6 +143,7 @@ def plot(report: dict[str, Any], path: Path) -> None:
         for panel in (speed, memory):
             panel.set_xscale("log", base=2)
             panel.set_yscale("log")
+            panel.set_xticks(report["settings"]["lengths"], [str(length) for length in report["settings"]["lengths"]])
             panel.grid(alpha=0.3)
     axes[0, 0].legend(fontsize="small")
     figure.suptitle(conditions(report), fontsize="x-small", wrap=True)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hypermlp.cache import HyperCache
 from hypermlp.config import HyperConfig
 from hypermlp.layers.block import TransformerBlock
 from hypermlp.ops.attention import Backend
@@ -135,6 +136,7 @@ class LanguageModel(nn.Module):
         attention_mask: Tensor | None = None,
         *,
         cu_seqlens: Tensor | None = None,
+        cache: HyperCache | None = None,
     ) -> Tensor:
         """Logits of the token after each.
 
@@ -142,6 +144,7 @@ class LanguageModel(nn.Module):
             input_ids: int64 or int32 ``[B, T]``.
             attention_mask: bool or integer ``[B, T]``, 1 for a valid token.
             cu_seqlens: bounds of packed sequences, int32 or int64 ``[N + 1]``, with ``B = 1``.
+            cache: earlier tokens, which these follow and are added to; inference only.
 
         Returns:
             ``[B, T, vocab_size]``. Those of padded tokens mean nothing.
@@ -152,7 +155,7 @@ class LanguageModel(nn.Module):
             )
         hidden_states = self.embedding(input_ids)
         for block in self.blocks:
-            hidden_states = block(hidden_states, attention_mask, cu_seqlens=cu_seqlens)
+            hidden_states = block(hidden_states, attention_mask, cu_seqlens=cu_seqlens, cache=cache)
         weight = self.embedding.weight if self.head is None else self.head.weight
         return F.linear(self.norm(hidden_states), weight)
 

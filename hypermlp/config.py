@@ -103,7 +103,8 @@ class HyperConfig:
             self._check_positive(name, getattr(self, name))
         _check_natural("mix_rank", self.mix_rank)
         hyper = self.mixer in ("hyperglu", "hypermlp")
-        self._default("qk_dim", max(1, self.hidden_size // 4) if hyper else self.hidden_size)
+        maps = self.num_maps * self.num_heads
+        self._default("qk_dim", quarter(self.hidden_size, maps) if hyper else self.hidden_size)
         self._default("v_dim", self.hidden_size)
         self._default("conv_size", 4 if hyper else 0)
         self._default("max_lag", 2048 if hyper else None)
@@ -191,11 +192,13 @@ class HyperConfig:
         base, feat, rank, tmix, by_lag = match.groups(default="")
         if base == "S" and tmix:
             raise ValueError(f"label {label!r}: softmax has no sequence mixing")
+        heads = options.get("num_heads", cls.num_heads)
+        maps = 2 * heads if base == "G" else heads
         mixer = {"S": "softmax", "R": "hypermlp" if tmix else "relu", "G": "hyperglu"}[base]
         fields: dict[str, Any] = {
             "mixer": mixer,
-            "qk_dim": max(1, hidden_size // 4) if rank == "q" else hidden_size,
-            "v_dim": max(1, hidden_size // 4) if rank == "v" else hidden_size,
+            "qk_dim": hidden_size if rank != "q" else quarter(hidden_size, maps),
+            "v_dim": hidden_size if rank != "v" else quarter(hidden_size, heads),
             "conv_size": 4 if "c" in feat else 0,
             "q_gate": "g" in feat,
             "output_gate": "g" in feat,
@@ -224,6 +227,11 @@ class HyperConfig:
     def _check_positive(name: str, value: object) -> None:
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name} must be a positive integer, got {value!r}")
+
+
+def quarter(width: int, parts: int) -> int:
+    """A quarter of ``width``, rounded down to a multiple of ``parts`` and at least that."""
+    return parts * max(1, width // (4 * parts))
 
 
 def _check_natural(name: str, value: object) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def rotate(x: Tensor, theta: float, offset: int = 0) -> Tensor:
+def rotate(x: Tensor, theta: float, offset: int | Tensor = 0) -> Tensor:
     """Turn channel pairs ``(c, c + K/2)`` of ``[B, T, heads, K]`` by ``(offset + t) * theta^(-2c/K)``.
 
     Angles are made in float32, or float64 for such an input; nothing is cached, so there is no

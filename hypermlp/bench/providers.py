@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -110,11 +109,6 @@ def _by_dense_softmax(layer: AttentionLayer, hidden_states: Tensor) -> Tensor:
     future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
     weights = scores.masked_fill(future, float("-inf")).softmax(-1)
     return layer.output(hidden_states, torch.einsum("bhij,bjhv->bihv", weights, v))
-
-
-def exact_copy(layer: AttentionLayer) -> AttentionLayer:
-    """The same layer in float64."""
-    return deepcopy(layer).double()
 
 
 def _reference_bytes(case: Case) -> int:

@@ -84,6 +84,7 @@ def hyper_attention(
     indexing = _resolve_layout(layout, causal)
     routing_mix = SequenceMix() if routing_mix is None else routing_mix
     readout_mix = SequenceMix() if readout_mix is None else readout_mix
+    checks.check_kinds(q, k, v, routing_mix, readout_mix)
     q, k, v, routing_mix, readout_mix = _autocast(q, k, v, routing_mix, readout_mix)
 
     num_maps = 2 if selection == "glu" else 1

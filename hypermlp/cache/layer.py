@@ -58,10 +58,10 @@ class LayerCache:
         if not taps:
             return None
         kept = min(taps, self.length)
-        parts = [like.new_zeros(like.shape[0], taps - kept, like.shape[-1])]
+        parts = [like.new_zeros(like.shape[0], taps - kept, like.shape[-1])] if kept < taps else []
         if kept:
             parts += [part[:, 0] for part in self._rings["inputs"].tokens(self.length - kept, self.length)]
-        return torch.cat(parts, dim=1)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def check(self, q: Tensor) -> None:
         """Whether these queries' tokens, ``[B, m, S*H, K]``, may follow; an error changes nothing."""

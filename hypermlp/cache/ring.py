@@ -30,22 +30,23 @@ class Ring:
         total = length + rows.shape[2]
         self._grow(length, total)
         first = max(length, total - self.capacity)
-        rows = rows[:, :, first - length :]
-        done = 0
-        for low, high in self._spans(first, total):
-            self.data[:, :, low:high] = rows[:, :, done : done + high - low]
-            done += high - low
+        done = first - length
+        for low, count in self._spans(first, total):
+            self.data.narrow(2, low, count).copy_(rows.narrow(2, done, count))
+            done += count
 
     def tokens(self, start: int, stop: int) -> list[Tensor]:
         """Views of tokens ``start:stop``, oldest first: one, or two where the ring wraps."""
-        return [self.data[:, :, low:high] for low, high in self._spans(start, stop)] or [self.data[:, :, :0]]
+        return [self.data.narrow(2, *span) for span in self._spans(start, stop)] or [self.data[:, :, :0]]
 
     def _spans(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """First slot and number of slots of each contiguous stretch."""
+        capacity = self.capacity
         while start < stop:
-            low = start % self.capacity
-            high = min(self.capacity, low + stop - start)
-            yield low, high
-            start += high - low
+            low = start % capacity
+            count = min(capacity - low, stop - start)
+            yield low, count
+            start += count
 
     def _grow(self, length: int, needed: int) -> None:
         if needed <= self.capacity or self.capacity == self.limit:

@@ -35,3 +35,13 @@ def test_train_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert "bits per byte" in out
     assert "\n2 and 2" in out
     assert "going on from step 4" in run("train_text.py", [str(text), *size], monkeypatch, capsys)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("hypermlp.training") is None, reason="needs hypermlp.training")
+def test_stream(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    out = run("stream.py", ["--windows", "10", "--max-lag", "16", "--seconds", "0"], monkeypatch, capsys)
+    rows = [line.split() for line in out.rsplit("cache bytes", 1)[1].strip().splitlines()]
+    assert [int(row[0]) for row in rows] == list(range(16, 161, 16))
+    assert all(float(row[2]) > 0 for row in rows)
+    # the ring is full after one window and the prompt
+    assert len({row[3] for row in rows[1:]}) == 1

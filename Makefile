@@ -27,12 +27,14 @@ format: $(VENV)/.dev
 
 bench: $(VENV)/.test
 	$(BIN)/hypermlp bench attention --out benchmarks/results/attention-cpu.json --plot docs/pictures/attention-cpu.png
+	$(BIN)/hypermlp bench decode --out benchmarks/results/decode-cpu.json --plot docs/pictures/decode-cpu.png
 
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 pictures: $(VENV)/.test
 	$(BIN)/python docs/pictures/lag_layout.py
+	$(BIN)/python docs/pictures/cache_ring.py
 
 clean:
 	rm -rf $(VENV) build dist site

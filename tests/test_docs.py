@@ -13,6 +13,9 @@ from typing import Any
 import pytest
 import torch
 
+from hypermlp.bench.decode_runner import DecodeSettings
+from hypermlp.bench.decode_runner import run as run_decode
+from hypermlp.bench.decoding import DECODE_PROVIDERS, DecodeCase
 from hypermlp.bench.providers import ATTENTION_PROVIDERS, Case
 from hypermlp.bench.runner import Settings, run
 
@@ -28,7 +31,7 @@ def load(path: Path) -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/index.md", "docs/guide.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md", "docs/guide.md", "docs/caching.md"])
 def test_python_blocks_run(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # the default compiler needs a C++ one on the machine; tracing is what the page is about
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
@@ -78,3 +81,28 @@ def test_lag_layout_picture_is_of_the_code(tmp_path: Path) -> None:
     assert by_key[1][0] - by_key[0][0] + 1 == by_column[1][0] - by_column[0][0]
     picture.draw().savefig(tmp_path / "lag_layout.svg")
     assert (ROOT / "docs" / "pictures" / "lag_layout.svg").read_text().startswith("<?xml")
+
+
+def test_decoding_results_are_filled_in(tmp_path: Path) -> None:
+    hooks = load(ROOT / "docs" / "hooks.py")
+    settings = DecodeSettings((24,), DecodeCase(1, hidden_size=16, steps=4), repeats=1, recompute_limit=8)
+    report = run_decode(DECODE_PROVIDERS, settings, log=lambda _: None)
+    report["rows"][0]["median_ms"] = 12345.678
+    result = tmp_path / "benchmarks" / "results" / "decode-cpu.json"
+    result.parent.mkdir(parents=True)
+    result.write_text(json.dumps(report))
+    page = hooks.benchmark("decode-cpu", tmp_path)
+    assert "12345.678" in page
+    assert "hyperglu-recompute at T = 24 skipped" in page
+
+
+def test_cache_ring_picture_is_of_the_code(tmp_path: Path) -> None:
+    picture = load(ROOT / "docs" / "pictures" / "cache_ring.py")
+    for count in picture.MOMENTS:
+        slots, segments = picture.memory_after(count)
+        window = [token for segment in segments for token in segment]
+        assert window == list(range(max(0, count - picture.WINDOW), count))
+        assert set(window) <= set(slots)
+    assert len(segments) == 2
+    picture.draw().savefig(tmp_path / "cache_ring.svg")
+    assert (ROOT / "docs" / "pictures" / "cache_ring.svg").read_text().startswith("<?xml")

@@ -54,11 +54,11 @@ class Session:
         self.cache = HyperCache(max_crop=steps) if cached else None
         if self.cache is not None:
             past = hidden_states[:, :-steps]
-            with torch.no_grad():
+            with torch.inference_mode():
                 keys, values = layer.keys_values(past, None)
                 self.cache.layer(layer.layer_idx, CacheSpec.of(layer.config)).append(keys, values, past, None)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def decode(self) -> Tensor:
         """Outputs of the last ``steps`` tokens, ``[B, steps, hidden_size]``."""
         if self.cache is None:

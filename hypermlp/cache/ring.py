@@ -39,7 +39,8 @@ class Ring:
         first = max(length, total - self.capacity)
         done = first - length
         for low, count in self._spans(first, total):
-            self.data.narrow(2, low, count).copy_(rows.narrow(2, done, count))
+            part = rows if count == rows.shape[2] else rows.narrow(2, done, count)
+            self.data.narrow(2, low, count).copy_(part)
             done += count
 
     def fits(self, rows: Tensor) -> bool:

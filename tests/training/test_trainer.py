@@ -107,7 +107,7 @@ def test_resume_refuses_another_run(new_trainer, tmp_path, text_folder):
     trainer = new_trainer(tmp_path / "run")
     trainer.step()
     trainer.save()
-    with pytest.raises(ValueError, match=r"lr: resume with lr=0\.004"):
+    with pytest.raises(ValueError, match=r"lr: resume with lr=0\.008"):
         new_trainer(tmp_path / "run", lr=1e-3).resume()
     with pytest.raises(ValueError, match="attention"):
         new_trainer(tmp_path / "run", "softmax").resume()

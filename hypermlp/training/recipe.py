@@ -10,6 +10,8 @@ from hypermlp.models import LanguageModel, LanguageModelConfig
 BYTE_VOCAB = 256
 # each mixer as the paper's study has it at its best: baselines with rotation and convolution
 _LABELS = {"hyperglu": "G-cg-q-12o", "hypermlp": "R-cg-q-12o", "relu": "R-pc", "softmax": "S-pc"}
+# two for hyper mixers, as in the paper; softmax learns better with four than with two at width 128
+_HYPER_HEADS, _BASELINE_HEADS = 2, 4
 # largest relative difference between models that are called equal
 _TOLERANCE = 0.01
 
@@ -29,8 +31,12 @@ def byte_model(
     """
     label = _LABELS.get(mixer, mixer)
     attention = HyperConfig.from_label(label, hidden_size, max_lag=max_lag)
-    if max_lag is None and attention.max_lag is not None:
-        attention = replace(attention, max_lag=seq_len)
+    hyper = attention.mixer in ("hyperglu", "hypermlp")
+    attention = replace(
+        attention,
+        num_heads=_HYPER_HEADS if hyper else _BASELINE_HEADS,
+        max_lag=seq_len if hyper and max_lag is None else max_lag,
+    )
     return LanguageModelConfig(BYTE_VOCAB, hidden_size, num_layers, attention, context_length=seq_len)
 
 

@@ -14,7 +14,7 @@ from hypermlp.layers.feature_mixing import Gate, init_projection
 from hypermlp.layers.rotary import rotate
 from hypermlp.layers.short_conv import ShortConv
 from hypermlp.ops.checks import check_attention_mask, check_cu_seqlens
-from hypermlp.ops.varlen import zero_padded
+from hypermlp.ops.varlen import sequence_origins, zero_padded
 
 
 class Part(Protocol):
@@ -93,21 +93,22 @@ class AttentionLayer(nn.Module, ABC):
         if attention_mask is not None:
             attention_mask = check_attention_mask(attention_mask, hidden_states)
         x = zero_padded(hidden_states, attention_mask)
-        q = self.queries(x)
-        k, v = self.keys_values(x, cu_seqlens)
+        offset = self._rotary_offset(x, attention_mask, cu_seqlens)
+        q = self.queries(x, offset)
+        k, v = self.keys_values(x, cu_seqlens, offset)
         o = self.attend(x, q, k, v, attention_mask, cu_seqlens)
         return zero_padded(self.output(x, o), attention_mask)
 
-    def queries(self, x: Tensor) -> Tensor:
+    def queries(self, x: Tensor, offset: int | Tensor = 0) -> Tensor:
         """``(x Wq) * phi(x Wm1 + b)``, ``[B, T, S*H, K]``; the rotation comes before the gate."""
-        q = self._rotated(self._heads(self.q_proj(x), self.config.qk_width))
+        q = self._rotated(self._heads(self.q_proj(x), self.config.qk_width), offset)
         return q if self.q_gate is None else q * self._heads(self.q_gate(x), self.config.qk_width)
 
-    def keys_values(self, x: Tensor, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:
+    def keys_values(self, x: Tensor, cu_seqlens: Tensor | None, offset: int | Tensor = 0) -> tuple[Tensor, Tensor]:
         """``conv(x) Wk`` ``[B, T, S*H, K]`` and ``conv'(x) Wv`` ``[B, T, H, V]``."""
         k = self.k_proj(x if self.k_conv is None else self.k_conv(x, cu_seqlens))
         v = self.v_proj(x if self.v_conv is None else self.v_conv(x, cu_seqlens))
-        return self._rotated(self._heads(k, self.config.qk_width)), self._heads(v, self.config.v_width)
+        return self._rotated(self._heads(k, self.config.qk_width), offset), self._heads(v, self.config.v_width)
 
     def output(self, x: Tensor, o: Tensor) -> Tensor:
         """``(o * phi(x Wm2 + b)) Wo``, ``[B, T, hidden_size]``."""
@@ -124,15 +125,27 @@ class AttentionLayer(nn.Module, ABC):
     def _heads(self, x: Tensor, width: int) -> Tensor:
         return rearrange(x, "b t (h w) -> b t h w", w=width)
 
-    def _rotated(self, x: Tensor) -> Tensor:
-        return rotate(x, self.config.rope_theta) if self.config.rope else x
+    def _rotated(self, x: Tensor, offset: int | Tensor) -> Tensor:
+        return rotate(x, self.config.rope_theta, offset) if self.config.rope else x
+
+    def _rotary_offset(self, x: Tensor, attention_mask: Tensor | None, cu_seqlens: Tensor | None) -> int | Tensor:
+        """Angles count from each sequence's first valid token: a gate after the rotation feels where they start."""
+        if not self.config.rope or (attention_mask is None and cu_seqlens is None):
+            return 0
+        return -sequence_origins(attention_mask, cu_seqlens, *x.shape[:2], x.device)
 
     def _check_input(self, hidden_states: Tensor) -> None:
         if not isinstance(hidden_states, Tensor):
             raise TypeError(f"hidden_states must be a tensor, got {type(hidden_states).__name__}")
+        if not hidden_states.is_floating_point():
+            raise TypeError(f"hidden_states must be floating point, got {hidden_states.dtype}")
         if hidden_states.ndim != 3 or hidden_states.shape[-1] != self.config.hidden_size:
             raise ValueError(
                 f"hidden_states must be [batch, length, {self.config.hidden_size}], got {tuple(hidden_states.shape)}"
+            )
+        if 0 in hidden_states.shape:
+            raise ValueError(
+                f"hidden_states is empty, shape {tuple(hidden_states.shape)}: every size must be at least 1"
             )
 
     def extra_repr(self) -> str:
@@ -140,6 +153,8 @@ class AttentionLayer(nn.Module, ABC):
         parts = [f"{c.hidden_size}", f"num_heads={c.num_heads}", f"qk_dim={c.qk_dim}", f"v_dim={c.v_dim}"]
         if c.max_lag is not None:
             parts.append(f"max_lag={c.max_lag}")
+        if not c.norm:
+            parts.append("norm=False")
         if c.rope:
             parts.append(f"rope_theta={c.rope_theta:g}")
         if not c.causal:

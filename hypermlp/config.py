@@ -99,6 +99,8 @@ class HyperConfig:
         self._check_choice("mixer", self.mixer, get_args(Mixer))
         for name in ("hidden_size", "num_heads"):
             self._check_positive(name, getattr(self, name))
+        if not isinstance(self.mix_rank, int) or self.mix_rank < 0:
+            raise ValueError(f"mix_rank must be an integer >= 0, got {self.mix_rank!r}")
         hyper = self.mixer in ("hyperglu", "hypermlp")
         self._default("qk_dim", max(1, self.hidden_size // 4) if hyper else self.hidden_size)
         self._default("v_dim", self.hidden_size)
@@ -123,10 +125,8 @@ class HyperConfig:
             self._check_positive(name, getattr(self, name))
         if self.max_lag is not None:
             self._check_positive("max_lag", self.max_lag)
-        for name in ("mix_rank", "conv_size"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 0:
-                raise ValueError(f"{name} must be an integer >= 0, got {value!r}")
+        if not isinstance(self.conv_size, int) or self.conv_size < 0:
+            raise ValueError(f"conv_size must be an integer >= 0, got {self.conv_size!r}")
         if self.eps <= 0:
             raise ValueError(f"eps must be positive, got {self.eps!r}")
         maps = self.num_maps * self.num_heads

@@ -31,7 +31,7 @@ class MixGrads:
 
     def __init__(self, mix: SequenceMix, needs: tuple[bool, bool, bool, bool], x: Operands) -> None:
         self.diag, self.down, self.up = (
-            torch.zeros_like(table, dtype=x.dtype) if table is not None and need else None
+            torch.zeros(table.shape, dtype=x.dtype, device=table.device) if table is not None and need else None
             for table, need in zip(mix[:3], needs, strict=False)
         )
         self.gate = x.new(mix.gate.shape) if mix.gate is not None and needs[3] else None

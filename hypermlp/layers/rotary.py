@@ -9,8 +9,9 @@ from torch import Tensor
 def rotate(x: Tensor, theta: float, offset: int | Tensor = 0) -> Tensor:
     """Turn channel pairs ``(c, c + K/2)`` of ``[B, T, heads, K]`` by ``(offset + t) * theta^(-2c/K)``.
 
-    ``offset`` is one for all, or broadcasts to ``[B, T]``. Angles are made in float32, or float64 for such an input; nothing is cached, so there is no
-    buffer to lose when a model is built without memory.
+    ``offset`` is one for all, or broadcasts to ``[B, T]``. Angles are made in float32, or float64 for
+    such an input; nothing is cached, so there is no buffer to lose when a model is built without
+    memory.
     """
     length, width = x.shape[1], x.shape[-1]
     dtype = torch.promote_types(x.dtype, torch.float32)

@@ -129,7 +129,8 @@ def _backward(ctx: Any, grad_o: Tensor | None, *_: Any) -> tuple[Any, ...]:
     num_inputs = len(ctx.needs_input_grad)
     if grad_o is None:
         return (None,) * num_inputs
-    inputs, output = ctx.saved_tensors[:-4], ctx.saved_tensors[-4:]
+    saved = ctx.saved_tensors  # read once: activation checkpointing refuses a second time
+    inputs, output = saved[:-4], saved[-4:]
     needs = [bool(need) for need in ctx.needs_input_grad[:_NUM_TENSORS]]
     grads = iter(torch.ops.hypermlp.chunked_backward(grad_o, *output, needs, *inputs, *ctx.options))
     return tuple(next(grads) if need else None for need in needs) + (None,) * (num_inputs - _NUM_TENSORS)

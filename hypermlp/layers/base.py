@@ -132,7 +132,7 @@ class AttentionLayer(nn.Module, ABC):
         """Angles count from each sequence's first valid token: a gate after the rotation feels where they start."""
         if not self.config.rope or (attention_mask is None and cu_seqlens is None):
             return 0
-        return -sequence_origins(attention_mask, cu_seqlens, *x.shape[:2], x.device)
+        return -sequence_origins(attention_mask, cu_seqlens, x.shape[0], x.shape[1], x.device)
 
     def _check_input(self, hidden_states: Tensor) -> None:
         if not isinstance(hidden_states, Tensor):

@@ -135,9 +135,7 @@ def evaluate(case: Case, run: Callable[[Case], Tensor], weight: Tensor | None = 
     )
 
 
-def evaluate_layer(
-    layer: nn.Module, hidden_states: Tensor, weight: Tensor, **kwargs: Any
-) -> Evaluated:
+def evaluate_layer(layer: nn.Module, hidden_states: Tensor, weight: Tensor, **kwargs: Any) -> Evaluated:
     """A layer's output, the gradient of its input and those of its parameters."""
     x = hidden_states.detach().clone().requires_grad_()
     parameters = dict(layer.named_parameters())
@@ -250,7 +248,11 @@ Evaluate = Callable[[dict[str, Tensor], Tensor | None, Tensor | None], Evaluated
 
 
 def assert_same_as_alone(
-    evaluate: Evaluate, sequences: list[dict[str, Tensor]], arrangement: Arrangement, junk: float = 1, rtol: float = 1e-9
+    evaluate: Evaluate,
+    sequences: list[dict[str, Tensor]],
+    arrangement: Arrangement,
+    junk: float = 1,
+    rtol: float = 1e-9,
 ) -> None:
     """Sequences padded or packed together give what each gives alone, gradients included.
 

@@ -66,7 +66,11 @@ OPTIONS = {
     "max_lag zero": ({"max_lag": 0}, ValueError, "max_lag must be a positive integer.*0"),
     "max_lag float": ({"max_lag": 4.0}, ValueError, "max_lag must be a positive integer"),
     "max_lag bool": ({"max_lag": True}, ValueError, "max_lag must be a positive integer"),
-    "max_lag unlike tables": ({"routing_mix": mix(), "max_lag": 5}, ValueError, r"agree on the number of lags.*\[5, 8\]"),
+    "max_lag unlike tables": (
+        {"routing_mix": mix(), "max_lag": 5},
+        ValueError,
+        r"agree on the number of lags.*\[5, 8\]",
+    ),
     "too long by position": ({"layout": "position", "max_lag": 5}, ValueError, "6 tokens does not fit.*5 rows"),
 }
 
@@ -79,8 +83,16 @@ MIXES = {
     "gate alone": ({"routing_mix": SequenceMix(gate=rand(B, T, 4, R))}, ValueError, "routing_mix.gate multiplies"),
     "diag of rank 3": ({"routing_mix": mix(diag=rand(4, L, 1))}, ValueError, "routing_mix.diag must have 2 dim"),
     "down of rank 2": ({"routing_mix": mix(down=rand(4, L))}, ValueError, "routing_mix.down must have 3 dim"),
-    "up of another rank": ({"routing_mix": mix(up=rand(4, L, R + 1))}, ValueError, "routing_mix.up must have the shape"),
-    "integer table": ({"routing_mix": mix(diag=torch.ones(4, L, dtype=torch.int32))}, TypeError, "diag must be a float"),
+    "up of another rank": (
+        {"routing_mix": mix(up=rand(4, L, R + 1))},
+        ValueError,
+        "routing_mix.up must have the shape",
+    ),
+    "integer table": (
+        {"routing_mix": mix(diag=torch.ones(4, L, dtype=torch.int32))},
+        TypeError,
+        "diag must be a float",
+    ),
     "table on meta": ({"routing_mix": mix(diag=rand(4, L, device="meta"))}, ValueError, "routing_mix.diag is on meta"),
     "heads": ({"readout_mix": mix(2 * H)}, ValueError, "readout_mix.diag must serve 2 heads"),
     "no rows": ({"routing_mix": SequenceMix(diag=rand(4, 0))}, ValueError, "routing_mix.diag has an empty dimension"),
@@ -94,7 +106,11 @@ MIXES = {
 MASKS = {
     "a list": ({"attention_mask": [[1] * T] * B}, TypeError, "attention_mask must be a tensor"),
     "additive": ({"attention_mask": torch.zeros(B, T)}, TypeError, "attention_mask must be bool or integer.*additive"),
-    "of rank 4": ({"attention_mask": torch.ones(B, 1, T, T).bool()}, ValueError, r"attention_mask must be \[batch, len"),
+    "of rank 4": (
+        {"attention_mask": torch.ones(B, 1, T, T).bool()},
+        ValueError,
+        r"attention_mask must be \[batch, len",
+    ),
     "too long": ({"attention_mask": torch.ones(B, T + 1).bool()}, ValueError, "attention_mask must be"),
     "transposed": ({"attention_mask": torch.ones(T, B).bool()}, ValueError, "attention_mask must be"),
     "on meta": ({"attention_mask": torch.ones(B, T, device="meta").bool()}, ValueError, "attention_mask is on meta"),

@@ -92,7 +92,9 @@ def test_a_window_one_token_too_long_is_caught(backend):
 def test_rows_of_tables_beyond_the_sequence_change_nothing(backend, layout):
     """Whatever they hold; and their gradient is zero."""
     case = make_case(length=9, max_lag=9, layout=layout)
-    longer = {n: torch.cat((x, torch.full_like(x[:, :4], float("nan"))), 1) for n, x in case.tensors.items() if n in TABLES}
+    longer = {
+        n: torch.cat((x, torch.full_like(x[:, :4], float("nan"))), 1) for n, x in case.tensors.items() if n in TABLES
+    }
     grown = case.with_tensors(longer).with_options(max_lag=13)
     found, expected = evaluate(grown, lambda c: c.run(backend)), evaluate(case, lambda c: c.run(backend))
     assert_close({"output": found.output} | found.streams, {"output": expected.output} | expected.streams)

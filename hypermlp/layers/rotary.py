@@ -9,8 +9,8 @@ from torch import Tensor
 def rotate(x: Tensor, theta: float, offset: int | Tensor = 0) -> Tensor:
     """Turn channel pairs ``(c, c + K/2)`` of ``[B, T, heads, K]`` by ``(offset + t) * theta^(-2c/K)``.
 
-    ``offset`` is one for all, or ``[B, T]``. Angles are made in float32 whatever the input; nothing is cached, so there is no buffer to
-    lose when a model is built without memory.
+    ``offset`` is one for all, or ``[B, T]``. Angles are made in float32 whatever the input; nothing
+    is cached, so there is no buffer to lose when a model is built without memory.
     """
     length, width = x.shape[1], x.shape[-1]
     frequency = theta ** (-torch.arange(0, width, 2, device=x.device, dtype=torch.float32) / width)

@@ -150,7 +150,7 @@ def test_autocast_takes_streams_of_different_dtypes(backend):
     mixed = case.with_tensors({"q": case.tensors["q"].bfloat16()})
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(mixed.run(backend), case.run(backend))
-    with pytest.raises(TypeError, match="q is torch.bfloat16"):
+    with pytest.raises(TypeError, match=r"q is torch\.bfloat16"):
         mixed.run(backend)
 
 

@@ -140,7 +140,7 @@ def test_inductor_equals_eager():
 class Exported(torch.nn.Module):
     def __init__(self, case: Case) -> None:
         super().__init__()
-        self.options = {k: x for k, x in case.operator_options.items()}
+        self.options = dict(case.operator_options.items())
         self.mix = torch.nn.ParameterList([case.tensors[f"routing.{n}"] for n in ("diag", "down", "up")])
 
     def forward(self, q, k, v, attention_mask=None):

@@ -116,7 +116,7 @@ def hyper_attention(
         o = chunked_forward(
             q, k, v, *routing_mix[:4], *readout_mix[:4], attention_mask, cu_seqlens,
             routing_mix.identity, readout_mix.identity, selection, norm, eps, causal, indexing, max_lag,
-        )[0]  # fmt: skip
+        )[0].to(q.dtype)  # fmt: skip
     return zero_padded(o, attention_mask)
 
 

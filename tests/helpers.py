@@ -148,14 +148,14 @@ def error(actual: Tensor, expected: Tensor) -> float:
     """Largest difference; infinite where either is not a number."""
     assert actual.shape == expected.shape, f"shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
     difference = (actual.double() - expected.double()).abs().nan_to_num(float("inf"))
-    return float(difference.max()) if difference.numel() else 0.0
+    return float(difference.detach().max()) if difference.numel() else 0.0
 
 
 def assert_close(actual: dict[str, Tensor], expected: dict[str, Tensor], rtol: float = 1e-9) -> None:
     """Equal up to ``rtol`` times the largest entry (or 1): for two computations in float64."""
     assert actual.keys() == expected.keys()
     for name, x in actual.items():
-        bound = rtol * max(1.0, float(expected[name].abs().max()) if x.numel() else 0.0)
+        bound = rtol * max(1.0, float(expected[name].detach().abs().max()) if x.numel() else 0.0)
         assert error(x, expected[name]) <= bound, f"{name}: {error(x, expected[name]):.2e} > {bound:.2e}"
 
 

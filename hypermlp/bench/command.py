@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 import torch
 import typer
 from rich.console import Console
 
+from hypermlp.bench import decode_report
 from hypermlp.bench import report as reports
+from hypermlp.bench.decode_runner import DecodeSettings
+from hypermlp.bench.decode_runner import run as run_decode
+from hypermlp.bench.decoding import DECODE_PROVIDERS, DecodeCase
 from hypermlp.bench.providers import ATTENTION_PROVIDERS, Case, Provider
 from hypermlp.bench.runner import Settings, passed, run
 
 app = typer.Typer(help="Measure speed and memory, after checking that what is measured is correct.")
 
-_PIPED_WIDTH = 140
+_PIPED_WIDTH = 170
+_P = TypeVar("_P", bound=Provider)
 _DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@app.callback()
-def _group() -> None:
-    """Keeps ``attention`` a sub-command while it is the only one."""
 
 
 @app.command()
@@ -47,18 +48,71 @@ def attention(
     Every layer is first checked, values and gradients, against a float64 computation. One that
     fails is not timed, and the command exits with status 1.
     """
-    # piped output has no width of its own, and a wrapped table is no table
-    console = Console() if sys.stdout.isatty() else Console(width=_PIPED_WIDTH)
+    console = _console()
     case = Case(1, hidden_size, num_heads, batch, _device(device), _dtype(dtype))
     settings = Settings(_lengths(lengths), case, threads, repeats, seconds, int(memory_limit * 2**30), seed)
-    report = run(_providers(only), settings, log=lambda line: console.print(line, highlight=False, markup=False))
+    report = run(
+        _chosen(ATTENTION_PROVIDERS, only),
+        settings,
+        log=lambda line: console.print(line, highlight=False, markup=False),
+    )
     for table in reports.rich_tables(report):
         console.print(table)
     out = out or Path(f"attention-{torch.device(device).type}.json")
-    plot = plot or out.with_suffix(".png")
+    _finish(report, out, plot or out.with_suffix(".png"), reports.plot, console)
+
+
+@app.command()
+def decode(
+    lengths: Annotated[
+        str, typer.Option(help="Contexts in tokens, separated by commas.")
+    ] = "256,1024,2048,4096,8192,16384",
+    hidden_size: Annotated[int, typer.Option(min=1, help="Width of the layers.")] = 512,
+    num_heads: Annotated[int, typer.Option(min=1)] = 2,
+    batch: Annotated[int, typer.Option(min=1)] = 1,
+    window: Annotated[int, typer.Option(min=1, help="max_lag of the windowed layer.")] = 2048,
+    steps: Annotated[int, typer.Option(min=1, help="Tokens timed together.")] = 16,
+    recompute_limit: Annotated[int, typer.Option(help="Longest context computed anew for every token.")] = 4096,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
+    repeats: Annotated[int, typer.Option(min=1, help="Most rounds of each context.")] = 30,
+    seconds: Annotated[float, typer.Option(min=0, help="Stop a context after this, with 3 rounds.")] = 20.0,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help=", ".join(_DTYPES))] = "float32",
+    seed: Annotated[int, typer.Option()] = 0,
+    only: Annotated[str | None, typer.Option(help="Names of layers, separated by commas; all by default.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where to write JSON; decode-DEVICE.json by default.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Where to write the picture; beside the JSON by default.")] = None,
+) -> None:
+    """Compare one layer's time per generated token: HyperGLU with and without a cache, softmax with the same cache.
+
+    Decoded outputs are first checked against a float64 run over the whole context. A layer that
+    fails is not timed, and the command exits with status 1.
+    """
+    console = _console()
+    chosen = _chosen(DECODE_PROVIDERS, only)
+    contexts = _lengths(lengths)
+    if min(contexts) <= steps:
+        raise typer.BadParameter(f"{min(contexts)} is not more than --steps {steps}", param_hint="--lengths")
+    case = DecodeCase(1, hidden_size, num_heads, batch, _device(device), _dtype(dtype), window, steps)
+    settings = DecodeSettings(contexts, case, threads, repeats, seconds, recompute_limit, seed)
+    report = run_decode(chosen, settings, log=lambda line: console.print(line, highlight=False, markup=False))
+    console.print(decode_report.rich_table(report))
+    out = out or Path(f"decode-{torch.device(device).type}.json")
+    _finish(report, out, plot or out.with_suffix(".png"), decode_report.plot, console)
+
+
+def _console() -> Console:
+    # piped output has no width of its own, and a wrapped table is no table
+    return Console() if sys.stdout.isatty() else Console(width=_PIPED_WIDTH)
+
+
+def _finish(
+    report: dict[str, Any], out: Path, picture: Path, plot: Callable[[dict[str, Any], Path], None], console: Console
+) -> None:
+    """Write the results; status 1 where a layer was wrong."""
     reports.write_json(report, out)
-    reports.plot(report, plot)
-    console.print(f"written: {out} and {plot}", highlight=False, markup=False)
+    plot(report, picture)
+    console.print(f"written: {out} and {picture}", highlight=False, markup=False)
     if not passed(report):
         console.print("[red]A layer failed its check: see above.[/red]")
         raise typer.Exit(1)
@@ -89,8 +143,8 @@ def _device(name: str) -> str:
     return name
 
 
-def _providers(only: str | None) -> list[Provider]:
-    known = {provider.name: provider for provider in ATTENTION_PROVIDERS}
+def _chosen(providers: Sequence[_P], only: str | None) -> list[_P]:
+    known = {provider.name: provider for provider in providers}
     names = list(known) if only is None else only.split(",")
     unknown = [name for name in names if name not in known]
     if unknown:

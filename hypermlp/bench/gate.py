@@ -18,9 +18,9 @@ GATE_LENGTH = 150
 
 # Allowed relative error in the Euclidean norm, on top of twice the error that the exact route makes
 # when it runs in the precision measured: how much low precision costs differs between gradients.
-_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}
 # more than this is no matter of precision
-_MOST_ROUNDING = 0.1
+MOST_ROUNDING = 0.1
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def check(provider: Provider, case: Case, *, length: int = GATE_LENGTH) -> Verdi
         errors, rounding = _errors(provider, replace(case, length=length))
     except (RuntimeError, ValueError, TypeError) as error:
         return Verdict(provider.name, False, reason=f"{type(error).__name__}: {error}")
-    allowed = {name: _TOLERANCE[case.dtype] + 2 * min(rounding[name], _MOST_ROUNDING) for name in errors}
+    allowed = {name: TOLERANCE[case.dtype] + 2 * min(rounding[name], MOST_ROUNDING) for name in errors}
     # written so that a NaN fails
     wrong = [name for name, error in errors.items() if not error <= allowed[name]]
     reason = "; ".join(f"{name}: relative error {errors[name]:.1e}, allowed {allowed[name]:.1e}" for name in wrong)
@@ -73,10 +73,7 @@ def _errors(provider: Provider, case: Case) -> tuple[dict[str, float], dict[str,
     def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator).to(device=case.device, dtype=case.dtype)
 
-    with torch.no_grad():
-        # away from the start, where some tables are zero and could be ignored unnoticed
-        for parameter in layer.parameters():
-            parameter.add_(0.05 * draw(*parameter.shape))
+    randomise(layer, draw)
     x, pull = (draw(case.batch, case.length, case.hidden_size) for _ in range(2))
 
     def exact(dtype: torch.dtype) -> dict[str, Tensor]:
@@ -86,8 +83,8 @@ def _errors(provider: Provider, case: Case) -> tuple[dict[str, float], dict[str,
     want, rounded = exact(torch.float64), exact(case.dtype)
     got = _value_and_gradients(layer, layer, x, pull)
     return (
-        {name: _relative_error(got[name], want[name]) for name in want},
-        {name: _relative_error(rounded[name], want[name]) for name in want},
+        {name: relative_error(got[name], want[name]) for name in want},
+        {name: relative_error(rounded[name], want[name]) for name in want},
     )
 
 
@@ -101,6 +98,13 @@ def _value_and_gradients(
     return {"output": output.detach(), **dict(zip(("hidden_states", *names), gradients, strict=True))}
 
 
-def _relative_error(got: Tensor, want: Tensor) -> float:
+@torch.no_grad()
+def randomise(layer: AttentionLayer, draw: Callable[..., Tensor]) -> None:
+    """Move parameters away from the start, where some tables are zero and could be ignored unnoticed."""
+    for parameter in layer.parameters():
+        parameter.add_(0.05 * draw(*parameter.shape))
+
+
+def relative_error(got: Tensor, want: Tensor) -> float:
     want = want.double()
     return float((got.double() - want).norm() / want.norm().clamp_min(1e-300))

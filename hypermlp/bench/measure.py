@@ -53,10 +53,10 @@ def interleaved(items: Sequence[_T], rounds: int) -> Iterator[list[_T]]:
 def time_call(contestant: Contestant, mode: Mode) -> float:
     """Seconds of one call, with the device's queue empty before and after."""
     contestant.prepare()
-    _synchronize(contestant.hidden_states.device)
+    synchronize(contestant.hidden_states.device)
     start = time.perf_counter()
     contestant.call(mode)
-    _synchronize(contestant.hidden_states.device)
+    synchronize(contestant.hidden_states.device)
     return time.perf_counter() - start
 
 
@@ -98,6 +98,6 @@ def _native_stderr_hidden() -> Iterator[None]:
         os.close(kept)
 
 
-def _synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -64,41 +64,42 @@ def count_parameters(layer: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in layer.parameters())
 
 
-def _hyperglu(backend: str) -> Callable[[Case], AttentionLayer]:
+def hyperglu(backend: str) -> Callable[[Case], AttentionLayer]:
     def build(case: Case) -> AttentionLayer:
         return HyperGLU(
             case.hidden_size,
             case.num_heads,
             max_lag=case.length,
             backend=cast(Any, backend),
+            layer_idx=0,
             **case.factory,
         )
 
     return build
 
 
-def _softmax(case: Case) -> AttentionLayer:
-    return SoftmaxAttention(case.hidden_size, case.num_heads, **case.factory)
+def softmax(case: Case) -> AttentionLayer:
+    return SoftmaxAttention(case.hidden_size, case.num_heads, layer_idx=0, **case.factory)
 
 
 def _softmax_pc(case: Case) -> AttentionLayer:
     return SoftmaxAttention(case.hidden_size, case.num_heads, rope=True, conv_size=4, **case.factory)
 
 
-def _softmax_wide(case: Case) -> AttentionLayer:
+def softmax_wide(case: Case) -> AttentionLayer:
     ours = HyperConfig(case.hidden_size, case.num_heads, max_lag=case.length)
     plain = HyperConfig(case.hidden_size, case.num_heads, mixer="softmax")
-    return build_layer(match_parameters(ours, plain, how="widen", tolerance=_MATCH).config, **case.factory)
+    return build_layer(match_parameters(ours, plain, how="widen", tolerance=_MATCH).config, layer_idx=0, **case.factory)
 
 
-def _by_reference(layer: AttentionLayer, hidden_states: Tensor) -> Tensor:
+def by_reference(layer: AttentionLayer, hidden_states: Tensor) -> Tensor:
     assert isinstance(layer, HyperMLP)
     layer.backend = "reference"
     out: Tensor = layer(hidden_states)
     return out
 
 
-def _by_dense_softmax(layer: AttentionLayer, hidden_states: Tensor) -> Tensor:
+def by_dense_softmax(layer: AttentionLayer, hidden_states: Tensor) -> Tensor:
     """Causal softmax attention from its formula, without PyTorch's fused operator."""
     q = layer.queries(hidden_states)
     k, v = layer.keys_values(hidden_states, None)
@@ -115,13 +116,9 @@ def _reference_bytes(case: Case) -> int:
 
 
 ATTENTION_PROVIDERS = (
-    Provider("hyperglu-chunked", "HyperGLU, chunked path", _hyperglu("chunked"), _by_reference),
-    Provider(
-        "hyperglu-reference", "HyperGLU, dense reference", _hyperglu("reference"), _by_reference, _reference_bytes
-    ),
-    Provider("softmax", "softmax (SDPA), same hidden size", _softmax, _by_dense_softmax, baseline=True),
-    Provider("softmax-pc", "softmax with RoPE and convolutions (S-pc)", _softmax_pc, _by_dense_softmax, baseline=True),
-    Provider(
-        "softmax-wide", "softmax widened to HyperGLU's parameters", _softmax_wide, _by_dense_softmax, baseline=True
-    ),
+    Provider("hyperglu-chunked", "HyperGLU, chunked path", hyperglu("chunked"), by_reference),
+    Provider("hyperglu-reference", "HyperGLU, dense reference", hyperglu("reference"), by_reference, _reference_bytes),
+    Provider("softmax", "softmax (SDPA), same hidden size", softmax, by_dense_softmax, baseline=True),
+    Provider("softmax-pc", "softmax with RoPE and convolutions (S-pc)", _softmax_pc, by_dense_softmax, baseline=True),
+    Provider("softmax-wide", "softmax widened to HyperGLU's parameters", softmax_wide, by_dense_softmax, baseline=True),
 )

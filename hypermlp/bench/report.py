@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _MIB = 2**20
 # colours and markers for at most this many providers, then they repeat
-_MARKERS = "osD^vP*X"
+MARKERS = "osD^vP*X"
 
 
 def write_json(report: dict[str, Any], path: Path) -> None:
@@ -76,37 +76,42 @@ def skipped(report: dict[str, Any]) -> list[str]:
 
 def rich_tables(report: dict[str, Any]) -> Iterator[Table]:
     """One table for each mode, for a terminal."""
+    for mode in MODES:
+        yield rich_table(mode, report, header(report), table_rows(report, mode))
+
+
+def rich_table(title: str, report: dict[str, Any], names: list[str], rows: Iterable[list[str]]) -> Table:
+    """Rows of text cells, those of one length together, above the conditions they hold under."""
     from rich import box
     from rich.table import Table
 
-    for mode in MODES:
-        table = Table(title=mode, caption="\n".join([conditions(report), *skipped(report)]), box=box.SIMPLE_HEAD)
-        for index, name in enumerate(header(report)):
-            table.add_column(name, justify="left" if index == 1 else "right")
-        previous = None
-        for cells in table_rows(report, mode):
-            if previous not in (None, cells[0]):
-                table.add_section()
-            previous = cells[0]
-            table.add_row(*cells)
-        yield table
+    table = Table(title=title, caption="\n".join([conditions(report), *skipped(report)]), box=box.SIMPLE_HEAD)
+    for index, name in enumerate(names):
+        table.add_column(name, justify="left" if index == 1 else "right")
+    previous = None
+    for cells in rows:
+        if previous not in (None, cells[0]):
+            table.add_section()
+        previous = cells[0]
+        table.add_row(*cells)
+    return table
 
 
 def markdown(report: dict[str, Any]) -> str:
     """Tables for the documentation, with the conditions they hold under."""
+    tables = {mode.capitalize(): (header(report), table_rows(report, mode)) for mode in MODES}
+    return markdown_tables(report, tables)
+
+
+def markdown_tables(report: dict[str, Any], tables: Mapping[str, tuple[list[str], Iterable[list[str]]]]) -> str:
+    """Tables by title, with the conditions, the layers that failed and what was skipped."""
     lines = [f"Measured on: {conditions(report)}.", ""]
     for verdict in report["gate"]:
         if not verdict["passed"]:
             lines += [f"**{verdict['provider']} failed its check and was not timed**: {verdict['reason']}.", ""]
-    for mode in MODES:
-        names = header(report)
-        lines += [
-            f"**{mode.capitalize()}**",
-            "",
-            f"| {' | '.join(names)} |",
-            "| --: | :-- |" + " --: |" * (len(names) - 2),
-        ]
-        lines += [f"| {' | '.join(cells)} |" for cells in table_rows(report, mode)]
+    for title, (names, rows) in tables.items():
+        lines += [f"**{title}**", "", f"| {' | '.join(names)} |", "| --: | :-- |" + " --: |" * (len(names) - 2)]
+        lines += [f"| {' | '.join(cells)} |" for cells in rows]
         lines.append("")
     lines += [f"- {line}" for line in skipped(report)]
     return "\n".join(lines)
@@ -130,7 +135,7 @@ def plot(report: dict[str, Any], path: Path) -> None:
             if not rows:
                 continue
             lengths = [row["length"] for row in rows]
-            style = {"marker": _MARKERS[index % len(_MARKERS)], "color": f"C{index}", "label": name, "markersize": 5}
+            style = {"marker": MARKERS[index % len(MARKERS)], "color": f"C{index}", "label": name, "markersize": 5}
             tokens = [1e-3 * row["tokens_per_second"] * row["median_ms"] for row in rows]
             speed.plot(lengths, [row["tokens_per_second"] for row in rows], **style)
             # quartiles of the time are quartiles of its inverse, the other way round

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -58,7 +58,7 @@ def run(providers: Sequence[Provider], settings: Settings, log: Log = print) -> 
     """
     # before measuring: the checkout may move on meanwhile
     environment = describe(settings.case.device)
-    with _threads(settings.threads):
+    with threads(settings.threads):
         torch.manual_seed(settings.seed)
         verdicts = [gate.check(provider, settings.case) for provider in providers]
         for verdict in verdicts:
@@ -69,11 +69,11 @@ def run(providers: Sequence[Provider], settings: Settings, log: Log = print) -> 
             log(f"T = {length}")
             case = replace(settings.case, length=length)
             rows += _measure_length([p for p in providers if p.name not in failed], case, settings, log)
-    _add_ratios(rows, [provider.name for provider in providers if provider.baseline])
+    add_ratios(rows, [provider.name for provider in providers if provider.baseline])
     return {
         "schema": SCHEMA,
         "benchmark": "attention",
-        "settings": _plain(settings),
+        "settings": plain(settings),
         "environment": environment,
         "providers": {provider.name: provider.description for provider in providers},
         "gate": [asdict(verdict) for verdict in verdicts],
@@ -94,7 +94,7 @@ def _measure_length(providers: Sequence[Provider], case: Case, settings: Setting
         if needed is not None and needed > settings.memory_limit:
             reason = f"needs about {needed / 2**30:.1f} GiB, the limit is {settings.memory_limit / 2**30:.1f} GiB"
             log(f"  {provider.name}: skipped, {reason}")
-            rows += [_skipped(provider.name, case, mode, reason) for mode in MODES]
+            rows += [skipped_row(provider.name, case.length, mode, reason) for mode in MODES]
             continue
         shape = (case.batch, case.length, case.hidden_size)
         contestants[provider.name] = Contestant(provider.build(case), torch.randn(shape, **case.factory))
@@ -106,7 +106,7 @@ def _measure_length(providers: Sequence[Provider], case: Case, settings: Setting
         )
         for name, peak in peaks.items():
             if peak is None:
-                rows.append(_skipped(name, case, mode, "out of memory"))
+                rows.append(skipped_row(name, case.length, mode, "out of memory"))
                 continue
             parameters = count_parameters(contestants[name].layer)
             rows.append(_row(name, case, mode, parameters, peak, times[name]))
@@ -129,24 +129,34 @@ def _peak(contestant: Contestant, mode: Mode) -> int | None:
 
 
 def _interleaved_times(contestants: dict[str, Contestant], mode: Mode, settings: Settings) -> dict[str, list[float]]:
-    times: dict[str, list[float]] = {name: [] for name in contestants}
+    def timer(contestant: Contestant) -> float:
+        seconds = time_call(contestant, mode)
+        contestant.prepare()
+        return seconds
+
+    timers = {name: partial(timer, contestant) for name, contestant in contestants.items()}
+    return rounds(timers, settings.repeats, settings.seconds)
+
+
+def rounds(timers: Mapping[str, Callable[[], float]], repeats: int, seconds: float) -> dict[str, list[float]]:
+    """What each timer gave, called in turn for ``repeats`` rounds, fewer (but 3) after ``seconds``."""
+    times: dict[str, list[float]] = {name: [] for name in timers}
     gc.collect()
-    end = time.monotonic() + settings.seconds
-    for index, names in enumerate(interleaved(list(contestants), settings.repeats)):
+    end = time.monotonic() + seconds
+    for index, names in enumerate(interleaved(list(timers), repeats)):
         if index >= _MIN_ROUNDS and time.monotonic() > end:
             break
         for name in names:
-            times[name].append(time_call(contestants[name], mode))
-            contestants[name].prepare()
+            times[name].append(timers[name]())
     return times
 
 
-def _skipped(name: str, case: Case, mode: Mode, reason: str) -> dict[str, Any]:
-    return {"provider": name, "length": case.length, "mode": mode, "skipped": reason}
+def skipped_row(name: str, length: int, mode: str, reason: str) -> dict[str, Any]:
+    return {"provider": name, "length": length, "mode": mode, "skipped": reason}
 
 
 def _row(name: str, case: Case, mode: Mode, parameters: int, peak: int, times: list[float]) -> dict[str, Any]:
-    low, median, high = statistics.quantiles(times, n=4, method="inclusive") if len(times) > 1 else times * 3
+    low, median, high = quartiles(times)
     return {
         "provider": name,
         "length": case.length,
@@ -161,7 +171,12 @@ def _row(name: str, case: Case, mode: Mode, parameters: int, peak: int, times: l
     }
 
 
-def _add_ratios(rows: list[dict[str, Any]], baselines: Sequence[str]) -> None:
+def quartiles(times: list[float]) -> tuple[float, float, float]:
+    low, median, high = statistics.quantiles(times, n=4, method="inclusive") if len(times) > 1 else times * 3
+    return low, median, high
+
+
+def add_ratios(rows: list[dict[str, Any]], baselines: Sequence[str]) -> None:
     """Time of each row as a multiple of each baseline's, of the same length and mode."""
     measured = {(row["provider"], row["length"], row["mode"]): row for row in rows if row["skipped"] is None}
     for (_, length, mode), row in measured.items():
@@ -171,7 +186,7 @@ def _add_ratios(rows: list[dict[str, Any]], baselines: Sequence[str]) -> None:
         }
 
 
-def _plain(settings: Settings) -> dict[str, Any]:
+def plain(settings: Any) -> dict[str, Any]:
     plain: dict[str, Any] = asdict(settings)
     case: dict[str, Any] = plain.pop("case")
     del case["length"]
@@ -179,7 +194,7 @@ def _plain(settings: Settings) -> dict[str, Any]:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def threads(count: int) -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -58,10 +58,10 @@ class LayerCache:
         if not taps:
             return None
         kept = min(taps, self.length)
-        parts = [like.new_zeros(like.shape[0], taps - kept, like.shape[-1])]
+        parts = [like.new_zeros(like.shape[0], taps - kept, like.shape[-1])] if kept < taps else []
         if kept:
             parts += [part[:, 0] for part in self._rings["inputs"].tokens(self.length - kept, self.length)]
-        return torch.cat(parts, dim=1)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def check(self, q: Tensor) -> None:
         """Whether these queries' tokens, ``[B, m, S*H, K]``, may follow; an error changes nothing."""
@@ -73,7 +73,7 @@ class LayerCache:
                 f"the cache holds {self.length} tokens and {q.shape[1]} more pass its {limit}: "
                 "start a new one, or make it with a larger max_length"
             )
-        if not self._rings:
+        if not self.length:
             return
         data = self._rings["keys"].data
         if q.shape[0] != data.shape[0]:
@@ -117,7 +117,7 @@ class LayerCache:
             rows["valid"] = now[:, None, :, None]
         self.start = self._starts_with(valid)
         for name, part in rows.items():
-            if name not in self._rings:
+            if name not in self._rings or (not self.length and not self._rings[name].fits(part)):
                 self._make(name, part)
             self._rings[name].append(part.detach(), self.length)
         self.length += k.shape[1]
@@ -128,6 +128,9 @@ class LayerCache:
             self._crop_rows(lengths)
             return
         self._check_crop(self.length - lengths)
+        if lengths == 0:
+            self.reset()
+            return
         self.length = lengths
         if self.start is not None:
             self.start = self.start.clamp_max(lengths)
@@ -143,10 +146,13 @@ class LayerCache:
         """Forget every token and keep the memory."""
         self.length, self.start = 0, None
         self._rings.pop("valid", None)
+        for ring in self._rings.values():
+            ring.oldest = 0
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything remembered, by name."""
         named = {name: ring.data for name, ring in self._rings.items()}
+        named |= {f"{name}.oldest": torch.tensor(ring.oldest) for name, ring in self._rings.items()}
         return named | {"length": torch.tensor(self.length)} | ({} if self.start is None else {"start": self.start})
 
     def load(self, tensors: dict[str, Tensor]) -> None:
@@ -156,8 +162,13 @@ class LayerCache:
         self.start = tensors.pop("start", None)
         self._rings = {}
         for name, data in tensors.items():
+            if name.endswith(".oldest"):
+                continue
             self._make(name, data)
-            self._rings[name].data = data
+            ring = self._rings[name]
+            ring.data, ring.oldest = data, int(tensors[f"{name}.oldest"])
+            if ring.oldest:  # a ring that has wrapped cannot grow
+                ring.limit = ring.capacity
 
     def _past(self, stop: int, new: int = 1) -> Past:
         """Tokens before ``stop`` that a query among the last of ``new`` can see (one new one is among them)."""
@@ -191,28 +202,42 @@ class LayerCache:
     def _check_crop(self, dropped: int) -> None:
         if not 0 <= dropped <= self.length:
             raise ValueError(f"crop must keep 0 to {self.length} tokens, got {self.length - dropped}")
-        if dropped > self.max_crop and any(ring.limit and self.length > ring.capacity for ring in self._rings.values()):
+        # tokens that the next one reads must not have been overwritten, also by ones dropped before
+        spare = min((self.length - self._reach(name) - ring.oldest for name, ring in self._wrapped()), default=dropped)
+        if spare < dropped < self.length:
             raise ValueError(
-                f"crop would drop {dropped} tokens and only the last {self.max_crop} can be: "
+                f"crop would drop {dropped} tokens and only the last {max(0, spare)} can be: "
                 "older ones have been overwritten; make the cache with a larger max_crop"
             )
+
+    def _wrapped(self) -> list[tuple[str, Ring]]:
+        return [(name, ring) for name, ring in self._rings.items() if ring.oldest]
+
+    def _reach(self, name: str) -> int:
+        """Past tokens that the next one reads, in a ring that can wrap."""
+        return self.spec.taps if name == "inputs" else (self.spec.window or 1) - 1
 
     def _crop_rows(self, lengths: Tensor) -> None:
         """Drop each row's last tokens, then shift rows so that their newest tokens align again."""
         dropped = self.lengths - lengths.to(self._rings["keys"].data.device)
         if lengths.shape != dropped.shape or bool((dropped < 0).any()) or bool((lengths < 0).any()):
             raise ValueError(f"crop must keep 0 to {self.lengths.tolist()} tokens of each row, got {lengths.tolist()}")
-        self._check_crop(int(dropped.max()))
-        least = int(dropped.min())
+        most, least = int(dropped.max()), int(dropped.min())
+        self._check_crop(most)
+        if least == self.length:
+            self.reset()
+            return
         shift, stop = dropped - least, self.length - least
         start = self._starts() + shift
         for ring in self._rings.values():
-            first = max(0, self.length - ring.capacity)
+            first = ring.oldest
             held = torch.cat(ring.tokens(first, self.length), dim=2)
             source = torch.arange(first, stop, device=held.device) - shift[:, None]
             index = (source - first).clamp_min(0)[:, None, :, None].expand(-1, held.shape[1], -1, held.shape[3])
             known = (source >= first)[:, None, :, None]
             ring.append(torch.where(known, held.gather(2, index), torch.zeros_like(held[:, :, :1])), first)
+            if first:
+                ring.oldest = first + most - least
         self.length, self.start = stop, start
         if "valid" not in self._rings:
             valid = torch.arange(stop, device=start.device) >= start[:, None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 
 _FIRST_CAPACITY = 64
@@ -15,10 +16,13 @@ class Ring:
     Args:
         like: ``[B, heads, any, width]``, for sizes, dtype and device.
         limit: tokens it keeps at most; None for all.
+
+    Attributes:
+        oldest: number of the oldest token that has not been overwritten; 0 until the ring wraps.
     """
 
     def __init__(self, like: Tensor, limit: int | None) -> None:
-        self.limit = limit
+        self.limit, self.oldest = limit, 0
         self.data = self._allocate(like, _FIRST_CAPACITY if limit is None else min(_FIRST_CAPACITY, limit))
 
     @property
@@ -29,26 +33,35 @@ class Ring:
         """Write ``[B, heads, m, width]`` after the ``length`` tokens there have been."""
         total = length + rows.shape[2]
         self._grow(length, total)
+        self.oldest = max(self.oldest, total - self.capacity)
+        if self.data.is_inference() and not torch.is_inference_mode_enabled():
+            self.data = self.data.clone()  # made under inference_mode, it could not be written outside
         first = max(length, total - self.capacity)
-        rows = rows[:, :, first - length :]
-        done = 0
-        for low, high in self._spans(first, total):
-            self.data[:, :, low:high] = rows[:, :, done : done + high - low]
-            done += high - low
+        done = first - length
+        for low, count in self._spans(first, total):
+            self.data.narrow(2, low, count).copy_(rows.narrow(2, done, count))
+            done += count
+
+    def fits(self, rows: Tensor) -> bool:
+        """Whether ``rows`` have this memory's batch, dtype and device."""
+        data = self.data
+        return (rows.shape[0], rows.dtype, rows.device) == (data.shape[0], data.dtype, data.device)
 
     def tokens(self, start: int, stop: int) -> list[Tensor]:
         """Views of tokens ``start:stop``, oldest first: one, or two where the ring wraps."""
-        return [self.data[:, :, low:high] for low, high in self._spans(start, stop)] or [self.data[:, :, :0]]
+        return [self.data.narrow(2, *span) for span in self._spans(start, stop)] or [self.data[:, :, :0]]
 
     def _spans(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """First slot and number of slots of each contiguous stretch."""
+        capacity = self.capacity
         while start < stop:
-            low = start % self.capacity
-            high = min(self.capacity, low + stop - start)
-            yield low, high
-            start += high - low
+            low = start % capacity
+            count = min(capacity - low, stop - start)
+            yield low, count
+            start += count
 
     def _grow(self, length: int, needed: int) -> None:
-        if needed <= self.capacity or self.capacity == self.limit:
+        if needed <= self.capacity or (self.limit is not None and self.capacity >= self.limit):
             return
         capacity = max(needed, 2 * self.capacity)
         old = self.data

@@ -49,6 +49,11 @@ class CacheSpec:
         )
 
     @property
+    def numbers_per_token(self) -> int:
+        """Numbers that keys and values of one token take."""
+        return self.key_heads * self.key_width + self.value_heads * self.value_width
+
+    @property
     def window(self) -> int | None:
         """Tokens a query sees, itself included; None for all."""
         return self.max_lag if self.by_lag else None

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from functools import cached_property
 from typing import Any, Protocol, cast
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from hypermlp.cache import CacheSpec, HyperCache, LayerCache, StaticLayerCache
@@ -54,6 +54,11 @@ class AttentionLayer(nn.Module, ABC):
         self.v_conv = self._conv(factory)
         self.q_gate = Gate(hidden, qk_dim, config.gate_activation, **factory) if config.q_gate else None
         self.output_gate = Gate(hidden, v_dim, config.gate_activation, **factory) if config.output_gate else None
+
+    @cached_property
+    def cache_spec(self) -> CacheSpec:
+        """Sizes of this layer's part of a cache; ValueError for a bidirectional layer."""
+        return CacheSpec.of(self.config)
 
     def _conv(self, factory: dict[str, Any]) -> ShortConv | None:
         config = self.config
@@ -112,7 +117,7 @@ class AttentionLayer(nn.Module, ABC):
     def _forward_cached(
         self, hidden_states: Tensor, attention_mask: Tensor | None, cu_seqlens: Tensor | None, cache: HyperCache
     ) -> Tensor:
-        state = cache.layer(self.layer_idx, CacheSpec.of(self.config))
+        state = cache.layer(self.layer_idx, self.cache_spec)
         if cu_seqlens is not None and not state.empty:
             raise ValueError("cu_seqlens is for the first call of a cache: later tokens come as a batch of its rows")
         valid = self._new_tokens_mask(attention_mask, hidden_states, state)
@@ -161,13 +166,24 @@ class AttentionLayer(nn.Module, ABC):
         self, x: Tensor, cu_seqlens: Tensor | None, offset: int | Tensor = 0, past: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """``conv(x) Wk`` ``[B, T, S*H, K]`` and ``conv'(x) Wv`` ``[B, T, H, V]``."""
-        k = self.k_proj(x if self.k_conv is None else self.k_conv(x, cu_seqlens, past))
-        v = self.v_proj(x if self.v_conv is None else self.v_conv(x, cu_seqlens, past))
+        # one token: both convolutions read one window
+        window = torch.cat((past, x), dim=1) if past is not None and x.shape[1] == 1 else None
+        k = self.k_proj(self._convolved(self.k_conv, x, cu_seqlens, past, window))
+        v = self.v_proj(self._convolved(self.v_conv, x, cu_seqlens, past, window))
         return self._rotated(self._heads(k, self.config.qk_width), offset), self._heads(v, self.config.v_width)
+
+    @staticmethod
+    def _convolved(
+        conv: ShortConv | None, x: Tensor, cu_seqlens: Tensor | None, past: Tensor | None, window: Tensor | None
+    ) -> Tensor:
+        if conv is None:
+            return x
+        out: Tensor = conv(x, cu_seqlens, past) if window is None else conv.step(window)
+        return out
 
     def output(self, x: Tensor, o: Tensor) -> Tensor:
         """``(o * phi(x Wm2 + b)) Wo``, ``[B, T, hidden_size]``."""
-        o = rearrange(o, "b t h v -> b t (h v)")
+        o = o.flatten(-2)
         out: Tensor = self.o_proj(o if self.output_gate is None else o * self.output_gate(x))
         return out
 
@@ -186,7 +202,7 @@ class AttentionLayer(nn.Module, ABC):
         """What a block of the newest tokens reads from all that ``past`` holds, ``[B, m, H, V]``."""
 
     def _heads(self, x: Tensor, width: int) -> Tensor:
-        return rearrange(x, "b t (h w) -> b t h w", w=width)
+        return x.reshape(*x.shape[:-1], x.shape[-1] // width, width)
 
     def _rotated(self, x: Tensor, offset: int | Tensor) -> Tensor:
         return rotate(x, self.config.rope_theta, offset) if self.config.rope else x

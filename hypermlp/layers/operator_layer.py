@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -35,12 +38,12 @@ class OperatorLayer(AttentionLayer):
 
     def attend_step(self, x: Tensor, q: Tensor, past: Past, columns: Columns | None) -> Tensor:
         mixes = self._given_mixes(x)
-        with torch.autocast(x.device.type, enabled=False):
+        with _no_autocast(x.device.type):
             return decode_step(q, past, *mixes, self._options(), columns)
 
     def attend_block(self, x: Tensor, q: Tensor, past: Past) -> Tensor:
         mixes = self._given_mixes(x)
-        with torch.autocast(x.device.type, enabled=False):
+        with _no_autocast(x.device.type):
             return decode_block(q, past, *mixes, self._options())
 
     def _given_mixes(self, x: Tensor) -> tuple[SequenceMix, SequenceMix]:
@@ -50,3 +53,10 @@ class OperatorLayer(AttentionLayer):
     def _options(self) -> Options:
         c = self.config
         return Options(self.selection, c.norm, c.eps, c.causal, c.layout, c.max_lag)
+
+
+def _no_autocast(device_type: str) -> AbstractContextManager[Any]:
+    # entering autocast costs as much as an operator of a single token's step
+    if not torch.is_autocast_enabled(device_type):
+        return nullcontext()
+    return torch.autocast(device_type, enabled=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from hypermlp.config import MixConfig
@@ -62,9 +61,9 @@ class LagMixing(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> SequenceMix:
         """The mixing of every token of ``[B, T, hidden_size]``, as the operator takes it."""
-        gate = (
-            None if self.gate is None else rearrange(self.gate(hidden_states), "b t (h r) -> b t h r", h=self.num_heads)
-        )
+        gate = None if self.gate is None else self.gate(hidden_states)
+        if gate is not None:
+            gate = gate.view(*gate.shape[:-1], self.num_heads, self.mix.rank)
         return SequenceMix(self.diag, self.down, self.up, gate, self.mix.identity)
 
     def extra_repr(self) -> str:

@@ -60,5 +60,9 @@ class ShortConv(nn.Module):
             y = torch.addcmul(y, tap, self.weight[:, -1 - reach])
         return y
 
+    def step(self, window: Tensor) -> Tensor:
+        """The newest token's output ``[B, 1, channels]`` from the last ``size`` inputs ``[B, size, channels]``."""
+        return (window * self.weight.mT).sum(1, keepdim=True)
+
     def extra_repr(self) -> str:
         return f"{self.channels}, size={self.size}, identity={self.identity}"

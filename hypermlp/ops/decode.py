@@ -60,24 +60,31 @@ def decode_step(
         columns: slots to table rows; None where slots are lags, oldest first, all visible.
     """
     dtype = torch.promote_types(q.dtype, torch.float32)
-    query = q.transpose(1, 2).mT
-    s = torch.cat([(keys @ query).squeeze(-1) for keys in past.keys], dim=-1).to(dtype)
-    x = _to_columns(s, columns).transpose(0, 1)
-    visible = None if columns is None else columns.visible
-    y = _hide(_mix(x, routing_mix), visible)
+    batch, _, maps, width = q.shape
+    query = q.reshape(batch * maps, width, 1)
+    scores = [torch.bmm(keys.flatten(0, 1), query) for keys in past.keys]
+    s = scores[0] if len(scores) == 1 else torch.cat(scores, dim=1)
+    x = _to_columns(s.view(batch, maps, -1).to(dtype), columns).transpose(0, 1)
+    y = _mix(x, routing_mix)
+    if columns is not None:
+        y = torch.where(columns.visible, y, 0)
     gate, *scale = y.chunk(options.num_maps)
     a = F.relu(gate) * F.softplus(scale[0]) if scale else F.relu(gate)
     w = _mix(a, readout_mix)
     if options.norm:
-        rho = torch.linalg.vector_norm(gate, dim=-1, keepdim=True).clamp_min(options.eps)
-        w = w / rho
-    weights = _to_slots(w.transpose(0, 1), columns).to(q.dtype).unsqueeze(-2)
-    o = torch.zeros((), device=q.device)
-    first = 0
-    for values in past.values:
-        o = o + weights[..., first : first + values.shape[2]] @ values
-        first += values.shape[2]
-    return o.transpose(1, 2).to(q.dtype)
+        w = w / torch.linalg.vector_norm(gate, dim=-1, keepdim=True).clamp_min(options.eps)
+    weights = _to_slots(w.transpose(0, 1), columns).to(q.dtype).reshape(batch * w.shape[0], 1, -1)
+    return _weighted_sum(weights, past.values).view(batch, 1, w.shape[0], -1)
+
+
+def _weighted_sum(weights: Tensor, segments: Sequence[Tensor]) -> Tensor:
+    """``weights`` ``[B * H, 1, n]`` over segments ``[B, H, n_i, V]``, ``[B * H, 1, V]``."""
+    if len(segments) == 1:
+        return torch.bmm(weights, segments[0].flatten(0, 1))
+    older, newer = segments
+    split = older.shape[2]
+    o = torch.bmm(weights[..., :split], older.flatten(0, 1))
+    return torch.baddbmm(o, weights[..., split:], newer.flatten(0, 1))
 
 
 def _to_columns(s: Tensor, columns: Columns | None) -> Tensor:
@@ -94,21 +101,17 @@ def _to_slots(w: Tensor, columns: Columns | None) -> Tensor:
     return torch.where(columns.readable[:, None], w.gather(-1, index), 0)
 
 
-def _hide(y: Tensor, visible: Tensor | None) -> Tensor:
-    return y if visible is None else torch.where(visible, y, 0)
-
-
 def _mix(x: Tensor, mix: SequenceMix) -> Tensor:
     """``x (Diag(identity + diag) + down Diag(gate) up^T)`` for one token, ``[heads, B, c]``."""
     columns, dtype = x.shape[-1], x.dtype
     y = x if mix.identity else torch.zeros_like(x)
     if mix.diag is not None:
-        y = torch.addcmul(y, x, mix.diag[:, None, :columns].to(dtype))
+        y = torch.addcmul(y, x, mix.diag.narrow(1, 0, columns).unsqueeze(1).to(dtype))
     if mix.down is not None and mix.up is not None:
-        z = x @ mix.down[:, :columns].to(dtype)
+        z = torch.bmm(x, mix.down.narrow(1, 0, columns).to(dtype))
         if mix.gate is not None:
-            z = z * mix.gate[:, 0].transpose(0, 1).to(dtype)
-        y = torch.baddbmm(y, z, mix.up[:, :columns].to(dtype).mT)
+            z = z * mix.gate.squeeze(1).transpose(0, 1).to(dtype)
+        y = torch.baddbmm(y, z, mix.up.narrow(1, 0, columns).to(dtype).mT)
     return y
 
 

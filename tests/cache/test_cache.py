@@ -40,6 +40,67 @@ def test_crop_then_continue_equals_never_having_gone_on(layer: AttentionLayer, l
 
 
 @pytest.mark.parametrize("window", [9, 64])
+@pytest.mark.parametrize("between", [0, 2])
+def test_crops_add_up(window: int, between: int) -> None:
+    layer = build_layer(HyperConfig(WIDTH, 2, max_lag=window, qk_dim=8), layer_idx=0, dtype=torch.float64)
+    layer.requires_grad_(False)
+    x, detour, new = tokens(90), tokens(between), tokens(1)
+    cache = HyperCache(max_crop=6)
+    layer(x, cache=cache)
+    cache.crop(-3)
+    for step in range(between):
+        layer(detour[:, step : step + 1], cache=cache)
+    with pytest.raises(ValueError, match=f"only the last {3 + between} can be"):
+        cache.crop(-4 - between)
+    cache.crop(-3 - between)
+    expected = layer(torch.cat((x[:, :84], new), dim=1))[:, -1:]
+    torch.testing.assert_close(layer(new, cache=cache), expected, atol=1e-12, rtol=0)
+
+
+def test_crop_by_row_after_the_window_has_wrapped_twice(layer: AttentionLayer) -> None:
+    x, following = tokens(30, batch=2), tokens(12, batch=2)
+    cache = HyperCache(max_crop=8)
+    layer(x, cache=cache)
+    cache.crop(torch.tensor([25, 28]))
+    for step in range(12):
+        layer(following[:, step : step + 1], cache=cache)
+    cache.crop(torch.tensor([35, 40]))
+    new = tokens(1, batch=2)
+    steps = layer(new, cache=cache)
+    for row, (kept, added) in enumerate([(25, 10), (28, 12)]):
+        parts = (x[row : row + 1, :kept], following[row : row + 1, :added], new[row : row + 1])
+        torch.testing.assert_close(steps[row : row + 1], layer(torch.cat(parts, dim=1))[:, -1:], atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("length", [6, 100])
+def test_crop_to_nothing_starts_again(layer: AttentionLayer, length: int) -> None:
+    cache = HyperCache(max_crop=4)
+    layer(tokens(length), torch.arange(length).expand(3, length) > 2, cache=cache)
+    cache.crop(0)
+    x = tokens(12)
+    again = torch.cat([layer(part, cache=cache) for part in x.split([3, 1, 8], dim=1)], dim=1)
+    torch.testing.assert_close(again, layer(x), atol=1e-12, rtol=0)
+
+
+def test_a_saved_ring_goes_on_in_a_cache_of_other_options(layer: AttentionLayer) -> None:
+    x, following = tokens(30), tokens(20)
+    for saved, loaded in ((4, 0), (0, 4), (0, 200)):
+        cache, again = HyperCache(max_crop=saved), HyperCache(max_crop=loaded)
+        layer(x, cache=cache)
+        again.load_state_dict(cache.state_dict(), {0: CacheSpec.of(layer.config)})
+        steps = torch.cat([layer(token, cache=again) for token in following.split(1, dim=1)], dim=1)
+        torch.testing.assert_close(steps, layer(torch.cat((x, following), dim=1))[:, 30:], atol=1e-12, rtol=0)
+
+
+def test_a_cache_filled_in_inference_mode_goes_on_outside(layer: AttentionLayer) -> None:
+    x, cache = tokens(14), HyperCache()
+    with torch.inference_mode():
+        layer(x[:, :12], cache=cache)
+    last = torch.cat([layer(token, cache=cache) for token in x[:, 12:].split(1, dim=1)], dim=1)
+    torch.testing.assert_close(last, layer(x)[:, 12:], atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("window", [9, 64])
 def test_crop_by_row_continues_prompts_padded_on_the_right(window: int) -> None:
     layer = build_layer(HyperConfig(WIDTH, 2, max_lag=window, qk_dim=8), layer_idx=0, dtype=torch.float64)
     layer.requires_grad_(False)
@@ -106,6 +167,13 @@ def test_state_dict_round_trip(layer: AttentionLayer) -> None:
 def test_reset_forgets(layer: AttentionLayer) -> None:
     cache, x = HyperCache(), tokens(6)
     layer(tokens(8), torch.arange(8).expand(3, 8) > 2, cache=cache)
+    cache.reset()
+    torch.testing.assert_close(layer(x, cache=cache), layer(x))
+
+
+def test_reset_takes_another_batch(layer: AttentionLayer) -> None:
+    cache, x = HyperCache(), tokens(6, batch=2)
+    layer(tokens(8, batch=3), cache=cache)
     cache.reset()
     torch.testing.assert_close(layer(x, cache=cache), layer(x))
 

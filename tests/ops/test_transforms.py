@@ -63,7 +63,7 @@ def test_hessian(backend):
 def test_double_backward_through_chunked_is_a_clear_error():
     x = CASE.tensors["q"].clone().requires_grad_()
     (grad,) = torch.autograd.grad(loss("chunked")(x), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="backend=.reference."):
+    with pytest.raises(RuntimeError, match=r"backend=.reference."):
         grad.square().sum().backward()
 
 

@@ -60,7 +60,7 @@ def train(
     hidden_size: HiddenSize = 128,
     layers: Layers = 3,
     batch_size: BatchSize = 16,
-    lr: LearningRate = 2e-3,
+    lr: LearningRate = 8e-3,
     max_lag: Annotated[
         int | None, typer.Option(help="Lags a layer reaches back over. Default: seq-len for hyper mixers.")
     ] = None,
@@ -116,7 +116,7 @@ def demo(
     hidden_size: HiddenSize = 128,
     layers: Layers = 3,
     batch_size: BatchSize = 16,
-    lr: LearningRate = 2e-3,
+    lr: LearningRate = 8e-3,
     device: Device = "auto",
     dtype: Dtype = "float32",
     backend: BackendOption = "auto",

@@ -149,6 +149,8 @@ class HyperConfig:
             raise ValueError(f"rope turns pairs of channels: the score width {self.qk_width} must be even")
         if self.layout == "lag" and not self.causal:
             raise ValueError("layout='lag' needs causal=True: use layout='position' for bidirectional layers")
+        if self.mixer in ("relu", "softmax") and self.causal and self.layout == "position":
+            raise ValueError(f"mixer={self.mixer!r} has no tables to index by position: leave layout out")
         if self.mixer in ("relu", "softmax") and (self.routing_mix or self.readout_mix):
             raise ValueError(f"mixer={self.mixer!r} has no sequence mixing: use 'hypermlp' or 'hyperglu'")
         if self.mixer == "softmax" and not self.norm:

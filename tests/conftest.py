@@ -9,6 +9,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils import _device
+
+# remembered by PyTorch on first use: it must be the true functions that it remembers
+_device._device_constructors()
 
 
 def _poisoned(make: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -148,14 +148,14 @@ def error(actual: Tensor, expected: Tensor) -> float:
     """Largest difference; infinite where either is not a number."""
     assert actual.shape == expected.shape, f"shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
     difference = (actual.double() - expected.double()).abs().nan_to_num(float("inf"))
-    return float(difference.max()) if difference.numel() else 0.0
+    return float(difference.detach().max()) if difference.numel() else 0.0
 
 
 def assert_close(actual: dict[str, Tensor], expected: dict[str, Tensor], rtol: float = 1e-9) -> None:
     """Equal up to ``rtol`` times the largest entry (or 1): for two computations in float64."""
     assert actual.keys() == expected.keys()
     for name, x in actual.items():
-        bound = rtol * max(1.0, float(expected[name].abs().max()) if x.numel() else 0.0)
+        bound = rtol * max(1.0, float(expected[name].detach().abs().max()) if x.numel() else 0.0)
         assert error(x, expected[name]) <= bound, f"{name}: {error(x, expected[name]):.2e} > {bound:.2e}"
 
 
@@ -163,8 +163,8 @@ def assert_close_to_reference(case: Case, run: Callable[[Case], Tensor], **kwarg
     """The error of ``run`` is at most twice what the plain equations make in the same precision.
 
     Both are judged against the reference in float64 on the same inputs. To twice the yardstick come
-    one rounding of the result and what one float32 rounding of the inputs does to it, which bounds
-    what may be asked where the problem is ill-conditioned. In float64 the comparison is direct.
+    one rounding of the result and what a float32 rounding of the inputs does to it, at worst of a few
+    draws: where a row nearly cancels no path can do better. In float64 the comparison is direct.
     """
 
     def reference(case: Case, compute_dtype: torch.dtype) -> Tensor:
@@ -185,10 +185,17 @@ def assert_close_to_reference(case: Case, run: Callable[[Case], Tensor], **kwarg
         return
     yardstick = evaluate(case, lambda c: reference(c, dtype), weight).named()
     step = torch.finfo(torch.float32).eps
-    moved = wide.map(lambda x: x * (1 + step * (2 * torch.rand_like(x) - 1)))
-    sensitivity = evaluate(moved, lambda c: reference(c, torch.float64), weight.double()).named()
+    moved = [
+        evaluate(
+            wide.map(lambda x: x * (1 + step * (2 * torch.rand_like(x) - 1))),
+            lambda c: reference(c, torch.float64),
+            weight.double(),
+        ).named()
+        for _ in range(4)
+    ]
     for name, x in actual.items():
-        rounding = torch.finfo(x.dtype).eps * float(truth[name].abs().max()) + error(sensitivity[name], truth[name])
+        rounding = torch.finfo(x.dtype).eps * float(truth[name].abs().max())
+        rounding += max(error(draw[name], truth[name]) for draw in moved)
         allowed, made = 2 * error(yardstick[name], truth[name]) + rounding, error(x, truth[name])
         assert made <= allowed, f"{name}: error {made:.2e} > {allowed:.2e}"
 

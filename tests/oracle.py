@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,7 +19,7 @@ def oracle(case: Case, attention_mask: Tensor | None = None, cu_seqlens: Tensor 
     bounds = [0, length] if cu_seqlens is None else cu_seqlens.tolist()
     rows = [[v[b, 0] * 0] * length for b in range(batch)]
     for b in range(batch):
-        for lo, hi in zip(bounds[:-1], bounds[1:], strict=True):
+        for lo, hi in itertools.pairwise(bounds):
             for i in range(lo, hi):
                 if valid[b, i]:
                     heads = [_one_row(case, valid, b, i, h, lo, hi) for h in range(num_heads)]

@@ -97,6 +97,7 @@ def test_softmax_has_no_mixing() -> None:
         ({"hidden_size": 64.0}, ValueError, "hidden_size must be a positive integer, got 64.0"),
         ({"num_heads": True}, ValueError, "num_heads must be a positive integer, got True"),
         ({"mixer": "linear"}, ValueError, "mixer must be one of .* got 'linear'"),
+        ({"mixer": "relu", "layout": "position"}, ValueError, "no tables to index by position"),
         ({"qk_dim": -4}, ValueError, "qk_dim must be a positive integer, got -4"),
         ({"qk_dim": 18}, ValueError, "qk_dim=18 does not divide into 4 score maps .* multiple of 4"),
         ({"qk_dim": 2, "mixer": "softmax", "num_heads": 4}, ValueError, "qk_dim=2 does not divide into 4"),

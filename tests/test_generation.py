@@ -124,16 +124,27 @@ def test_a_model_without_windows_starts_again_from_half_its_context():
         assert tokens[end] == model(tokens[None, 5:end])[0, -1].argmax()
 
 
+def end_of(sequence, tokens, start):
+    """One past the first place at or after ``start`` where ``sequence`` ends."""
+    ends = range(start + len(sequence), len(tokens) + 1)
+    return next(end for end in ends if tokens[end - len(sequence) : end].tolist() == sequence)
+
+
 def test_stop_sequences_end_rows_one_by_one(model):
-    free = generate(model, encode("ab").repeat(2, 1), 30, seed=5)
-    stop = [free[0, 10:12].tolist()]
-    tokens = generate(model, encode("ab").repeat(2, 1), 30, seed=5, stop=stop, pad_token_id=255)
-    assert torch.equal(tokens[0, :12], free[0, :12])
-    assert (tokens[0, 12:] == 255).all()
-    only = generate(
-        model, encode("ab"), 30, temperature=0, stop=[generate(model, encode("ab"), 4, temperature=0)[0, 3:5]]
-    )
-    assert only.shape[1] == 5
+    prompts = encode("ab").repeat(2, 1)
+    free = generate(model, prompts, 30, seed=5)
+    stop = free[0, 10:12].tolist()
+    end = end_of(stop, free[0], 2)
+    tokens = generate(model, prompts, 30, seed=5, stop=[stop], pad_token_id=255)
+    assert torch.equal(tokens[0, :end], free[0, :end])
+    assert (tokens[0, end:] == 255).all()
+
+
+def test_generation_ends_when_every_row_has(model):
+    free = generate(model, encode("ab"), 30, seed=5)[0]
+    stop = free[10:12].tolist()
+    tokens = generate(model, encode("ab"), 30, seed=5, stop=[stop])
+    assert tokens.shape[1] == end_of(stop, free, 2)
     with pytest.raises(ValueError, match="stop"):
         generate(model, encode("a"), 3, stop=[[]])
 

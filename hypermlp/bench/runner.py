@@ -56,6 +56,8 @@ def run(providers: Sequence[Provider], settings: Settings, log: Log = print) -> 
         verdict each) and ``rows``, one for each provider, length and mode. A row that was not
         measured has ``skipped``, which says why.
     """
+    # before measuring: the checkout may move on meanwhile
+    environment = describe(settings.case.device)
     with threads(settings.threads):
         torch.manual_seed(settings.seed)
         verdicts = [gate.check(provider, settings.case) for provider in providers]
@@ -72,7 +74,7 @@ def run(providers: Sequence[Provider], settings: Settings, log: Log = print) -> 
         "schema": SCHEMA,
         "benchmark": "attention",
         "settings": plain(settings),
-        "environment": describe(settings.case.device),
+        "environment": environment,
         "providers": {provider.name: provider.description for provider in providers},
         "gate": [asdict(verdict) for verdict in verdicts],
         "rows": rows,

@@ -15,9 +15,6 @@ from hypermlp.config import HyperConfig
 from hypermlp.layers.block import TransformerBlock
 from hypermlp.ops.attention import Backend
 
-# standard deviation of the embedding, as in GPT-2: with a tied head the first logits are near zero
-_EMBEDDING_STD = 0.02
-
 
 @dataclass(frozen=True)
 class LanguageModelConfig:
@@ -121,14 +118,20 @@ class LanguageModel(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Start afresh; the blocks say their own start."""
-        nn.init.normal_(self.embedding.weight, std=_EMBEDDING_STD)
+        """Start afresh; the blocks say their own start.
+
+        Embedding and head are ``N(0, 1 / hidden_size)``. The forward multiplies embeddings by
+        ``sqrt(hidden_size)`` (Vaswani et al., arXiv 1706.03762, section 3.4), so that a token enters
+        the residual stream with unit variance and is not drowned by the first block.
+        """
+        std = self.config.hidden_size**-0.5
+        nn.init.normal_(self.embedding.weight, std=std)
         for block in self.blocks:
             assert isinstance(block, TransformerBlock)
             block.reset_parameters()
         self.norm.reset_parameters()
         if self.head is not None:
-            nn.init.normal_(self.head.weight, std=_EMBEDDING_STD)
+            nn.init.normal_(self.head.weight, std=std)
 
     def forward(
         self,
@@ -153,7 +156,7 @@ class LanguageModel(nn.Module):
             raise ValueError(
                 f"input_ids must be int64 or int32 [batch, length], got {input_ids.dtype} {tuple(input_ids.shape)}"
             )
-        hidden_states = self.embedding(input_ids)
+        hidden_states = self.embedding(input_ids) * self.config.hidden_size**0.5
         for block in self.blocks:
             hidden_states = block(hidden_states, attention_mask, cu_seqlens=cu_seqlens, cache=cache)
         weight = self.embedding.weight if self.head is None else self.head.weight

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Literal, get_args
 
@@ -105,7 +106,7 @@ def hyper_attention(
         )
 
     if _choose(backend, q.device.type) == "reference":
-        with torch.autocast(q.device.type, enabled=False):
+        with _without_autocast(q.device.type):
             o = hyper_attention_reference(
                 q, k, v, routing_mix, readout_mix,
                 selection=selection, norm=norm, eps=eps, causal=causal, layout=indexing, max_lag=max_lag,
@@ -115,7 +116,7 @@ def hyper_attention(
         o = chunked_forward(
             q, k, v, *routing_mix[:4], *readout_mix[:4], attention_mask, cu_seqlens,
             routing_mix.identity, readout_mix.identity, selection, norm, eps, causal, indexing, max_lag,
-        )[0]  # fmt: skip
+        )[0].to(q.dtype)  # fmt: skip
     return zero_padded(o, attention_mask)
 
 
@@ -134,13 +135,20 @@ def _autocast(
 ) -> tuple[Tensor, Tensor, Tensor, SequenceMix, SequenceMix]:
     """Inside an autocast region, the streams in its dtype; the tables keep their own precision."""
     device_type = q.device.type
-    if not torch.is_autocast_enabled(device_type):
+    # asking whether autocast is on is an error on devices that have none, such as meta
+    if not torch.amp.is_autocast_available(device_type) or not torch.is_autocast_enabled(device_type):
         return q, k, v, routing_mix, readout_mix
     q, k, v = (cast_for_autocast(x, device_type) for x in (q, k, v))
     routing_mix, readout_mix = (
         mix._replace(gate=cast_for_autocast(mix.gate, device_type)) for mix in (routing_mix, readout_mix)
     )
     return q, k, v, routing_mix, readout_mix
+
+
+def _without_autocast(device_type: str) -> AbstractContextManager[object]:
+    if not torch.amp.is_autocast_available(device_type):
+        return nullcontext()
+    return torch.autocast(device_type, enabled=False)
 
 
 def _choose(backend: str, device_type: str) -> str:

@@ -13,10 +13,10 @@ from typer.testing import CliRunner
 from hypermlp import HyperGLU
 from hypermlp.bench import command, gate, report, runner
 from hypermlp.bench.measure import MODES, Contestant, extra_peak_bytes, interleaved
-from hypermlp.bench.providers import ATTENTION_PROVIDERS, Case, Provider, count_parameters, matched_width
+from hypermlp.bench.providers import ATTENTION_PROVIDERS, Case, Provider, count_parameters
 from hypermlp.bench.runner import Settings, passed, run
 
-CASE = Case(length=1, hidden_size=16)
+CASE = Case(length=1, hidden_size=64)
 SETTINGS = Settings(lengths=(8, 24), case=CASE, repeats=2, seconds=60.0)
 BY_NAME = {provider.name: provider for provider in ATTENTION_PROVIDERS}
 ROW_KEYS = {
@@ -182,12 +182,11 @@ def test_a_call_leaves_no_gradient_behind() -> None:
     torch.testing.assert_close(layer.q_proj.weight.grad, once)
 
 
-def test_widened_softmax_has_the_parameters_of_hyperglu() -> None:
-    for length in (64, 512, 4096):
-        case = Case(length, hidden_size=64)
-        ours, wide = (count_parameters(BY_NAME[name].build(case)) for name in ("hyperglu-chunked", "softmax-wide"))
-        assert abs(wide / ours - 1) < 0.01
-    assert matched_width(4 * 64 * 64, 64, 2) == 64
+@pytest.mark.parametrize("length", [512, 8192])
+def test_widened_softmax_has_the_parameters_of_hyperglu(length: int) -> None:
+    case = Case(length, hidden_size=256, device="meta")
+    ours, wide = (count_parameters(BY_NAME[name].build(case)) for name in ("hyperglu-chunked", "softmax-wide"))
+    assert abs(wide / ours - 1) < 0.002
 
 
 def test_report_schema() -> None:
@@ -235,7 +234,7 @@ def test_threads_are_restored() -> None:
 
 def test_command_writes_json_and_picture(tmp_path) -> None:
     out = tmp_path / "new" / "result.json"
-    arguments = ["attention", "--lengths", "8,16", "--hidden-size", "16", "--repeats", "1", "--out", str(out)]
+    arguments = ["attention", "--lengths", "8,16", "--hidden-size", "64", "--repeats", "1", "--out", str(out)]
     done = CliRunner().invoke(command.app, arguments)
     assert done.exit_code == 0, done.output
     assert json.loads(out.read_text())["settings"]["lengths"] == [8, 16]
@@ -245,7 +244,7 @@ def test_command_writes_json_and_picture(tmp_path) -> None:
 
 def test_command_fails_on_a_failed_gate(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "ATTENTION_PROVIDERS", (broken(SeesTheFuture), BY_NAME["softmax"]))
-    arguments = ["attention", "--lengths", "8", "--hidden-size", "16", "--repeats", "1"]
+    arguments = ["attention", "--lengths", "8", "--hidden-size", "64", "--repeats", "1"]
     done = CliRunner().invoke(command.app, [*arguments, "--out", str(tmp_path / "result.json")])
     assert done.exit_code == 1
     assert "FAILED" in done.output

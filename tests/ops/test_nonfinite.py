@@ -35,10 +35,7 @@ def test_earlier_rows_and_other_batch_rows_are_unaffected(backend, stream, value
     changed, bad, others = compare(case, stream, value, backend)
     assert not changed[:AT].any()
     assert not others.any()
-    if stream in ("k", "v"):
-        expected = torch.arange(LENGTH) >= AT
-    else:
-        expected = torch.arange(LENGTH) == AT
+    expected = torch.arange(LENGTH) >= AT if stream in ("k", "v") else torch.arange(LENGTH) == AT
     if value != value or stream == "v":
         assert torch.equal(bad, expected), "a row that sees the NaN must say so"
     else:
@@ -97,7 +94,9 @@ def test_in_a_masked_token_it_reaches_nothing(backend, stream, value):
     mask = torch.ones(2, LENGTH, dtype=torch.bool)
     mask[0, AT] = False
     changed, bad, others = compare(case, stream, value, backend, attention_mask=mask)
-    assert not (changed.any() or bad.any() or others.any())
+    assert not (changed.any())
+    assert not (bad.any())
+    assert not (others.any())
     clean = gradients(case, backend, attention_mask=mask)
     marked = gradients(with_bad(case, stream, value), backend, attention_mask=mask)
     assert all(torch.equal(clean[name], marked[name]) for name in clean)

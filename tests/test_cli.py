@@ -4,12 +4,11 @@ import sys
 
 import pytest
 import torch
+from typer import testing as typer_testing
 
 from hypermlp import cli
 from hypermlp.training import Trainer
 from hypermlp.training.checkpoint import load_model
-
-typer_testing = pytest.importorskip("typer.testing")
 
 TINY = ["--hidden-size", "16", "--layers", "1", "--seq-len", "32", "--batch-size", "2", "--device", "cpu"]
 

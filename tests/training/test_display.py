@@ -1,8 +1,6 @@
 import io
 
 import pytest
-
-pytest.importorskip("rich")
 from rich.console import Console
 
 from hypermlp.training.display import TrainingDisplay

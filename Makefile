@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STEPS ?=
 DATA ?=
 
-.PHONY: demo test test-all lint format bench docs clean
+.PHONY: demo test test-all lint format bench docs pictures clean
 
 demo: $(VENV)/.test
 	$(BIN)/hypermlp demo $(if $(STEPS),--steps $(STEPS)) $(if $(DATA),--data "$(DATA)")
@@ -26,10 +26,13 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.test
-	$(BIN)/hypermlp bench attention
+	$(BIN)/hypermlp bench attention --out benchmarks/results/attention-cpu.json --plot docs/pictures/attention-cpu.png
 
 docs: $(VENV)/.docs
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+pictures: $(VENV)/.test
+	$(BIN)/python docs/pictures/lag_layout.py
 
 clean:
 	rm -rf $(VENV) build dist site

@@ -1,5 +1,6 @@
 """HyperMLP and HyperGLU: drop-in attention layers for PyTorch (Lu & Yang, arXiv 2602.12601)."""
 
+from hypermlp.cache import HyperCache
 from hypermlp.config import HyperConfig, MixConfig
 from hypermlp.layers import HyperGLU, HyperMLP, ReLUAttention, SoftmaxAttention, build_layer
 from hypermlp.ops import SequenceMix, hyper_attention
@@ -7,6 +8,7 @@ from hypermlp.ops import SequenceMix, hyper_attention
 __version__ = "0.1.0"
 
 __all__ = [
+    "HyperCache",
     "HyperConfig",
     "HyperGLU",
     "HyperMLP",

@@ -28,8 +28,10 @@ class MixConfig:
     identity: bool = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.rank, int) or isinstance(self.rank, bool) or self.rank < 0:
-            raise ValueError(f"rank must be an integer >= 0, got {self.rank!r}")
+        _check_natural("rank", self.rank)
+        for name in ("diag", "identity"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
         if not (self.rank or self.diag or self.identity):
             raise ValueError("a mixing without rank, diag and identity maps everything to zero: switch one on")
 
@@ -99,8 +101,10 @@ class HyperConfig:
         self._check_choice("mixer", self.mixer, get_args(Mixer))
         for name in ("hidden_size", "num_heads"):
             self._check_positive(name, getattr(self, name))
+        _check_natural("mix_rank", self.mix_rank)
         hyper = self.mixer in ("hyperglu", "hypermlp")
-        self._default("qk_dim", max(1, self.hidden_size // 4) if hyper else self.hidden_size)
+        maps = self.num_maps * self.num_heads
+        self._default("qk_dim", quarter(self.hidden_size, maps) if hyper else self.hidden_size)
         self._default("v_dim", self.hidden_size)
         self._default("conv_size", 4 if hyper else 0)
         self._default("max_lag", 2048 if hyper else None)
@@ -113,6 +117,8 @@ class HyperConfig:
                 object.__setattr__(self, name, MixConfig(rank=self.mix_rank))
             elif isinstance(mix, Mapping):
                 object.__setattr__(self, name, MixConfig(**mix))
+            elif mix is not False and not isinstance(mix, MixConfig):
+                raise TypeError(f"{name} must be True, False or a MixConfig, got {mix!r}")
         self._check()
 
     def _check(self) -> None:
@@ -123,12 +129,14 @@ class HyperConfig:
             self._check_positive(name, getattr(self, name))
         if self.max_lag is not None:
             self._check_positive("max_lag", self.max_lag)
-        for name in ("mix_rank", "conv_size"):
+        _check_natural("conv_size", self.conv_size)
+        for name in ("causal", "q_gate", "output_gate", "norm", "rope", "bias"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        for name in ("eps", "rope_theta"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 0:
-                raise ValueError(f"{name} must be an integer >= 0, got {value!r}")
-        if self.eps <= 0:
-            raise ValueError(f"eps must be positive, got {self.eps!r}")
+            if not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+                raise ValueError(f"{name} must be positive and finite, got {value!r}")
         maps = self.num_maps * self.num_heads
         if self.qk_width * maps != self.qk_dim:
             raise ValueError(
@@ -175,7 +183,7 @@ class HyperConfig:
             hidden_size: width of the model.
             options: other fields, which win over what the label says.
         """
-        match = _LABEL.fullmatch(label)
+        match = _LABEL.fullmatch(label) if isinstance(label, str) else None
         if match is None:
             raise ValueError(
                 f"label {label!r} is not Base-Feat-Rank-TmixLayout: "
@@ -184,11 +192,13 @@ class HyperConfig:
         base, feat, rank, tmix, by_lag = match.groups(default="")
         if base == "S" and tmix:
             raise ValueError(f"label {label!r}: softmax has no sequence mixing")
+        heads = options.get("num_heads", cls.num_heads)
+        maps = 2 * heads if base == "G" else heads
         mixer = {"S": "softmax", "R": "hypermlp" if tmix else "relu", "G": "hyperglu"}[base]
         fields: dict[str, Any] = {
             "mixer": mixer,
-            "qk_dim": max(1, hidden_size // 4) if rank == "q" else hidden_size,
-            "v_dim": max(1, hidden_size // 4) if rank == "v" else hidden_size,
+            "qk_dim": hidden_size if rank != "q" else quarter(hidden_size, maps),
+            "v_dim": hidden_size if rank != "v" else quarter(hidden_size, heads),
             "conv_size": 4 if "c" in feat else 0,
             "q_gate": "g" in feat,
             "output_gate": "g" in feat,
@@ -217,6 +227,16 @@ class HyperConfig:
     def _check_positive(name: str, value: object) -> None:
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name} must be a positive integer, got {value!r}")
+
+
+def quarter(width: int, parts: int) -> int:
+    """A quarter of ``width``, rounded down to a multiple of ``parts`` and at least that."""
+    return parts * max(1, width // (4 * parts))
+
+
+def _check_natural(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"{name} must be an integer >= 0, got {value!r}")
 
 
 _LABEL = re.compile(r"([SRG])(?:-(?=[pcg])(p?c?g?))?(?:-([qv]))?(?:-(12|1|2)(o?))?!?")

@@ -9,12 +9,15 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from hypermlp.cache import CacheSpec, HyperCache, LayerCache, StaticLayerCache
 from hypermlp.config import HyperConfig
 from hypermlp.layers.feature_mixing import Gate, init_projection
 from hypermlp.layers.rotary import rotate
 from hypermlp.layers.short_conv import ShortConv
+from hypermlp.ops.attention import Backend
 from hypermlp.ops.checks import check_attention_mask, check_cu_seqlens
-from hypermlp.ops.varlen import zero_padded
+from hypermlp.ops.decode import Columns, Past
+from hypermlp.ops.varlen import unpacked, zero_padded
 
 
 class Part(Protocol):
@@ -34,12 +37,13 @@ class AttentionLayer(nn.Module, ABC):
         self,
         config: HyperConfig,
         *,
+        backend: Backend,
         layer_idx: int | None,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
     ) -> None:
         super().__init__()
-        self.config, self.layer_idx = config, layer_idx
+        self.config, self.backend, self.layer_idx = config, backend, layer_idx
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         hidden, qk_dim, v_dim = config.hidden_size, config.qk_dim, config.v_dim
         self.q_proj = nn.Linear(hidden, qk_dim, bias=config.bias, **factory)
@@ -75,14 +79,18 @@ class AttentionLayer(nn.Module, ABC):
         attention_mask: Tensor | None = None,
         *,
         cu_seqlens: Tensor | None = None,
+        cache: HyperCache | None = None,
     ) -> Tensor:
-        """One attention layer over a batch.
+        """One attention layer over a batch, or over the tokens that follow a cache.
 
         Args:
             hidden_states: ``[B, T, hidden_size]``.
             attention_mask: bool or integer ``[B, T]``, 1 for a valid token. Padded tokens, left,
                 right or inside, are as if they did not exist, and get zeros.
-            cu_seqlens: bounds of packed sequences, int32 or int64 ``[N + 1]``, with ``B = 1``.
+            cu_seqlens: bounds of packed sequences, int32 or int64 ``[N + 1]``, with ``B = 1``. With a
+                cache they must come first, and are its ``N`` rows from then on.
+            cache: earlier tokens, which these follow and are added to; inference only. The mask
+                then counts the new tokens, or all of them.
 
         Returns:
             ``[B, T, hidden_size]``.
@@ -90,6 +98,8 @@ class AttentionLayer(nn.Module, ABC):
         self._check_input(hidden_states)
         if cu_seqlens is not None:
             check_cu_seqlens(cu_seqlens, hidden_states)
+        if cache is not None:
+            return self._forward_cached(hidden_states, attention_mask, cu_seqlens, cache)
         if attention_mask is not None:
             attention_mask = check_attention_mask(attention_mask, hidden_states)
         x = zero_padded(hidden_states, attention_mask)
@@ -98,16 +108,60 @@ class AttentionLayer(nn.Module, ABC):
         o = self.attend(x, q, k, v, attention_mask, cu_seqlens)
         return zero_padded(self.output(x, o), attention_mask)
 
-    def queries(self, x: Tensor) -> Tensor:
+    def _forward_cached(
+        self, hidden_states: Tensor, attention_mask: Tensor | None, cu_seqlens: Tensor | None, cache: HyperCache
+    ) -> Tensor:
+        state = cache.layer(self.layer_idx, CacheSpec.of(self.config))
+        if cu_seqlens is not None and not state.empty:
+            raise ValueError("cu_seqlens is for the first call of a cache: later tokens come as a batch of its rows")
+        valid = self._new_tokens_mask(attention_mask, hidden_states, state)
+        x = zero_padded(hidden_states, valid)
+        q = self.queries(x, state.offset)
+        state.check(q)
+        k, v = self.keys_values(x, cu_seqlens, past=state.inputs(x), offset=state.offset)
+        # a hidden token's keys and values still hold what its convolutions saw of earlier ones
+        k, v = zero_padded(k, valid), zero_padded(v, valid)
+        if state.empty:
+            o = self.attend(x, q, k, v, valid, cu_seqlens)
+            state.append(*unpacked(k, v, x, valid, cu_seqlens))
+        elif x.shape[1] == 1:
+            o = self.attend_step(x, q, *state.step(k, v, x, valid))
+        else:
+            o = self.attend_block(x, q, state.extended(k, v, valid))
+            state.append(k, v, x, valid)
+        return zero_padded(self.output(x, o), valid)
+
+    @staticmethod
+    def _new_tokens_mask(
+        attention_mask: Tensor | None, x: Tensor, state: LayerCache | StaticLayerCache
+    ) -> Tensor | None:
+        """The mask of the new tokens, bool ``[B, T]``; None where all are valid."""
+        if attention_mask is None:
+            return None
+        new_tokens = x.shape[1]
+        if attention_mask.ndim == 2 and attention_mask.shape[1] != new_tokens:
+            if attention_mask.shape[1] != state.length + new_tokens:
+                raise ValueError(
+                    f"attention_mask must count the {new_tokens} new tokens or all {state.length + new_tokens}, "
+                    f"got {attention_mask.shape[1]}"
+                )
+            attention_mask = attention_mask[:, -new_tokens:]
+        valid = check_attention_mask(attention_mask, x)
+        readable = valid.device.type == "cpu" and not torch.compiler.is_compiling()
+        return None if readable and bool(valid.all()) else valid
+
+    def queries(self, x: Tensor, offset: int | Tensor = 0) -> Tensor:
         """``(x Wq) * phi(x Wm1 + b)``, ``[B, T, S*H, K]``; the rotation comes before the gate."""
-        q = self._rotated(self._heads(self.q_proj(x), self.config.qk_width))
+        q = self._rotated(self._heads(self.q_proj(x), self.config.qk_width), offset)
         return q if self.q_gate is None else q * self._heads(self.q_gate(x), self.config.qk_width)
 
-    def keys_values(self, x: Tensor, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:
+    def keys_values(
+        self, x: Tensor, cu_seqlens: Tensor | None, past: Tensor | None = None, offset: int | Tensor = 0
+    ) -> tuple[Tensor, Tensor]:
         """``conv(x) Wk`` ``[B, T, S*H, K]`` and ``conv'(x) Wv`` ``[B, T, H, V]``."""
-        k = self.k_proj(x if self.k_conv is None else self.k_conv(x, cu_seqlens))
-        v = self.v_proj(x if self.v_conv is None else self.v_conv(x, cu_seqlens))
-        return self._rotated(self._heads(k, self.config.qk_width)), self._heads(v, self.config.v_width)
+        k = self.k_proj(x if self.k_conv is None else self.k_conv(x, cu_seqlens, past))
+        v = self.v_proj(x if self.v_conv is None else self.v_conv(x, cu_seqlens, past))
+        return self._rotated(self._heads(k, self.config.qk_width), offset), self._heads(v, self.config.v_width)
 
     def output(self, x: Tensor, o: Tensor) -> Tensor:
         """``(o * phi(x Wm2 + b)) Wo``, ``[B, T, hidden_size]``."""
@@ -121,11 +175,19 @@ class AttentionLayer(nn.Module, ABC):
     ) -> Tensor:
         """What each head reads, ``[B, T, H, V]``."""
 
+    @abstractmethod
+    def attend_step(self, x: Tensor, q: Tensor, past: Past, columns: Columns | None) -> Tensor:
+        """What the newest token, alone, reads from all that ``past`` holds, ``[B, 1, H, V]``."""
+
+    @abstractmethod
+    def attend_block(self, x: Tensor, q: Tensor, past: Past) -> Tensor:
+        """What a block of the newest tokens reads from all that ``past`` holds, ``[B, m, H, V]``."""
+
     def _heads(self, x: Tensor, width: int) -> Tensor:
         return rearrange(x, "b t (h w) -> b t h w", w=width)
 
-    def _rotated(self, x: Tensor) -> Tensor:
-        return rotate(x, self.config.rope_theta) if self.config.rope else x
+    def _rotated(self, x: Tensor, offset: int | Tensor) -> Tensor:
+        return rotate(x, self.config.rope_theta, offset) if self.config.rope else x
 
     def _check_input(self, hidden_states: Tensor) -> None:
         if not isinstance(hidden_states, Tensor):

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from hypermlp.config import ConvInit, GateActivation, HyperConfig, Mixer
 from hypermlp.layers.base import AttentionLayer
-from hypermlp.ops import hyper_attention
+from hypermlp.layers.operator_layer import OperatorLayer
 from hypermlp.ops.attention import Backend
+from hypermlp.ops.decode import Columns, Past, joined
 from hypermlp.ops.varlen import key_spans
 
 
@@ -71,8 +72,7 @@ class SoftmaxAttention(AttentionLayer):
             "norm": norm, "eps": eps, "rope": rope, "rope_theta": rope_theta, "bias": bias, "conv_init": conv_init,
         }  # fmt: skip
         config = HyperConfig(hidden_size, num_heads, self.mixer, **options)
-        super().__init__(config, layer_idx=layer_idx, device=device, dtype=dtype)
-        self.backend = backend
+        super().__init__(config, backend=backend, layer_idx=layer_idx, device=device, dtype=dtype)
         self.reset_parameters()
 
     def attend(
@@ -84,6 +84,20 @@ class SoftmaxAttention(AttentionLayer):
         q, k, v = (y.transpose(1, 2) for y in (q, k, v))
         o = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=plain and causal)
         return o.transpose(1, 2)
+
+    def attend_step(self, x: Tensor, q: Tensor, past: Past, columns: Columns | None) -> Tensor:
+        if columns is not None:
+            past = past._replace(valid=columns.readable)
+        return self._read(q, past, None if past.valid is None else past.valid[:, None, None])
+
+    def attend_block(self, x: Tensor, q: Tensor, past: Past) -> Tensor:
+        count = sum(keys.shape[2] for keys in past.keys)
+        return self._read(q, past, self._visible(count, past.valid, None, x.device)[:, :, count - q.shape[1] :])
+
+    @staticmethod
+    def _read(q: Tensor, past: Past, visible: Tensor | None) -> Tensor:
+        keys, values = joined(past.keys), joined(past.values)
+        return F.scaled_dot_product_attention(q.transpose(1, 2), keys, values, attn_mask=visible).transpose(1, 2)
 
     def _visible(
         self, length: int, attention_mask: Tensor | None, cu_seqlens: Tensor | None, device: torch.device
@@ -99,19 +113,10 @@ class SoftmaxAttention(AttentionLayer):
         return visible | torch.eye(length, dtype=torch.bool, device=device)
 
 
-class ReLUAttention(SoftmaxAttention):
+class ReLUAttention(OperatorLayer, SoftmaxAttention):
     """ReLU attention with L2 normalisation: HyperMLP without sequence mixing.
 
     Arguments of :class:`SoftmaxAttention`; ``norm`` and ``eps`` as in :class:`~hypermlp.HyperMLP`.
     """
 
     mixer: Mixer = "relu"
-
-    def attend(
-        self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None, cu_seqlens: Tensor | None
-    ) -> Tensor:
-        c = self.config
-        return hyper_attention(
-            q, k, v, selection="relu", norm=c.norm, eps=c.eps, causal=c.causal, layout=c.layout, max_lag=c.max_lag,
-            attention_mask=attention_mask, cu_seqlens=cu_seqlens, backend=self.backend,
-        )  # fmt: skip

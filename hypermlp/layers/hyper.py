@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from hypermlp.config import ConvInit, GateActivation, HyperConfig, Layout, MixConfig, Mixer
-from hypermlp.layers.base import AttentionLayer
 from hypermlp.layers.feature_mixing import init_projection
+from hypermlp.layers.operator_layer import OperatorLayer
 from hypermlp.layers.sequence_mixing import LagMixing
-from hypermlp.ops import hyper_attention
+from hypermlp.ops import SequenceMix
 from hypermlp.ops.attention import Backend
 
 
-class HyperMLP(AttentionLayer):
+class HyperMLP(OperatorLayer):
     """HyperMLP attention (Lu & Yang, arXiv 2602.12601): ReLU selection, normalised by its L2 norm.
 
     A drop-in replacement for causal self-attention. The equations stand in
@@ -94,8 +94,7 @@ class HyperMLP(AttentionLayer):
             "eps": eps, "rope": rope, "rope_theta": rope_theta, "bias": bias, "conv_init": conv_init,
         }  # fmt: skip
         config = HyperConfig(hidden_size, num_heads, self.mixer, **options)
-        super().__init__(config, layer_idx=layer_idx, device=device, dtype=dtype)
-        self.backend = backend
+        super().__init__(config, backend=backend, layer_idx=layer_idx, device=device, dtype=dtype)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.routing_mix = self._mixing(config.routing_mix, config.num_maps * num_heads, factory)
         self.readout_mix = self._mixing(config.readout_mix, num_heads, factory)
@@ -112,25 +111,9 @@ class HyperMLP(AttentionLayer):
             return None
         return LagMixing(c.hidden_size, heads, c.max_lag, mix, gate_activation=c.gate_activation, **factory)
 
-    def attend(
-        self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None, cu_seqlens: Tensor | None
-    ) -> Tensor:
-        return hyper_attention(
-            q,
-            k,
-            v,
-            None if self.routing_mix is None else self.routing_mix(x),
-            None if self.readout_mix is None else self.readout_mix(x),
-            selection="glu" if self.config.num_maps == 2 else "relu",
-            norm=self.config.norm,
-            eps=self.config.eps,
-            causal=self.config.causal,
-            layout=self.config.layout,
-            max_lag=self.config.max_lag,
-            attention_mask=attention_mask,
-            cu_seqlens=cu_seqlens,
-            backend=self.backend,
-        )
+    def mixes(self, x: Tensor) -> tuple[SequenceMix | None, SequenceMix | None]:
+        routing = None if self.routing_mix is None else self.routing_mix(x)
+        return routing, None if self.readout_mix is None else self.readout_mix(x)
 
 
 class HyperGLU(HyperMLP):

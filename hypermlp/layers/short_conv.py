@@ -40,13 +40,14 @@ class ShortConv(nn.Module):
         if self.identity:
             nn.init.normal_(self.weight[:, -1], mean=1.0, std=_TAP_STD)
 
-    def forward(self, x: Tensor, cu_seqlens: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, cu_seqlens: Tensor | None = None, past: Tensor | None = None) -> Tensor:
         """``[B, T, channels]`` to the same shape; taps never reach into another packed sequence.
 
-        Padded tokens must hold zeros (``x`` of a layer does).
+        Padded tokens must hold zeros (``x`` of a layer does). ``past`` is the ``size - 1`` tokens
+        before the first, ``[B, size - 1, channels]``; None for zeros.
         """
         length = x.shape[1]
-        padded = F.pad(x, (0, 0, self.size - 1, 0))
+        padded = F.pad(x, (0, 0, self.size - 1, 0)) if past is None else torch.cat((past, x), dim=1)
         y = x * self.weight[:, -1]
         position = None
         if cu_seqlens is not None:

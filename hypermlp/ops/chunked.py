@@ -47,6 +47,7 @@ class Operands:
             for mix in (routing_mix, readout_mix)
         )
         self.num_heads = v.shape[2]
+        self.past = k.shape[1] - q.shape[1]
         self._every_row_is_written = attention_mask is None
         self.z1, self.rho, self.z2 = statistics or self._new_statistics()
 
@@ -76,11 +77,11 @@ class Head:
         self, x: Operands, layout: Layout, slab: Slab, routing: Tables, readout: Tables, valid: Tensor | None
     ) -> None:
         self.layout, self.valid = layout, valid
-        self.v, self.rho = slab.view(x.v), slab.view(x.rho)
+        self.v, self.rho = slab.keys(x.v, slab.head), slab.queries(x.rho, slab.head)
         self.maps = [
             ScoreMap(
-                slab.view(x.q, index),
-                slab.view(x.k, index),
+                slab.queries(x.q, index),
+                slab.keys(x.k, index),
                 Mixing.of(layout, slab, index, routing, x.routing_mix.gate, x.z1),
             )
             for index in range(slab.head, x.q.shape[2], x.num_heads)
@@ -89,8 +90,7 @@ class Head:
 
     def score(self, score_map: ScoreMap, tile: Tile, out: ScoreBuffer) -> Tensor:
         """Scores of a tile's queries against the keys they see; returned by column."""
-        q = score_map.q[:, tile.start : tile.stop]
-        torch.bmm(q, score_map.k[:, tile.key_start : tile.key_stop].mT, out=out.by_key(tile))
+        torch.bmm(score_map.q[:, tile.own], score_map.k[:, tile.keys].mT, out=out.by_key(tile))
         out.hide(tile)
         return out.by_column(tile)
 
@@ -107,27 +107,29 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``(o, z1, rho, z2)`` of the operator; the statistics in float32 or better.
 
-    Takes what :func:`hypermlp.ops.hyper_attention` has checked; padded tokens hold zeros.
+    Takes what :func:`hypermlp.ops.hyper_attention` has checked; padded tokens hold zeros. ``q``
+    and the gates may have fewer rows than ``k`` and ``v``: they are then the last tokens' (the
+    mask counts every token).
     """
     x = Operands(q, k, v, routing_mix, readout_mix, attention_mask)
     all_finite = bool(torch.isfinite(x.v.sum()))
     if not all_finite:
         x.v = torch.where(torch.isfinite(x.v), x.v, 0)
-    o = x.new(v.shape)
+    o = x.new((*q.shape[:2], *v.shape[2:]))
     works = Workspaces(x.q, num_buffers=options.num_maps)
-    for layout, parts in slabs(x.q, x.num_heads, options, attention_mask, cu_seqlens):
+    for layout, parts in slabs(x.v, x.past, options, attention_mask, cu_seqlens):
         routing = Tables.arrange(routing_mix, layout, x.dtype)
         readout = Tables.arrange(readout_mix, layout, x.dtype)
         for slab in parts:
             head = Head(x, layout, slab, routing, readout, slab.valid(attention_mask, x.dtype))
             for tile, buffers in works.tiles(layout, slab):
-                _forward_tile(head, tile, buffers, options, slab.view(o))
+                _forward_tile(head, tile, buffers, options, slab.queries(o, slab.head))
     o /= x.rho.unsqueeze(-1)
     if not all_finite:
         spans = key_spans(
-            q.shape[1], causal=options.causal, max_lag=options.window, cu_seqlens=cu_seqlens, device=q.device
+            k.shape[1], causal=options.causal, max_lag=options.window, cu_seqlens=cu_seqlens, device=q.device
         )
-        o.masked_fill_(sees_nonfinite(v, *spans), float("nan"))
+        o.masked_fill_(sees_nonfinite(v, *spans)[:, x.past :], float("nan"))
     return o.to(q.dtype), x.z1, x.rho, x.z2
 
 
@@ -140,13 +142,13 @@ def _forward_tile(head: Head, tile: Tile, buffers: list[ScoreBuffer], options: O
     gate, *scale = (buffer.by_column(tile) for buffer in buffers)
     if options.norm:
         norm = torch.linalg.vector_norm(gate, dim=-1).clamp_min_(options.eps)
-        head.rho[:, tile.start : tile.stop] = norm.view(-1, tile.rows)
+        head.rho[:, tile.own] = norm.view(-1, tile.rows)
     a = gate.relu_()
     if scale:
         a.mul_(softplus_(scale[0]))
     head.readout.apply(a, tile, out=a, saved=False)
     buffers[0].hide(tile)
-    torch.bmm(buffers[0].by_key(tile), head.v[:, tile.key_start : tile.key_stop], out=o[:, tile.start : tile.stop])
+    torch.bmm(buffers[0].by_key(tile), head.v[:, tile.keys], out=o[:, tile.own])
 
 
 def softplus_(u: Tensor) -> Tensor:

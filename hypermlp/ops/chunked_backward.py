@@ -79,7 +79,7 @@ class Grads:
 
     def head(self, x: Operands, slab: Slab, routing: Tables, readout: Tables) -> HeadGrads:
         def view(grad: Tensor | None, index: int) -> Tensor | None:
-            return None if grad is None else slab.view(grad, index)
+            return None if grad is None else slab.queries(grad, index)
 
         def mixing(tables: Tables, gate: Tensor | None, index: int) -> tuple[Tables, Tensor | None]:
             return tables.map(lambda table: table[index]), view(gate, index)
@@ -124,16 +124,16 @@ def backward(
     if options.norm:
         pull = torch.where(x.rho > options.eps, (scaled * o).sum(-1) / x.rho, 0)
     works = Workspaces(x.q, num_buffers=3 * options.num_maps + 1)
-    for layout, parts in slabs(x.q, x.num_heads, options, attention_mask, cu_seqlens):
+    for layout, parts in slabs(x.v, x.past, options, attention_mask, cu_seqlens):
         routing = Tables.arrange(x.routing_mix, layout, x.dtype)
         readout = Tables.arrange(x.readout_mix, layout, x.dtype)
         into_routing, into_readout = grads.routing.accumulators(layout), grads.readout.accumulators(layout)
         for slab in parts:
             head = Head(x, layout, slab, routing, readout, slab.valid(attention_mask, x.dtype))
             into = grads.head(x, slab, into_routing, into_readout)
-            head_pull = None if pull is None else slab.view(pull)
+            head_pull = None if pull is None else slab.queries(pull, slab.head)
             for tile, buffers in works.tiles(layout, slab):
-                _backward_tile(head, into, tile, buffers, slab.view(scaled), head_pull)
+                _backward_tile(head, into, tile, buffers, slab.queries(scaled, slab.head), head_pull)
         grads.routing.add(into_routing, layout)
         grads.readout.add(into_readout, layout)
     return grads.as_tuple()
@@ -146,7 +146,7 @@ def _backward_tile(
     num_maps = len(head.maps)
     scores, mixed = buffers[:num_maps], buffers[num_maps : 2 * num_maps]
     *scratch, weights = buffers[2 * num_maps :]
-    grad_o = grad_o[:, tile.start : tile.stop]
+    grad_o = grad_o[:, tile.own]
 
     for score_map, s, y in zip(head.maps, scores, mixed, strict=True):
         score_map.mixing.apply(head.score(score_map, tile, s), tile, out=y.by_column(tile), saved=True)
@@ -160,10 +160,10 @@ def _backward_tile(
     if into.v is not None:
         head.readout.apply(a, tile, out=weights.by_column(tile), saved=True)
         weights.hide(tile)
-        into.v[:, tile.key_start : tile.key_stop].baddbmm_(weights.by_key(tile).mT, grad_o)
+        into.v[:, tile.keys].baddbmm_(weights.by_key(tile).mT, grad_o)
     if not into.reaches_readout:
         return
-    torch.bmm(grad_o, head.v[:, tile.key_start : tile.key_stop].mT, out=weights.by_key(tile))
+    torch.bmm(grad_o, head.v[:, tile.keys].mT, out=weights.by_key(tile))
     weights.hide(tile)
     da = _mix_backward(head.readout, tile, a, weights.by_column(tile), *into.readout)
     if not into.reaches_scores:
@@ -179,15 +179,15 @@ def _backward_tile(
     # g: da softplus(u) where g > 0, and the pull of rho
     torch.ops.aten.threshold_backward.grad_input(da, gate, 0, grad_input=da)
     if pull is not None:
-        da.addcmul_(gate, pull[:, tile.start : tile.stop].reshape(-1, 1), value=-1)
+        da.addcmul_(gate, pull[:, tile.own].reshape(-1, 1), value=-1)
     for index, (score_map, s, dy) in enumerate(zip(head.maps, scores, grad_maps, strict=True)):
         _mix_backward(score_map.mixing, tile, s.by_column(tile), dy.by_column(tile), *into.routing[index])
         dy.hide(tile)
         ds, dq, dk = dy.by_key(tile), into.q[index], into.k[index]
         if dq is not None:
-            torch.bmm(ds, score_map.k[:, tile.key_start : tile.key_stop], out=dq[:, tile.start : tile.stop])
+            torch.bmm(ds, score_map.k[:, tile.keys], out=dq[:, tile.own])
         if dk is not None:
-            dk[:, tile.key_start : tile.key_stop].baddbmm_(ds.mT, score_map.q[:, tile.start : tile.stop])
+            dk[:, tile.keys].baddbmm_(ds.mT, score_map.q[:, tile.own])
 
 
 def _mix_backward(
@@ -200,11 +200,11 @@ def _mix_backward(
     tables, into = mixing.beside(tile), into_tables.map(lambda table: mixing.layout.beside(table, tile))
     dz = None
     if tables.up is not None:
-        z = mixing.z[:, tile.start : tile.stop]
+        z = mixing.z[:, tile.own]
         dw = (dy @ tables.up).view_as(z)
         dz = mixing.gated(dw, tile)
         if into_gate is not None:
-            torch.mul(z, dw, out=into_gate[:, tile.start : tile.stop])
+            torch.mul(z, dw, out=into_gate[:, tile.own])
         if into.up is not None:
             into.up.addmm_(dy.mT, mixing.gated(z, tile))
         if into.down is not None:

@@ -60,13 +60,27 @@ _ALIGNMENT = 16
 
 
 class Tile(NamedTuple):
-    """Query rows ``start:stop`` of a sequence, the keys they see together, and their columns."""
+    """Query rows ``start:stop`` of a sequence, the keys they see together, and their columns.
+
+    ``first`` is the sequence's first query row: earlier tokens, if any, are keys alone.
+    """
 
     start: int
     stop: int
     key_start: int
     key_stop: int
     columns: int
+    first: int
+
+    @property
+    def own(self) -> slice:
+        """The tile's rows in a tensor that has the query rows alone."""
+        return slice(self.start - self.first, self.stop - self.first)
+
+    @property
+    def keys(self) -> slice:
+        """The tile's keys in a tensor that has every token."""
+        return slice(self.key_start, self.key_stop)
 
     @property
     def rows(self) -> int:
@@ -88,12 +102,13 @@ class Layout(NamedTuple):
     by_lag: bool
     causal: bool
 
-    def tiles(self, rows: int) -> Iterator[Tile]:
-        for start in range(0, self.length, rows):
+    def tiles(self, rows: int, first: int = 0) -> Iterator[Tile]:
+        """Query rows from ``first`` on, ``rows`` at a time."""
+        for start in range(first, self.length, rows):
             stop = min(start + rows, self.length)
             key_start = max(0, start - self.columns + 1) if self.by_lag else 0
             key_stop = stop if self.causal else self.length
-            yield Tile(start, stop, key_start, key_stop, min(key_stop, self.columns))
+            yield Tile(start, stop, key_start, key_stop, min(key_stop, self.columns), first)
 
     def arrange(self, table: Tensor) -> Tensor:
         """The used rows of a table ``[heads, L, ...]``, in column order."""

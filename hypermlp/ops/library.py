@@ -138,6 +138,15 @@ def _backward(ctx: Any, grad_o: Tensor | None, *_: Any) -> tuple[Any, ...]:
 chunked_forward.register_autograd(_backward, setup_context=_setup_context)
 
 
+def _double_backward(ctx: Any, *grads: Any) -> Any:
+    raise RuntimeError(
+        "the chunked path of hyper_attention has first derivatives only: use backend='reference' to differentiate twice"
+    )
+
+
+chunked_backward.register_autograd(_double_backward)
+
+
 def cast_for_autocast(x: _TensorOrNone, device_type: str) -> _TensorOrNone:
     """``x`` as autocast wants the inputs of a matrix product; float64 stays, as everywhere in autocast."""
     if x is None or not x.is_floating_point() or x.dtype == torch.float64:

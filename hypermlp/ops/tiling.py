@@ -48,20 +48,35 @@ class Options(NamedTuple):
 
 
 class Slab(NamedTuple):
-    """One head over one segment's batch rows, and how many query rows a tile has."""
+    """One head over one segment's batch rows, and how many query rows a tile has.
+
+    The first ``past`` tokens of the batch are keys alone: queries are the rows after them.
+    """
 
     segment: Segment
     head: int
     rows: int
+    past: int
 
     @property
     def batch(self) -> int:
         return self.segment.batch_stop - self.segment.batch_start
 
-    def view(self, x: Tensor, head: int | None = None) -> Tensor:
-        """The slab's part ``[batch, n, ...]`` of ``x`` ``[B, T, heads, ...]``."""
+    @property
+    def first(self) -> int:
+        """The segment's first query row."""
+        return max(0, self.past - self.segment.start)
+
+    def keys(self, x: Tensor, head: int) -> Tensor:
+        """The slab's part ``[batch, n, ...]`` of ``x`` ``[B, T, heads, ...]``, which has every token."""
         part = self.segment
-        return x[part.batch_start : part.batch_stop, part.start : part.stop, self.head if head is None else head]
+        return x[part.batch_start : part.batch_stop, part.start : part.stop, head]
+
+    def queries(self, x: Tensor, head: int) -> Tensor:
+        """The slab's part of an ``x`` that has the query rows alone."""
+        part = self.segment
+        start = part.start + self.first - self.past
+        return x[part.batch_start : part.batch_stop, start : part.stop - self.past, head]
 
     def valid(self, attention_mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
         """0/1 ``[batch, n]`` where tokens inside the sequence are masked, else None."""
@@ -72,12 +87,14 @@ class Slab(NamedTuple):
 
 
 def slabs(
-    q: Tensor, num_heads: int, options: Options, attention_mask: Tensor | None, cu_seqlens: Tensor | None
+    v: Tensor, past: int, options: Options, attention_mask: Tensor | None, cu_seqlens: Tensor | None
 ) -> Iterator[tuple[Layout, list[Slab]]]:
-    """Every part of ``[B, T]`` there is to compute: per segment, its layout and its slabs."""
-    batch, length = q.shape[:2]
-    budget = _CPU_TILE_ELEMENTS if q.device.type == "cpu" else _ACCELERATOR_TILE_ELEMENTS
+    """Every part of ``v``'s ``[B, T]`` there is to compute: per segment, its layout and its slabs."""
+    batch, length, num_heads = v.shape[:3]
+    budget = _CPU_TILE_ELEMENTS if v.device.type == "cpu" else _ACCELERATOR_TILE_ELEMENTS
     for segment in segments(attention_mask, cu_seqlens, batch, length):
+        if segment.stop <= past:
+            continue
         layout = options.columns(segment.stop - segment.start)
         rows = _tile_rows(layout, budget)
         at_once = max(1, budget // (rows * layout.columns))
@@ -85,7 +102,7 @@ def slabs(
             segment._replace(batch_start=start, batch_stop=min(start + at_once, segment.batch_stop))
             for start in range(segment.batch_start, segment.batch_stop, at_once)
         ]
-        yield layout, [Slab(part, head, rows) for head in range(num_heads) for part in parts]
+        yield layout, [Slab(part, head, rows, past) for head in range(num_heads) for part in parts]
 
 
 def _tile_rows(layout: Layout, budget: int) -> int:
@@ -103,7 +120,7 @@ class Workspaces:
 
     def tiles(self, layout: Layout, slab: Slab) -> Iterator[tuple[Tile, list[ScoreBuffer]]]:
         """The slab's tiles, each with its buffers."""
-        for tile in layout.tiles(slab.rows):
+        for tile in layout.tiles(slab.rows, slab.first):
             key = (layout, slab.batch, tile.rows)
             if key not in self._made:
                 self._made = {made: buffers for made, buffers in self._made.items() if made[0] == layout}
@@ -145,8 +162,8 @@ class Mixing(NamedTuple):
     @classmethod
     def of(cls, layout: Layout, slab: Slab, head: int, tables: Tables, gate: Tensor | None, z: Tensor) -> Mixing:
         """``head``'s part of ``[heads, ...]`` tables and of ``[B, T, heads, R]`` gate and statistic."""
-        gate = None if gate is None else slab.view(gate, head)
-        return cls(layout, tables.map(lambda table: table[head]), gate, slab.view(z, head))
+        gate = None if gate is None else slab.queries(gate, head)
+        return cls(layout, tables.map(lambda table: table[head]), gate, slab.queries(z, head))
 
     def beside(self, tile: Tile) -> Tables:
         return self.tables.map(lambda table: self.layout.beside(table, tile))
@@ -156,7 +173,7 @@ class Mixing(NamedTuple):
 
         ``out`` may be ``x``. Keeps ``z``, or takes the ``saved`` one.
         """
-        tables, z = self.beside(tile), self.z[:, tile.start : tile.stop]
+        tables, z = self.beside(tile), self.z[:, tile.own]
         if tables.down is not None and not saved:
             z.copy_((x @ tables.down).view_as(z))
         if tables.scale is not None:
@@ -170,4 +187,4 @@ class Mixing(NamedTuple):
 
     def gated(self, z: Tensor, tile: Tile) -> Tensor:
         """``gate * z`` of a tile, ``[batch * rows, R]``."""
-        return (z if self.gate is None else self.gate[:, tile.start : tile.stop] * z).flatten(0, 1)
+        return (z if self.gate is None else self.gate[:, tile.own] * z).flatten(0, 1)

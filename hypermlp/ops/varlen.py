@@ -127,6 +127,21 @@ def segments(attention_mask: Tensor | None, cu_seqlens: Tensor | None, batch: in
     return found
 
 
+def unpacked(
+    k: Tensor, v: Tensor, x: Tensor, valid: Tensor | None, cu_seqlens: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Packed sequences ``[1, T, ...]`` as rows ``[N, longest, ...]``, padded with zeros on the left."""
+    if cu_seqlens is None:
+        return k, v, x, valid
+    start, stop = cu_seqlens[:-1].long(), cu_seqlens[1:].long()
+    longest = int((stop - start).max())
+    token = stop[:, None] - longest + torch.arange(longest, device=stop.device)
+    inside = token >= start[:, None]
+    token = token.clamp_min(0)
+    k, v, x = (zero_padded(part[0, token], inside) for part in (k, v, x))
+    return k, v, x, inside if valid is None else inside & valid[0, token]
+
+
 def sees_nonfinite(values: Tensor, start: Tensor, stop: Tensor) -> Tensor:
     """Whether a non-finite value lies in each query's span, per channel.
 

@@ -1,0 +1,152 @@
+"""The cache of a model: what its layers remember of the tokens so far, in bounded memory.
+
+A token leaves its keys (``qk_dim`` numbers a layer), its values (``v_dim``) and, for a few steps,
+the hidden state that the next tokens' convolutions read. A layer with a window of ``max_lag``
+tokens keeps little more than those: a stream of any length runs in constant memory.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hypermlp.cache.layer import LayerCache
+from hypermlp.cache.spec import CacheSpec
+from hypermlp.cache.static import StaticLayerCache
+
+__all__ = ["CacheSpec", "HyperCache", "LayerCache", "StaticLayerCache"]
+
+
+class HyperCache:
+    """One cache for all layers of a model, passed to each of them as ``cache=``.
+
+    Layers make their parts when they first see it. Rows of a batch may have prompts of different
+    lengths, padded on the left; after a prompt padded on the right, :meth:`crop` to the prompts'
+    lengths before going on.
+
+    Args:
+        max_crop: newest tokens that :meth:`crop` can drop once a window is full; what it costs is
+            that many tokens of memory.
+        max_length: tokens it takes at most; None for no limit.
+        static: memory of one size from the start, for ``torch.compile`` and CUDA graphs; needs
+            ``max_length``.
+
+    Example:
+        >>> cache = HyperCache()
+        >>> with torch.no_grad():
+        ...     prompt = layer(hidden_states, cache=cache)
+        ...     following = layer(next_hidden_state, cache=cache)
+    """
+
+    def __init__(self, *, max_crop: int = 64, max_length: int | None = None, static: bool = False) -> None:
+        if max_crop < 0:
+            raise ValueError(f"max_crop must be >= 0, got {max_crop}")
+        if max_length is not None and max_length < 1:
+            raise ValueError(f"max_length must be >= 1 or None, got {max_length}")
+        if static and max_length is None:
+            raise ValueError("a static cache needs max_length: its memory is made once")
+        self.max_crop, self.max_length, self.static = max_crop, max_length, static
+        self.layers: dict[int, LayerCache | StaticLayerCache] = {}
+
+    def layer(self, layer_idx: int | None, spec: CacheSpec) -> LayerCache | StaticLayerCache:
+        """The part of layer ``layer_idx``, made at first use; an error if another layer made it."""
+        if layer_idx is None:
+            raise ValueError("cache= needs layer_idx: build each layer with its place in the model")
+        if layer_idx not in self.layers:
+            self.layers[layer_idx] = self._new(spec)
+        found = self.layers[layer_idx]
+        if found.spec != spec:
+            raise ValueError(f"the cache's layer {layer_idx} was filled by another layer: {found.spec}, not {spec}")
+        return found
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens so far, padding included."""
+        return self.layers[layer_idx].length if layer_idx in self.layers else 0
+
+    @property
+    def lengths(self) -> Tensor | None:
+        """Tokens each row has from its first valid one, ``[B]`` int64; None while empty."""
+        for layer in self.layers.values():
+            if layer.length:
+                return layer.lengths
+        return None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory held."""
+        return sum(layer.nbytes for layer in self.layers.values())
+
+    def crop(self, lengths: int | Tensor) -> None:
+        """Keep the first ``lengths`` tokens, as if the later ones had never come.
+
+        Args:
+            lengths: an integer counts the batch's tokens, padding included, and a negative one
+                how many to drop; a tensor ``[B]`` counts each row's from its first valid one.
+        """
+        for layer in self.layers.values():
+            whole = isinstance(lengths, int) and lengths < 0
+            layer.crop(layer.length + lengths if whole else lengths)
+
+    def reorder(self, indices: Tensor) -> None:
+        """Row ``b`` becomes what row ``indices[b]`` was (beam search); ``[B]`` int64."""
+        self.select(indices)
+
+    def select(self, indices: Tensor) -> None:
+        """Keep the rows ``indices`` ``[B']`` int64, in that order; a row may come more than once."""
+        for layer in self.layers.values():
+            layer.map(lambda x: x.index_select(0, indices.to(x.device)))
+
+    def repeat(self, times: int) -> None:
+        """Every row ``times`` times, copies side by side (several samples per prompt)."""
+        if times < 1:
+            raise ValueError(f"times must be >= 1, got {times}")
+        for layer in self.layers.values():
+            layer.map(lambda x: x.repeat_interleave(times, dim=0))
+
+    def reset(self) -> None:
+        """Forget every token and keep the memory."""
+        for layer in self.layers.values():
+            layer.reset()
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> HyperCache:
+        """Move to ``device``, and floating-point parts to ``dtype``; returns the cache."""
+        for layer in self.layers.values():
+            layer.map(lambda x: x.to(device=device, dtype=dtype if x.is_floating_point() else None))
+        return self
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything remembered, as flat tensors that safetensors can store."""
+        return {
+            f"layers.{index}.{name}": tensor.detach().clone()
+            for index, layer in self.layers.items()
+            for name, tensor in layer.tensors().items()
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Tensor], specs: dict[int, CacheSpec]) -> None:
+        """Take back what :meth:`state_dict` gave.
+
+        Args:
+            state_dict: tensors by name.
+            specs: sizes of each layer's part, ``{layer_idx: CacheSpec.of(layer.config)}``.
+        """
+        parts: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in state_dict.items():
+            _, index, name = key.split(".", 2)
+            parts.setdefault(int(index), {})[name] = tensor
+        if set(parts) - set(specs):
+            raise ValueError(f"state_dict has layers {sorted(parts)} and specs only {sorted(specs)}")
+        layers = {layer_idx: self._new(specs[layer_idx]) for layer_idx in parts}
+        for layer_idx, tensors in parts.items():
+            layers[layer_idx].load(tensors)
+        self.layers = layers
+
+    def _new(self, spec: CacheSpec) -> LayerCache | StaticLayerCache:
+        if self.static and self.max_length is not None:
+            return StaticLayerCache(spec, self.max_length)
+        return LayerCache(spec, self.max_crop, self.max_length)
+
+    def __repr__(self) -> str:
+        lengths: Any = None if self.lengths is None else self.lengths.tolist()
+        return f"HyperCache(layers={len(self.layers)}, lengths={lengths}, nbytes={self.nbytes}, static={self.static})"

@@ -1,0 +1,220 @@
+"""One layer's part of a cache that grows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from hypermlp.cache.ring import Ring
+from hypermlp.cache.spec import CacheSpec
+from hypermlp.ops.decode import Columns, Past, lag_columns, position_columns
+
+
+class LayerCache:
+    """Keys, values and recent hidden states of one layer, rows aligned at their newest token.
+
+    Rows of a batch may have begun at different tokens (left padding): ``start`` says where, and
+    ``valid`` which tokens count. Once a window is full, memory stays the same.
+
+    Args:
+        spec: sizes, see :class:`CacheSpec`.
+        max_crop: newest tokens that :meth:`crop` may drop once the window is full.
+        max_length: tokens it takes at most, or None.
+    """
+
+    def __init__(self, spec: CacheSpec, max_crop: int, max_length: int | None) -> None:
+        self.spec, self.max_crop, self.max_length = spec, max_crop, max_length
+        self.length = 0
+        self.start: Tensor | None = None
+        self._rings: dict[str, Ring] = {}
+
+    @property
+    def offset(self) -> int:
+        """Number of the next token, counted over the whole batch."""
+        return self.length
+
+    @property
+    def empty(self) -> bool:
+        return self.length == 0
+
+    @property
+    def batch_size(self) -> int | None:
+        return self._rings["keys"].data.shape[0] if self._rings else None
+
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens each row has, from its first valid one, ``[B]`` int64."""
+        return self.length - self._starts()
+
+    @property
+    def nbytes(self) -> int:
+        return sum(ring.data.nbytes for ring in self._rings.values())
+
+    def inputs(self, like: Tensor) -> Tensor | None:
+        """The past hidden states that convolutions read, ``[B, taps, hidden_size]``; zeros before the first."""
+        taps = self.spec.taps
+        if not taps:
+            return None
+        kept = min(taps, self.length)
+        parts = [like.new_zeros(like.shape[0], taps - kept, like.shape[-1])]
+        if kept:
+            parts += [part[:, 0] for part in self._rings["inputs"].tokens(self.length - kept, self.length)]
+        return torch.cat(parts, dim=1)
+
+    def check(self, q: Tensor) -> None:
+        """Whether these queries' tokens, ``[B, m, S*H, K]``, may follow; an error changes nothing."""
+        if torch.is_grad_enabled() and q.requires_grad:
+            raise RuntimeError("cache= is for inference: call under torch.no_grad() or torch.inference_mode()")
+        limit = self.max_length if self.spec.by_lag else min(x for x in (self.max_length, self.spec.max_lag) if x)
+        if limit is not None and self.length + q.shape[1] > limit:
+            raise ValueError(
+                f"the cache holds {self.length} tokens and {q.shape[1]} more pass its {limit}: "
+                "start a new one, or make it with a larger max_length"
+            )
+        if not self._rings:
+            return
+        data = self._rings["keys"].data
+        if q.shape[0] != data.shape[0]:
+            raise ValueError(f"the cache holds batch {data.shape[0]} and got {q.shape[0]}: use repeat or select")
+        if q.dtype != data.dtype:
+            raise TypeError(f"the cache holds {data.dtype} and got {q.dtype}: use cache.to(dtype=...)")
+        if q.device != data.device:
+            raise ValueError(f"the cache is on {data.device} and got {q.device}: use cache.to(device=...)")
+
+    def step(self, k: Tensor, v: Tensor, x: Tensor, valid: Tensor | None) -> tuple[Past, Columns | None]:
+        """Take one new token in; returns what it sees and how slots stand beside table rows."""
+        self.append(k, v, x, valid)
+        past = self._past(self.length)
+        count = sum(keys.shape[2] for keys in past.keys)
+        if not self.spec.by_lag:
+            return past, position_columns(self._starts(), count, past.valid)
+        return past, None if past.valid is None else lag_columns(past.valid)
+
+    def extended(self, k: Tensor, v: Tensor, valid: Tensor | None) -> Past:
+        """What a block of new tokens sees, themselves included, before it is taken in."""
+        past = self._past(self.length, new=k.shape[1])
+        if valid is not None or past.valid is not None:
+            before = past.valid
+            if before is None:
+                before = torch.ones(k.shape[0], _count(past.keys), dtype=torch.bool, device=k.device)
+            now = torch.ones(k.shape[:2], dtype=torch.bool, device=k.device) if valid is None else valid
+            past = past._replace(valid=torch.cat((before, now), dim=1))
+        return past._replace(keys=[*past.keys, k.transpose(1, 2)], values=[*past.values, v.transpose(1, 2)])
+
+    def append(self, k: Tensor, v: Tensor, x: Tensor, valid: Tensor | None) -> None:
+        """Take in keys ``[B, m, S*H, K]``, values ``[B, m, H, V]``, hidden states ``[B, m, D]``, valid ``[B, m]``."""
+        rows = {"keys": k.transpose(1, 2), "values": v.transpose(1, 2)}
+        if self.spec.taps:
+            rows["inputs"] = x[:, None]
+        if valid is not None and "valid" not in self._rings:
+            self._make("valid", valid[:, None, :, None])
+            if self.length:
+                self._rings["valid"].append(valid.new_ones(valid.shape[0], 1, self.length, 1), 0)
+        if "valid" in self._rings:
+            now = torch.ones(k.shape[:2], dtype=torch.bool, device=k.device) if valid is None else valid
+            rows["valid"] = now[:, None, :, None]
+        if valid is not None:
+            # a row that has not begun begins at its first valid token
+            first = torch.where(valid.any(1), valid.int().argmax(1), valid.shape[1])
+            start = self._starts(valid)
+            self.start = torch.where(start == self.length, start + first, start)
+        for name, part in rows.items():
+            if name not in self._rings:
+                self._make(name, part)
+            self._rings[name].append(part.detach(), self.length)
+        self.length += k.shape[1]
+
+    def crop(self, lengths: int | Tensor) -> None:
+        """Forget all but the first ``lengths`` tokens of every row (of each row, if a tensor ``[B]``)."""
+        if isinstance(lengths, Tensor):
+            self._crop_rows(lengths)
+            return
+        self._check_crop(self.length - lengths)
+        self.length = lengths
+        if self.start is not None:
+            self.start = self.start.clamp_max(lengths)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Apply ``change`` to every tensor; the batch is the first dimension of each."""
+        for ring in self._rings.values():
+            ring.data = change(ring.data)
+        if self.start is not None:
+            self.start = change(self.start)
+
+    def reset(self) -> None:
+        """Forget every token and keep the memory."""
+        self.length, self.start = 0, None
+        self._rings.pop("valid", None)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything remembered, by name."""
+        named = {name: ring.data for name, ring in self._rings.items()}
+        return named | {"length": torch.tensor(self.length)} | ({} if self.start is None else {"start": self.start})
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Take back what :meth:`tensors` gave."""
+        tensors = dict(tensors)
+        self.length = int(tensors.pop("length"))
+        self.start = tensors.pop("start", None)
+        self._rings = {}
+        for name, data in tensors.items():
+            self._make(name, data)
+            self._rings[name].data = data
+
+    def _past(self, stop: int, new: int = 1) -> Past:
+        """Tokens before ``stop`` that a query among the last of ``new`` can see (one new one is among them)."""
+        window = self.spec.window
+        reach = stop if window is None else min(stop, window if new == 1 else window - 1)
+        keys, values = (self._rings[name].tokens(stop - reach, stop) for name in ("keys", "values"))
+        valid = None
+        if "valid" in self._rings:
+            parts = [part[:, 0, :, 0] for part in self._rings["valid"].tokens(stop - reach, stop)]
+            valid = torch.cat(parts, dim=1)
+        return Past(keys, values, valid)
+
+    def _make(self, name: str, like: Tensor) -> None:
+        kept = self.spec.taps if name == "inputs" else self.spec.window
+        self._rings[name] = Ring(like, None if kept is None else kept + self.max_crop)
+
+    def _starts(self, like: Tensor | None = None) -> Tensor:
+        if self.start is not None:
+            return self.start
+        data = self._rings["keys"].data if like is None else like
+        return torch.zeros(data.shape[0], dtype=torch.long, device=data.device)
+
+    def _check_crop(self, dropped: int) -> None:
+        if not 0 <= dropped <= self.length:
+            raise ValueError(f"crop must keep 0 to {self.length} tokens, got {self.length - dropped}")
+        if dropped > self.max_crop and any(ring.limit and self.length > ring.capacity for ring in self._rings.values()):
+            raise ValueError(
+                f"crop would drop {dropped} tokens and only the last {self.max_crop} can be: "
+                "older ones have been overwritten; make the cache with a larger max_crop"
+            )
+
+    def _crop_rows(self, lengths: Tensor) -> None:
+        """Drop each row's last tokens, then shift rows so that their newest tokens align again."""
+        dropped = self.lengths - lengths.to(self._rings["keys"].data.device)
+        if lengths.shape != dropped.shape or bool((dropped < 0).any()) or bool((lengths < 0).any()):
+            raise ValueError(f"crop must keep 0 to {self.lengths.tolist()} tokens of each row, got {lengths.tolist()}")
+        self._check_crop(int(dropped.max()))
+        least = int(dropped.min())
+        shift, stop = dropped - least, self.length - least
+        start = self._starts() + shift
+        for ring in self._rings.values():
+            first = max(0, self.length - ring.capacity)
+            held = torch.cat(ring.tokens(first, self.length), dim=2)
+            source = torch.arange(first, stop, device=held.device) - shift[:, None]
+            index = (source - first).clamp_min(0)[:, None, :, None].expand(-1, held.shape[1], -1, held.shape[3])
+            known = (source >= first)[:, None, :, None]
+            ring.append(torch.where(known, held.gather(2, index), torch.zeros_like(held[:, :, :1])), first)
+        self.length, self.start = stop, start
+        if "valid" not in self._rings:
+            valid = torch.arange(stop, device=start.device) >= start[:, None]
+            self._make("valid", valid[:, None, :, None])
+            self._rings["valid"].append(valid[:, None, :, None], 0)
+
+
+def _count(segments: Sequence[Tensor]) -> int:
+    return sum(part.shape[2] for part in segments)

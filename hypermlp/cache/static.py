@@ -1,0 +1,161 @@
+"""One layer's part of a cache whose shapes never change: for ``torch.compile`` and CUDA graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from hypermlp.cache.spec import CacheSpec
+from hypermlp.ops.decode import Columns, Past, ring_columns
+
+
+class StaticLayerCache:
+    """Keys, values and recent hidden states in memory of one size, their count a tensor on the device.
+
+    A step is the same sequence of operations whatever the length, so it compiles once and can be
+    captured; it reads the whole capacity, though. Takes prompts through the first call and single
+    tokens after it.
+
+    Args:
+        spec: sizes, see :class:`CacheSpec`; tables must be indexed by lag.
+        max_length: tokens it takes at most; a window shorter than that makes it a ring.
+    """
+
+    def __init__(self, spec: CacheSpec, max_length: int) -> None:
+        if not spec.by_lag:
+            raise ValueError("a static cache needs layout='lag': use a growing cache for position-indexed tables")
+        self.spec, self.max_length = spec, max_length
+        self.capacity = min(max_length, spec.window or max_length)
+        self.empty = True
+        self._tensors: dict[str, Tensor] = {}
+
+    @property
+    def offset(self) -> Tensor | int:
+        """Number of the next token, a 0-dim int64 tensor once there is one."""
+        return 0 if self.empty else self._tensors["length"]
+
+    @property
+    def length(self) -> int:
+        """Tokens so far; waits for the device."""
+        return 0 if self.empty else int(self._tensors["length"])
+
+    @property
+    def batch_size(self) -> int | None:
+        return self._tensors["keys"].shape[0] if self._tensors else None
+
+    @property
+    def lengths(self) -> Tensor:
+        return self.length - self._tensors["start"]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self._tensors.values())
+
+    def inputs(self, like: Tensor) -> Tensor | None:
+        """The past hidden states that convolutions read, ``[B, taps, hidden_size]``."""
+        if not self.spec.taps:
+            return None
+        if self.empty:
+            return like.new_zeros(like.shape[0], self.spec.taps, like.shape[-1])
+        return self._tensors["inputs"].clone()
+
+    def check(self, q: Tensor) -> None:
+        """Whether these queries' tokens, ``[B, m, S*H, K]``, may follow; an error changes nothing."""
+        if torch.is_grad_enabled() and q.requires_grad:
+            raise RuntimeError("cache= is for inference: call under torch.no_grad() or torch.inference_mode()")
+        if torch.compiler.is_compiling():
+            return  # the count lives on the device: reading it would break the graph
+        if self.length + q.shape[1] > self.max_length:
+            raise ValueError(
+                f"the cache holds {self.length} tokens and {q.shape[1]} more pass its {self.max_length}: "
+                "make it with a larger max_length"
+            )
+        if self._tensors:
+            keys = self._tensors["keys"]
+            if (q.shape[0], q.dtype, q.device) != (keys.shape[0], keys.dtype, keys.device):
+                raise ValueError(
+                    f"the cache holds batch {keys.shape[0]}, {keys.dtype} on {keys.device} and got "
+                    f"batch {q.shape[0]}, {q.dtype} on {q.device}: it keeps what it was made for"
+                )
+
+    def step(self, k: Tensor, v: Tensor, x: Tensor, valid: Tensor | None) -> tuple[Past, Columns]:
+        """Take one new token in; returns what it sees and how slots stand beside table rows."""
+        held = self._tensors
+        slot = (held["length"] % self.capacity).reshape(1)
+        held["keys"].index_copy_(2, slot, k.transpose(1, 2))
+        held["values"].index_copy_(2, slot, v.transpose(1, 2))
+        now = torch.ones_like(held["valid"][:, :1]) if valid is None else valid
+        held["valid"].index_copy_(1, slot, now)
+        held["start"].add_(((held["start"] == held["length"]) & ~now[:, 0]).long())
+        if self.spec.taps:
+            held["inputs"].copy_(torch.cat((held["inputs"][:, 1:], x), dim=1))
+        columns = ring_columns(held["length"], self.capacity, self.capacity, held["valid"])
+        held["length"].add_(1)
+        return Past([held["keys"]], [held["values"]], held["valid"]), columns
+
+    def extended(self, k: Tensor, v: Tensor, valid: Tensor | None) -> Past:
+        """Not offered: blocks have many lengths."""
+        raise ValueError(f"a static cache takes one token at a time after the prompt, got {k.shape[1]}")
+
+    def append(self, k: Tensor, v: Tensor, x: Tensor, valid: Tensor | None) -> None:
+        """Take in the prompt's keys, values and hidden states."""
+        batch, rows = k.shape[:2]
+        if not self._tensors:
+            self._allocate(k, v, x)
+        held = self._tensors
+        kept = min(rows, self.capacity)
+        slots = torch.arange(rows - kept, rows, device=k.device) % self.capacity
+        now = torch.ones(batch, rows, dtype=torch.bool, device=k.device) if valid is None else valid
+        held["keys"].index_copy_(2, slots, k[:, rows - kept :].transpose(1, 2))
+        held["values"].index_copy_(2, slots, v[:, rows - kept :].transpose(1, 2))
+        held["valid"].index_copy_(1, slots, now[:, rows - kept :])
+        held["start"].copy_(torch.where(now.any(1), now.int().argmax(1), rows))
+        if self.spec.taps:
+            recent = x[:, -self.spec.taps :]
+            held["inputs"].zero_()
+            held["inputs"][:, self.spec.taps - recent.shape[1] :] = recent
+        held["length"].fill_(rows)
+        self.empty = False
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Apply ``change`` to every tensor that has a batch, in place: addresses stay."""
+        for name, tensor in self._tensors.items():
+            if name != "length":
+                changed = change(tensor)
+                if changed.shape != tensor.shape or changed.dtype != tensor.dtype or changed.device != tensor.device:
+                    raise ValueError("a static cache keeps its batch, dtype and device: make a new one")
+                tensor.copy_(changed)
+
+    def crop(self, lengths: int | Tensor) -> None:
+        """Not offered: use a growing cache."""
+        raise ValueError("a static cache cannot be cropped: use HyperCache() for speculative decoding")
+
+    def reset(self) -> None:
+        """Forget every token and keep the memory, at its address."""
+        for name in ("valid", "length", "start"):
+            if name in self._tensors:
+                self._tensors[name].zero_()
+        self.empty = True
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything remembered, by name."""
+        return {} if self.empty else dict(self._tensors)
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Take back what :meth:`tensors` gave."""
+        self._tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+        self.empty = not tensors
+
+    def _allocate(self, k: Tensor, v: Tensor, x: Tensor) -> None:
+        batch, device = k.shape[0], k.device
+        self._tensors = {
+            "keys": k.new_zeros(batch, k.shape[2], self.capacity, k.shape[3]),
+            "values": v.new_zeros(batch, v.shape[2], self.capacity, v.shape[3]),
+            "valid": torch.zeros(batch, self.capacity, dtype=torch.bool, device=device),
+            "start": torch.zeros(batch, dtype=torch.long, device=device),
+            "length": torch.zeros((), dtype=torch.long, device=device),
+        }
+        if self.spec.taps:
+            self._tensors["inputs"] = x.new_zeros(batch, self.spec.taps, x.shape[-1])

@@ -1,0 +1,29 @@
+"""``hypermlp``: the command line. What it needs beyond the library is the extra ``cli``."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import typer
+
+_NEEDED = ("typer", "rich", "safetensors", "numpy")
+
+
+def main() -> None:
+    """Entry point."""
+    missing = [name for name in _NEEDED if find_spec(name) is None]
+    if missing:
+        sys.exit(f'hypermlp: the commands need {", ".join(missing)}: pip install "hypermlp[cli]"')
+    build_app()()
+
+
+def build_app() -> typer.Typer:
+    """The command line with all its commands."""
+    app: typer.Typer = import_module("hypermlp.commands").app
+    if find_spec("hypermlp.bench") is not None:
+        app.add_typer(import_module("hypermlp.bench.command").app, name="bench")
+    return app

@@ -1,0 +1,1 @@
+"""Bridges to other libraries and to other people's checkpoints, one small file each."""

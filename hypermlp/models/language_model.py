@@ -1,0 +1,185 @@
+"""A small decoder-only language model, to read and to train."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hypermlp.config import HyperConfig
+from hypermlp.layers.block import TransformerBlock
+from hypermlp.ops.attention import Backend
+
+# standard deviation of the embedding, as in GPT-2: with a tied head the first logits are near zero
+_EMBEDDING_STD = 0.02
+
+
+@dataclass(frozen=True)
+class LanguageModelConfig:
+    """What a :class:`LanguageModel` computes. Frozen; every field is checked.
+
+    Args:
+        vocab_size: number of tokens.
+        hidden_size: width of the model.
+        num_layers: Transformer blocks.
+        attention: the attention layer of every block, of the same ``hidden_size`` and causal; a
+            mapping of its fields will do.
+        intermediate_size: width inside each block's SwiGLU. None: ``8/3 * hidden_size``, rounded
+            up to a multiple of 16.
+        context_length: tokens the model was trained to look back over; generation recomputes no
+            more than these. None for no limit.
+        tie_embeddings: let the head share the embedding's weights.
+        norm_eps: of the RMSNorms.
+    """
+
+    # None stands for a default that is resolved below, so readers never meet it
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    attention: HyperConfig
+    intermediate_size: int = None  # type: ignore[assignment]
+    context_length: int | None = None
+    tie_embeddings: bool = True
+    norm_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        if self.intermediate_size is None:
+            object.__setattr__(self, "intermediate_size", -(-8 * self.hidden_size // 48) * 16)
+        if isinstance(self.attention, Mapping):
+            object.__setattr__(self, "attention", HyperConfig(**self.attention))
+        if not isinstance(self.attention, HyperConfig):
+            raise TypeError(f"attention must be a HyperConfig, got {type(self.attention).__name__}")
+        for name in ("vocab_size", "hidden_size", "num_layers", "intermediate_size", "context_length"):
+            value = getattr(self, name)
+            if name == "context_length" and value is None:
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} must be a positive integer, got {value!r}")
+        if self.attention.hidden_size != self.hidden_size:
+            raise ValueError(
+                f"attention.hidden_size={self.attention.hidden_size} differs from hidden_size={self.hidden_size}: "
+                "make them equal"
+            )
+        if not self.attention.causal:
+            raise ValueError("attention.causal must be True: a language model may not see the tokens it predicts")
+        if not self.norm_eps > 0:
+            raise ValueError(f"norm_eps must be positive, got {self.norm_eps!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values that ``LanguageModelConfig(**...)`` takes back."""
+        return asdict(self)
+
+
+class LanguageModel(nn.Module):
+    """Embedding, :class:`~hypermlp.layers.block.TransformerBlock` s, RMSNorm, head.
+
+    Args:
+        config: the model.
+        backend: path of the operator, see :func:`hypermlp.ops.hyper_attention`.
+        device, dtype: of the parameters.
+
+    Example:
+        >>> config = LanguageModelConfig(256, 64, 2, HyperConfig(64, max_lag=128))
+        >>> LanguageModel(config)(torch.zeros(1, 10, dtype=torch.long)).shape
+        torch.Size([1, 10, 256])
+    """
+
+    def __init__(
+        self,
+        config: LanguageModelConfig,
+        *,
+        backend: Backend = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size, **factory)
+        self.blocks = nn.ModuleList(
+            TransformerBlock(
+                config.attention,
+                config.intermediate_size,
+                num_layers=config.num_layers,
+                norm_eps=config.norm_eps,
+                backend=backend,
+                layer_idx=index,
+                **factory,
+            )
+            for index in range(config.num_layers)
+        )
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps, **factory)
+        # a tied head is no module of its own, so that a state dict holds the shared weights once
+        self.head = (
+            None if config.tie_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False, **factory)
+        )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Start afresh; the blocks say their own start."""
+        nn.init.normal_(self.embedding.weight, std=_EMBEDDING_STD)
+        for block in self.blocks:
+            assert isinstance(block, TransformerBlock)
+            block.reset_parameters()
+        self.norm.reset_parameters()
+        if self.head is not None:
+            nn.init.normal_(self.head.weight, std=_EMBEDDING_STD)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        cu_seqlens: Tensor | None = None,
+    ) -> Tensor:
+        """Logits of the token after each.
+
+        Args:
+            input_ids: int64 or int32 ``[B, T]``.
+            attention_mask: bool or integer ``[B, T]``, 1 for a valid token.
+            cu_seqlens: bounds of packed sequences, int32 or int64 ``[N + 1]``, with ``B = 1``.
+
+        Returns:
+            ``[B, T, vocab_size]``. Those of padded tokens mean nothing.
+        """
+        if input_ids.ndim != 2 or input_ids.dtype not in (torch.int64, torch.int32):
+            raise ValueError(
+                f"input_ids must be int64 or int32 [batch, length], got {input_ids.dtype} {tuple(input_ids.shape)}"
+            )
+        hidden_states = self.embedding(input_ids)
+        for block in self.blocks:
+            hidden_states = block(hidden_states, attention_mask, cu_seqlens=cu_seqlens)
+        weight = self.embedding.weight if self.head is None else self.head.weight
+        return F.linear(self.norm(hidden_states), weight)
+
+    def loss(
+        self,
+        input_ids: Tensor,
+        targets: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        cu_seqlens: Tensor | None = None,
+    ) -> Tensor:
+        """Cross-entropy in nats per token, see :func:`next_token_loss`."""
+        return next_token_loss(self(input_ids, attention_mask, cu_seqlens=cu_seqlens), targets)
+
+    def num_parameters(self) -> int:
+        """Trained numbers, tied ones once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+
+def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy in nats, computed in float32.
+
+    Args:
+        logits: ``[B, T, vocab_size]``.
+        targets: int64 ``[B, T]``: the token after each input (already shifted), -100 where there
+            is none to predict.
+    """
+    if targets.shape != logits.shape[:2]:
+        raise ValueError(f"targets must be {tuple(logits.shape[:2])} like the logits, got {tuple(targets.shape)}")
+    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())

@@ -1,0 +1,160 @@
+"""New rows against cached rows: one token, or a block of them.
+
+Keys and values come as the cache holds them, a few contiguous segments from the oldest token to
+the newest, and are read once where they lie. Everything between the two reads is a vector of the
+lags seen, so a token costs the same however many have passed beyond the window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hypermlp.ops import chunked
+from hypermlp.ops.mixing import SequenceMix
+from hypermlp.ops.tiling import Options
+
+
+class Past(NamedTuple):
+    """What the cache holds of the tokens up to and including the new ones.
+
+    Attributes:
+        keys: segments ``[B, S*H, n_i, K]``, oldest first.
+        values: segments ``[B, H, n_i, V]``, cut at the same places.
+        valid: bool ``[B, n]`` over all segments, or None if every token counts.
+    """
+
+    keys: Sequence[Tensor]
+    values: Sequence[Tensor]
+    valid: Tensor | None
+
+
+class Columns(NamedTuple):
+    """How the slots of the cache stand beside the rows of the tables, for one new token.
+
+    ``to_columns`` ``[B or 1, c]`` names the slot of each table row, ``to_slots`` ``[B or 1, n]`` the
+    table row of each slot; ``visible`` ``[B or 1, c]`` and ``readable`` ``[B or 1, n]`` are False
+    where there is none.
+    """
+
+    to_columns: Tensor
+    visible: Tensor
+    to_slots: Tensor
+    readable: Tensor
+
+
+def decode_step(
+    q: Tensor, past: Past, routing_mix: SequenceMix, readout_mix: SequenceMix, options: Options, columns: Columns | None
+) -> Tensor:
+    """``o`` ``[B, 1, H, V]`` of the newest token, which ``past`` includes.
+
+    Args:
+        q: ``[B, 1, S*H, K]``.
+        past: keys and values; hidden tokens hold zeros.
+        routing_mix, readout_mix: gates ``[B, 1, heads, R]``.
+        options: as everywhere.
+        columns: slots to table rows; None where slots are lags, oldest first, all visible.
+    """
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    query = q.transpose(1, 2).mT
+    s = torch.cat([(keys @ query).squeeze(-1) for keys in past.keys], dim=-1).to(dtype)
+    x = _to_columns(s, columns).transpose(0, 1)
+    visible = None if columns is None else columns.visible
+    y = _hide(_mix(x, routing_mix), visible)
+    gate, *scale = y.chunk(options.num_maps)
+    a = F.relu(gate) * F.softplus(scale[0]) if scale else F.relu(gate)
+    w = _mix(a, readout_mix)
+    if options.norm:
+        rho = torch.linalg.vector_norm(gate, dim=-1, keepdim=True).clamp_min(options.eps)
+        w = w / rho
+    weights = _to_slots(w.transpose(0, 1), columns).to(q.dtype).unsqueeze(-2)
+    o = torch.zeros((), device=q.device)
+    first = 0
+    for values in past.values:
+        o = o + weights[..., first : first + values.shape[2]] @ values
+        first += values.shape[2]
+    return o.transpose(1, 2).to(q.dtype)
+
+
+def _to_columns(s: Tensor, columns: Columns | None) -> Tensor:
+    if columns is None:
+        return s.flip(-1)
+    index = columns.to_columns[:, None].expand(s.shape[0], s.shape[1], -1)
+    return torch.where(columns.visible[:, None], s.gather(-1, index), 0)
+
+
+def _to_slots(w: Tensor, columns: Columns | None) -> Tensor:
+    if columns is None:
+        return w.flip(-1)
+    index = columns.to_slots[:, None].expand(w.shape[0], w.shape[1], -1)
+    return torch.where(columns.readable[:, None], w.gather(-1, index), 0)
+
+
+def _hide(y: Tensor, visible: Tensor | None) -> Tensor:
+    return y if visible is None else torch.where(visible, y, 0)
+
+
+def _mix(x: Tensor, mix: SequenceMix) -> Tensor:
+    """``x (Diag(identity + diag) + down Diag(gate) up^T)`` for one token, ``[heads, B, c]``."""
+    columns, dtype = x.shape[-1], x.dtype
+    y = x if mix.identity else torch.zeros_like(x)
+    if mix.diag is not None:
+        y = torch.addcmul(y, x, mix.diag[:, None, :columns].to(dtype))
+    if mix.down is not None and mix.up is not None:
+        z = x @ mix.down[:, :columns].to(dtype)
+        if mix.gate is not None:
+            z = z * mix.gate[:, 0].transpose(0, 1).to(dtype)
+        y = torch.baddbmm(y, z, mix.up[:, :columns].to(dtype).mT)
+    return y
+
+
+def lag_columns(valid: Tensor) -> Columns:
+    """Columns by lag, oldest slot last, for slots some of which are hidden (``valid`` bool ``[B, n]``)."""
+    reverse = torch.arange(valid.shape[1] - 1, -1, -1, device=valid.device)[None]
+    return Columns(reverse, valid.flip(-1), reverse, valid)
+
+
+def position_columns(start: Tensor, length: int, valid: Tensor | None) -> Columns:
+    """Columns by position, counted from each row's own ``start`` ``[B]``."""
+    slots = torch.arange(length, device=start.device)
+    to_columns = start[:, None] + slots
+    visible = to_columns < length
+    to_columns = to_columns.clamp(0, length - 1)
+    to_slots = slots - start[:, None]
+    readable = to_slots >= 0
+    if valid is not None:
+        visible = visible & valid.gather(1, to_columns)
+        readable = readable & valid
+    return Columns(to_columns, visible, to_slots.clamp_min(0), readable)
+
+
+def ring_columns(position: Tensor, capacity: int, columns: int, valid: Tensor | None) -> Columns:
+    """Columns by lag in a ring whose newest token has number ``position`` (a 0-dim tensor: any length, one graph)."""
+    lags = torch.arange(columns, device=position.device)
+    to_columns = ((position - lags) % capacity)[None]
+    visible = (lags <= position)[None]
+    slots = torch.arange(capacity, device=position.device)
+    to_slots = ((position - slots) % capacity)[None]
+    readable = (to_slots < columns) & (to_slots <= position)
+    if valid is not None:
+        visible = visible & valid.gather(1, to_columns.expand(valid.shape[0], -1))
+        readable = readable & valid
+    return Columns(to_columns, visible, to_slots.clamp_max(columns - 1), readable)
+
+
+def decode_block(q: Tensor, past: Past, routing_mix: SequenceMix, readout_mix: SequenceMix, options: Options) -> Tensor:
+    """``o`` ``[B, m, H, V]`` of the ``m`` newest tokens, which ``past`` includes.
+
+    The last rows of a chunked forward; segments are joined once for the whole block.
+    """
+    keys, values = (joined(segments).transpose(1, 2) for segments in (past.keys, past.values))
+    return chunked.forward(q, keys, values, routing_mix, readout_mix, options, past.valid, None)[0]
+
+
+def joined(segments: Sequence[Tensor]) -> Tensor:
+    """Segments ``[B, heads, n_i, width]`` as one: a copy only where there are several."""
+    return segments[0] if len(segments) == 1 else torch.cat(list(segments), dim=2)

@@ -1,0 +1,156 @@
+"""``hypermlp demo``: HyperGLU and softmax attention of equal size, trained side by side."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from hypermlp.generation import decode, generate
+from hypermlp.models import LanguageModel, LanguageModelConfig
+from hypermlp.ops.attention import Backend
+from hypermlp.training import report
+from hypermlp.training.checkpoint import delete_checkpoints
+from hypermlp.training.config import TrainingConfig
+from hypermlp.training.data import Corpus
+from hypermlp.training.display import TrainingDisplay
+from hypermlp.training.recipe import byte_model, match_parameters, parameter_count
+from hypermlp.training.trainer import Trainer
+
+_MIXERS = {"hyperglu": "HyperGLU", "softmax": "softmax"}
+_PROMPT_BYTES, _SAMPLE_BYTES, _SAMPLE_TEMPERATURE, _SAMPLE_TOP_P = 64, 240, 0.7, 0.95
+
+
+@dataclass(frozen=True)
+class Demo:
+    """One comparison; both models get the same optimiser, learning rate and data order.
+
+    Args:
+        corpus: text to learn.
+        training: how.
+        hidden_size, num_layers: of both models.
+        out: folder for checkpoints, ``report.json`` and ``curves.png``.
+        device: where to train.
+        backend: path of the operator.
+    """
+
+    corpus: Corpus
+    training: TrainingConfig
+    hidden_size: int
+    num_layers: int
+    out: Path
+    device: torch.device
+    backend: Backend = "auto"
+
+    def run(self, console: Console) -> bool:
+        """Train both, show and save the comparison. False if interrupted."""
+        configs = self.model_configs()
+        self._describe(console, configs)
+        result = self.out / "report.json"
+        if result.exists():  # the last run came to its end: this is a new one
+            result.unlink()
+            for mixer in _MIXERS:
+                delete_checkpoints(self.out / mixer)
+        trainers = {}
+        for mixer, config in configs.items():
+            trainers[mixer] = self._trainer(mixer, config, console)
+            if not self._train(trainers[mixer], _MIXERS[mixer], console):
+                return False
+        self._conclude(trainers, console)
+        return True
+
+    def model_configs(self) -> dict[str, LanguageModelConfig]:
+        """Both models, of equal parameter count."""
+        shape = {"hidden_size": self.hidden_size, "num_layers": self.num_layers, "seq_len": self.training.seq_len}
+        configs = match_parameters(*(byte_model(mixer, **shape) for mixer in _MIXERS))
+        return dict(zip(_MIXERS, configs, strict=True))
+
+    def _describe(self, console: Console, configs: dict[str, LanguageModelConfig]) -> None:
+        corpus, training = self.corpus, self.training
+        console.print(
+            f"Text: {corpus.name}, {corpus.train.numel():,} bytes to train on ({len(corpus.train_files)} files), "
+            f"{corpus.validation.numel():,} to validate ({len(corpus.validation_files)} files)",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+        console.print(
+            f"{training.steps} steps of {training.batch_size} x {training.seq_len} bytes on {self.device}, "
+            f"learning rate {training.lr:g}, seed {training.seed}",
+            highlight=False,
+        )
+        for mixer, config in configs.items():
+            console.print(
+                f"{_MIXERS[mixer]:<9} {parameter_count(config):,} parameters: {config.num_layers} layers, "
+                f"width {config.hidden_size}, MLP width {config.intermediate_size}",
+                highlight=False,
+            )
+
+    def _trainer(self, mixer: str, config: LanguageModelConfig, console: Console) -> Trainer:
+        torch.manual_seed(self.training.seed)
+        model = LanguageModel(config, backend=self.backend)
+        trainer = Trainer(model, self.corpus, self.training, out=self.out / mixer, device=self.device)
+        try:
+            if trainer.resume():
+                console.print(f"{_MIXERS[mixer]:<9} goes on from step {trainer.progress.step}", highlight=False)
+        except ValueError as error:
+            console.print(f"Starting anew: {error}", highlight=False, markup=False)
+            delete_checkpoints(self.out / mixer)
+        return trainer
+
+    def _train(self, trainer: Trainer, name: str, console: Console) -> bool:
+        with TrainingDisplay(console, name, self.training.steps, trainer.progress.step) as watcher:
+            trainer.watcher = watcher
+            finished = trainer.run()
+        if not finished:
+            console.print(
+                f"Stopped after step {trainer.progress.step} of {name}; a checkpoint is in {trainer.out}. "
+                "Give the same command again to go on.",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
+            )
+        return finished
+
+    def _conclude(self, trainers: dict[str, Trainer], console: Console) -> None:
+        reports = [report.RunReport.of(_MIXERS[mixer], trainer) for mixer, trainer in trainers.items()]
+        prompt = _prompt(self.corpus)
+        for mixer, trainer in trainers.items():
+            tokens = generate(
+                trainer.model, prompt, _SAMPLE_BYTES, temperature=_SAMPLE_TEMPERATURE, top_p=_SAMPLE_TOP_P, seed=0
+            )
+            console.rule(f"{_MIXERS[mixer]} goes on from validation text")
+            console.print(printable(decode(tokens[0])), highlight=False, markup=False)
+        console.rule()
+        console.print(report.table(reports))
+        console.print(report.verdict(reports), highlight=False)
+        save_curves(self.out / "curves.png", reports, f"Byte language models on {self.corpus.name}", console)
+        # last: its presence says that the demo came to its end
+        report.write_json(self.out / "report.json", reports, data=self.corpus.name, device=str(self.device))
+        console.print(f"Numbers in {self.out / 'report.json'}", highlight=False, markup=False)
+
+
+def save_curves(file: Path, reports: list[report.RunReport], title: str, console: Console) -> None:
+    """Draw the validation curves, or say what is missing to do so."""
+    try:
+        report.write_plot(file, reports, title)
+        message = f"Validation curves in {file}"
+    except ModuleNotFoundError as error:
+        if error.name != "matplotlib":
+            raise
+        message = 'No picture of the curves: matplotlib is missing, pip install "hypermlp[viz]"'
+    console.print(message, highlight=False, markup=False)
+
+
+def printable(text: str) -> str:
+    """Text without control characters, which a terminal would obey."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def _prompt(corpus: Corpus) -> torch.Tensor:
+    """The first line of the validation text, cut to a few bytes, int64 ``[1, n]``."""
+    start = bytes(corpus.validation[:_PROMPT_BYTES].tolist())
+    line = start.lstrip().split(b"\n")[0] or start
+    return torch.tensor([list(line)], dtype=torch.int64)

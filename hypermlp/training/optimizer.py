@@ -1,0 +1,37 @@
+"""AdamW with decay on matrices alone, and the learning rate over time."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from hypermlp.training.config import TrainingConfig
+
+_BETAS = (0.9, 0.95)
+# share of the highest learning rate that the cosine ends at
+_FINAL_SHARE = 0.1
+
+
+def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
+    """AdamW whose weight decay acts on the weights of linear layers only.
+
+    Lag tables, convolutions, norms, biases and embeddings are not decayed: zero is no natural
+    value for them (a convolution's current-token tap starts at one).
+    """
+    decayed = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
+    groups = [
+        {"params": [p for p in model.parameters() if id(p) in decayed], "weight_decay": config.weight_decay},
+        {"params": [p for p in model.parameters() if id(p) not in decayed], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.lr, betas=_BETAS, fused=True)
+
+
+def learning_rate(step: int, config: TrainingConfig) -> float:
+    """Learning rate of step ``step``, counted from 0: linear warm-up, then a cosine."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    share = _FINAL_SHARE + (1 - _FINAL_SHARE) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return config.lr * share

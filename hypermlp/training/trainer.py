@@ -1,0 +1,214 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from hypermlp.models import LanguageModel, next_token_loss
+from hypermlp.training import checkpoint
+from hypermlp.training.config import TrainingConfig
+from hypermlp.training.data import Corpus
+from hypermlp.training.interrupt import StopRequest
+from hypermlp.training.memory import peak_memory, reset_peak_memory
+from hypermlp.training.optimizer import build_optimizer, learning_rate
+
+
+class Watcher(Protocol):
+    """Told what happens, to show it."""
+
+    def on_step(self, step: int, loss: float, tokens_per_second: float) -> None: ...
+
+    def on_evaluation(self, point: dict[str, float]) -> None: ...
+
+
+@dataclass
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        step: steps done.
+        seconds: time of these steps, evaluations and checkpoints apart.
+        loss_sum, loss_count: of the training loss since the last evaluation.
+        history: one entry an evaluation: ``step``, ``train_loss`` (mean since the last one, nats a
+            byte), ``validation_loss`` (nats a byte), ``bits_per_byte`` (the same in bits).
+        peak_memory: bytes, None if not known.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    loss_sum: float = 0.0
+    loss_count: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+    peak_memory: int | None = None
+
+
+class Trainer:
+    """Trains a model on a corpus; a stopped run goes on as if it had not been stopped.
+
+    Args:
+        model: is moved to ``device`` and trained in place.
+        corpus: where batches and validation windows come from.
+        config: the run.
+        out: folder for checkpoints; None for no checkpoints.
+        device: where to train.
+        watcher: told of steps and evaluations.
+
+    Raises:
+        ValueError: a part of the corpus is shorter than a window.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        corpus: Corpus,
+        config: TrainingConfig,
+        *,
+        out: Path | None = None,
+        device: torch.device | str = "cpu",
+        watcher: Watcher | None = None,
+    ) -> None:
+        corpus.check_length(config.seq_len)
+        self.device = torch.device(device)
+        self.model, self.corpus, self.config = model.to(self.device), corpus, config
+        self.out, self.watcher = out, watcher
+        self.optimizer = build_optimizer(model, config)
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.progress = Progress()
+        self._saved_step: int | None = None
+        self._identity = {**config.to_dict(), "corpus": corpus.fingerprint()}
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are done."""
+        return self.progress.step >= self.config.steps
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Training speed so far, 0 before the first step."""
+        tokens = self.progress.step * self.config.batch_size * self.config.seq_len
+        return tokens / self.progress.seconds if self.progress.seconds else 0.0
+
+    def resume(self) -> bool:
+        """Go back to the newest checkpoint in ``out``; False if there is none.
+
+        Raises:
+            ValueError: it belongs to another model, data or training configuration.
+        """
+        folder = None if self.out is None else checkpoint.latest_checkpoint(self.out)
+        if folder is None:
+            return False
+        model_config, identity = checkpoint.read_config(folder)
+        self._check_same(folder, {**model_config.to_dict(), **identity})
+        checkpoint.load_weights(folder, self.model)
+        state = checkpoint.load_trainer_state(folder)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"])
+        self.progress = Progress(**state["progress"])
+        self._saved_step = self.progress.step
+        return True
+
+    def save(self) -> None:
+        """Write a checkpoint, if there is a folder for it and the last one is not of this step."""
+        if self.out is None or self._saved_step == self.progress.step:
+            return
+        state = {
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "progress": asdict(self.progress),
+        }
+        checkpoint.save_checkpoint(self.out, self.progress.step, self.model, self._identity, state)
+        self._saved_step = self.progress.step
+
+    def run(self) -> bool:
+        """Train to the last step. False if a signal asked to stop: a checkpoint is then written.
+
+        Raises:
+            FloatingPointError: the loss is not finite. The last checkpoint stays as it is.
+        """
+        if self.finished:
+            return True
+        reset_peak_memory(self.device)
+        with StopRequest() as stop:
+            if not self.progress.history:
+                self._evaluate()
+            while not self.finished and not stop.requested:
+                self._timed_step()
+                step = self.progress.step
+                if step % self.config.eval_every == 0 or self.finished:
+                    self._evaluate()
+                if step % self.config.checkpoint_every == 0:
+                    self.save()
+            self.save()
+        return self.finished
+
+    def step(self) -> float:
+        """One optimiser step; its loss in nats a byte."""
+        self.model.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.progress.step, self.config)
+        inputs, targets = self.corpus.batch(self.config.batch_size, self.config.seq_len, self.generator)
+        loss = self._loss(inputs, targets)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        value = loss.item()
+        if not math.isfinite(value):
+            raise FloatingPointError(f"the loss is {value} at step {self.progress.step}: try a smaller lr")
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
+        self.optimizer.step()
+        self.progress.step += 1
+        return value
+
+    @torch.no_grad()
+    def validation_loss(self) -> float:
+        """Nats a byte on the fixed validation windows."""
+        self.model.eval()
+        inputs, targets = self.corpus.validation_windows(self.config.eval_windows, self.config.seq_len)
+        total = 0.0
+        for start in range(0, inputs.shape[0], self.config.batch_size):
+            rows = slice(start, start + self.config.batch_size)
+            total += self._loss(inputs[rows], targets[rows]).item() * targets[rows].numel()
+        return total / targets.numel()
+
+    def _loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        inputs, targets = inputs.to(self.device), targets.to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.dtype == "bfloat16"):
+            logits = self.model(inputs)
+        return next_token_loss(logits, targets)
+
+    def _timed_step(self) -> None:
+        start = time.perf_counter()
+        loss = self.step()
+        self.progress.seconds += time.perf_counter() - start
+        self.progress.loss_sum += loss
+        self.progress.loss_count += 1
+        if self.watcher is not None:
+            self.watcher.on_step(self.progress.step, loss, self.tokens_per_second)
+
+    def _evaluate(self) -> None:
+        progress = self.progress
+        loss = self.validation_loss()
+        point: dict[str, float] = {"step": progress.step, "validation_loss": loss, "bits_per_byte": loss / math.log(2)}
+        if progress.loss_count:
+            point["train_loss"] = progress.loss_sum / progress.loss_count
+        progress.loss_sum, progress.loss_count = 0.0, 0
+        known = (progress.peak_memory, peak_memory(self.device))
+        progress.peak_memory = max((peak for peak in known if peak is not None), default=None)
+        progress.history.append(point)
+        if self.watcher is not None:
+            self.watcher.on_evaluation(point)
+
+    def _check_same(self, folder: Path, saved: dict[str, Any]) -> None:
+        # device and checkpoint_every may change: they do not decide what is learnt
+        own = {**self.model.config.to_dict(), **self._identity}
+        different = sorted(name for name in own if name != "checkpoint_every" and saved.get(name) != own[name])
+        if different:
+            wanted = ", ".join(f"{name}={saved.get(name)!r}" for name in different if name != "corpus")
+            remedy = f"resume with {wanted}" if wanted else "its text has changed since"
+            raise ValueError(f"{folder} is of another run, different in {', '.join(different)}: {remedy}")

@@ -1,0 +1,223 @@
+"""The benchmark's own machinery: gate, order, memory, report."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from typer.testing import CliRunner
+
+from hypermlp import HyperGLU
+from hypermlp.bench import command, gate, report, runner
+from hypermlp.bench.measure import MODES, Contestant, extra_peak_bytes, interleaved
+from hypermlp.bench.providers import ATTENTION_PROVIDERS, Case, Provider, count_parameters, matched_width
+from hypermlp.bench.runner import Settings, passed, run
+
+CASE = Case(length=1, hidden_size=16)
+SETTINGS = Settings(lengths=(8, 24), case=CASE, repeats=2, seconds=60.0)
+BY_NAME = {provider.name: provider for provider in ATTENTION_PROVIDERS}
+ROW_KEYS = {
+    "provider", "length", "mode", "parameters", "rounds", "median_ms", "quartiles_ms", "tokens_per_second",
+    "extra_peak_bytes", "skipped", "time_ratio",
+}  # fmt: skip
+
+
+class SeesTheFuture(HyperGLU):
+    """Wrong values: forgets causality."""
+
+    def forward(self, hidden_states: Tensor, *args: object, **options: object) -> Tensor:
+        return super().forward(hidden_states) + 0.01 * hidden_states.mean(1, keepdim=True)
+
+
+class WrongGradient(HyperGLU):
+    """Right values, wrong gradient: the scale of one parameter's gradient is off."""
+
+    def forward(self, hidden_states: Tensor, *args: object, **options: object) -> Tensor:
+        out = super().forward(hidden_states)
+        if hidden_states.dtype == torch.float32:
+            extra = out * 0.01
+            out = out + (extra - extra.detach())
+        return out
+
+
+class Crashes(HyperGLU):
+    def forward(self, hidden_states: Tensor, *args: object, **options: object) -> Tensor:
+        raise RuntimeError("no kernel for this")
+
+
+class MakesNaN(HyperGLU):
+    def forward(self, hidden_states: Tensor, *args: object, **options: object) -> Tensor:
+        return super().forward(hidden_states) * float("nan")
+
+
+def broken(cls: type[HyperGLU]) -> Provider:
+    good = BY_NAME["hyperglu-chunked"]
+
+    def exact(layer: HyperGLU, hidden_states: Tensor) -> Tensor:
+        return HyperGLU.forward(layer, hidden_states)
+
+    return replace(good, name="broken", build=lambda case: cls(case.hidden_size, max_lag=case.length), exact=exact)
+
+
+@pytest.mark.parametrize("provider", ATTENTION_PROVIDERS, ids=lambda provider: provider.name)
+def test_every_provider_passes_the_gate(provider: Provider) -> None:
+    verdict = gate.check(provider, CASE)
+    assert verdict.passed, verdict.reason
+
+
+@pytest.mark.parametrize("cls", [SeesTheFuture, WrongGradient, MakesNaN, Crashes])
+def test_gate_catches_a_broken_provider(cls: type[HyperGLU]) -> None:
+    verdict = gate.check(broken(cls), CASE)
+    assert not verdict.passed
+    assert verdict.reason
+
+
+def test_gate_tells_wrong_values_from_wrong_gradients() -> None:
+    verdict = gate.check(broken(WrongGradient), CASE)
+    assert verdict.output_error is not None
+    assert verdict.output_error <= verdict.tolerance
+    assert verdict.gradient_error is not None
+    assert verdict.gradient_error > verdict.tolerance
+
+
+def test_a_failed_gate_leaves_no_figure() -> None:
+    result = run([broken(SeesTheFuture), BY_NAME["softmax"]], replace(SETTINGS, lengths=(8,)), log=lambda _: None)
+    assert not passed(result)
+    assert {row["provider"] for row in result["rows"]} == {"softmax"}
+    assert "broken failed its check" in report.markdown(result)
+
+
+def test_rounds_interleave_and_rotate() -> None:
+    rounds = list(interleaved("abc", 4))
+    assert ["".join(names) for names in rounds] == ["abc", "bca", "cab", "abc"]
+
+
+def test_the_runner_times_providers_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[int, str]] = []
+    monkeypatch.setattr(runner, "time_call", lambda contestant, mode: calls.append((id(contestant), mode)) or 1.0)
+    run([BY_NAME["softmax"], BY_NAME["softmax-pc"]], replace(SETTINGS, lengths=(8,), repeats=4), log=lambda _: None)
+    assert [mode for _, mode in calls] == [MODES[0]] * 8 + [MODES[1]] * 8
+    first, second = calls[0][0], calls[1][0]
+    assert first != second
+    assert [who for who, _ in calls[:8]] == [first, second, second, first, first, second, second, first]
+
+
+def test_rounds_stop_when_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "time_call", lambda contestant, mode: 1.0)
+    settings = replace(SETTINGS, lengths=(8,), repeats=50, seconds=0.0)
+    result = run([BY_NAME["softmax"]], settings, log=lambda _: None)
+    assert {row["rounds"] for row in result["rows"]} == {3}
+
+
+def test_memory_sees_known_allocations() -> None:
+    kept = torch.ones(1 << 18)
+
+    def call() -> None:
+        first = torch.empty(1 << 18)
+        second = torch.empty(1 << 18)
+        del first
+        third = torch.empty(1 << 17)
+        del second, third
+
+    # freed before more was asked for, so two at once; what was there before is not counted
+    assert extra_peak_bytes(call, torch.device("cpu")) == 2 * kept.nbytes
+
+
+def test_memory_sees_inside_operators() -> None:
+    x = torch.ones(1 << 18)
+    # the sum's input is a temporary of the size of x
+    assert extra_peak_bytes(lambda: (x * 2).sum(), torch.device("cpu")) >= x.nbytes
+    assert extra_peak_bytes(lambda: None, torch.device("cpu")) == 0
+
+
+def test_a_call_leaves_no_gradient_behind() -> None:
+    layer = HyperGLU(16, max_lag=8)
+    contestant = Contestant(layer, torch.randn(1, 8, 16))
+    contestant.call("forward+backward")
+    once = layer.q_proj.weight.grad.clone()
+    contestant.prepare()
+    assert layer.q_proj.weight.grad is None
+    contestant.call("forward+backward")
+    torch.testing.assert_close(layer.q_proj.weight.grad, once)
+
+
+def test_widened_softmax_has_the_parameters_of_hyperglu() -> None:
+    for length in (64, 512, 4096):
+        case = Case(length, hidden_size=64)
+        ours, wide = (count_parameters(BY_NAME[name].build(case)) for name in ("hyperglu-chunked", "softmax-wide"))
+        assert abs(wide / ours - 1) < 0.01
+    assert matched_width(4 * 64 * 64, 64, 2) == 64
+
+
+def test_report_schema() -> None:
+    too_small = 9 * 4 * 8**2 * 4
+    result = run(ATTENTION_PROVIDERS, replace(SETTINGS, memory_limit=too_small), log=lambda _: None)
+    assert json.loads(json.dumps(result)) == result
+    assert set(result) == {"schema", "benchmark", "settings", "environment", "providers", "gate", "rows"}
+    assert len(result["rows"]) == 2 * 2 * len(ATTENTION_PROVIDERS)
+    skipped = [row for row in result["rows"] if row["skipped"] is not None]
+    assert {(row["provider"], row["length"]) for row in skipped} == {("hyperglu-reference", 24)}
+    for row in result["rows"]:
+        if row in skipped:
+            assert "limit" in row["skipped"]
+            continue
+        assert set(row) == ROW_KEYS
+        low, high = row["quartiles_ms"]
+        assert 0 < low <= row["median_ms"] <= high
+        assert row["tokens_per_second"] == pytest.approx(1e3 * row["length"] / row["median_ms"])
+        assert set(row["time_ratio"]) == {"softmax", "softmax-pc", "softmax-wide"}
+    text = report.markdown(result)
+    assert "hyperglu-reference at T = 24 skipped" in text
+    assert len(list(report.table_rows(result, "forward"))) == 2 * len(ATTENTION_PROVIDERS)
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({row.count("|") for row in rows}) == 1
+
+
+def test_environment_names_no_machine() -> None:
+    import platform
+    from pathlib import Path
+
+    from hypermlp.bench.environment import describe
+
+    text = json.dumps(describe())
+    assert set(describe()) >= {"cpu", "cores", "python", "torch", "commit"}
+    assert str(Path.home()) not in text
+    assert f'"{platform.node()}"' not in text
+    assert str(Path.cwd()) not in text
+
+
+def test_threads_are_restored() -> None:
+    before = torch.get_num_threads()
+    run([], replace(SETTINGS, threads=before + 1), log=lambda _: None)
+    assert torch.get_num_threads() == before
+
+
+def test_command_writes_json_and_picture(tmp_path) -> None:
+    out = tmp_path / "new" / "result.json"
+    arguments = ["attention", "--lengths", "8,16", "--hidden-size", "16", "--repeats", "1", "--out", str(out)]
+    done = CliRunner().invoke(command.app, arguments)
+    assert done.exit_code == 0, done.output
+    assert json.loads(out.read_text())["settings"]["lengths"] == [8, 16]
+    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert "hyperglu-chunked" in done.output
+
+
+def test_command_fails_on_a_failed_gate(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "ATTENTION_PROVIDERS", (broken(SeesTheFuture), BY_NAME["softmax"]))
+    arguments = ["attention", "--lengths", "8", "--hidden-size", "16", "--repeats", "1"]
+    done = CliRunner().invoke(command.app, [*arguments, "--out", str(tmp_path / "result.json")])
+    assert done.exit_code == 1
+    assert "FAILED" in done.output
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--lengths", "8,x"], ["--lengths", "0"], ["--dtype", "int8"], ["--device", "tpu"], ["--only", "flex"]],
+)
+def test_command_refuses_bad_options(arguments: list[str]) -> None:
+    done = CliRunner().invoke(command.app, ["attention", *arguments])
+    assert done.exit_code == 2
+    assert arguments[0] in done.output

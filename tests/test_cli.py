@@ -1,0 +1,170 @@
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from hypermlp import cli
+from hypermlp.training import Trainer
+from hypermlp.training.checkpoint import load_model
+
+typer_testing = pytest.importorskip("typer.testing")
+
+TINY = ["--hidden-size", "16", "--layers", "1", "--seq-len", "32", "--batch-size", "2", "--device", "cpu"]
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    folder = tmp_path / "text"
+    folder.mkdir()
+    for index in range(30):
+        lines = (f"def function_{number}(x):\n    return x + {number * index}\n" for number in range(20))
+        (folder / f"module{index}.py").write_text("".join(lines))
+    return str(folder)
+
+
+@pytest.fixture
+def command():
+    app = cli.build_app()
+
+    def run(*arguments):
+        result = typer_testing.CliRunner().invoke(app, [str(argument) for argument in arguments])
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result
+
+    return run
+
+
+def stop_after(monkeypatch, step):
+    """Runs stop after ``step`` as if by Ctrl-C."""
+    original = Trainer.step
+
+    def stepping(self):
+        value = original(self)
+        if self.progress.step == step:
+            import os
+            import signal
+
+            os.kill(os.getpid(), signal.SIGINT)
+        return value
+
+    monkeypatch.setattr(Trainer, "step", stepping)
+
+
+def test_demo_end_to_end(command, corpus, tmp_path):
+    out = tmp_path / "demo"
+    result = command("demo", "--steps", 3, "--data", corpus, "--out", out, *TINY)
+    assert result.exit_code == 0, result.output
+    for word in ("HyperGLU", "softmax", "parameters", "bits per byte", "tokens/s", "peak memory", "goes on from"):
+        assert word in result.output
+    report = json.loads((out / "report.json").read_text())
+    first, second = report["models"]
+    assert abs(first["parameters"] - second["parameters"]) <= 0.01 * first["parameters"]
+    assert [point["step"] for point in first["history"]] == [0, 1, 2, 3]
+    assert first["bits_per_byte"] == first["history"][-1]["bits_per_byte"]
+    assert first["bits_per_byte"] < first["history"][0]["bits_per_byte"]
+    assert first["training"] == second["training"]
+    better = min(report["models"], key=lambda model: model["bits_per_byte"])
+    assert f"{better['name']} ends lower than" in result.output
+    assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert load_model(out / "softmax").num_parameters() == second["parameters"]
+
+
+def test_interrupted_demo_goes_on_and_ends_as_a_whole_one(command, corpus, tmp_path, monkeypatch):
+    arguments = ["demo", "--steps", 3, "--data", corpus, *TINY]
+    command(*arguments, "--out", tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        result = command(*arguments, "--out", tmp_path / "cut")
+    assert result.exit_code == 130
+    assert "Stopped after step 2 of HyperGLU" in result.output
+    assert not (tmp_path / "cut" / "report.json").exists()
+    result = command(*arguments, "--out", tmp_path / "cut")
+    assert result.exit_code == 0
+    assert "goes on from step 2" in result.output
+    whole, cut = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("whole", "cut"))
+    for a, b in zip(whole["models"], cut["models"], strict=True):
+        assert a["history"] == b["history"]
+    # finished: the next one is a new one
+    assert "goes on from step" not in command(*arguments, "--out", tmp_path / "cut").output
+
+
+def test_demo_with_other_options_starts_anew(command, corpus, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 1)
+        command("demo", "--steps", 3, "--data", corpus, "--out", tmp_path / "out", *TINY)
+    result = command("demo", "--steps", 2, "--data", corpus, "--out", tmp_path / "out", *TINY)
+    assert result.exit_code == 0
+    assert "Starting anew" in result.output
+
+
+def test_train_interrupt_resume_generate(command, corpus, tmp_path, monkeypatch):
+    arguments = ["train", "--steps", 4, "--data", corpus, "--mixer", "hypermlp", *TINY]
+    whole = tmp_path / "whole"
+    assert command(*arguments, "--out", whole).exit_code == 0
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        result = command(*arguments, "--out", out)
+    assert result.exit_code == 130
+    assert f"hypermlp train --resume --out {out}" in result.output
+
+    result = command(*arguments, "--out", out)
+    assert result.exit_code == 2
+    assert "--resume" in result.output
+    result = command("train", "--resume", "--out", out, "--lr", 0.5)
+    assert result.exit_code == 2
+    assert "--lr 0.5 differs" in result.output
+
+    result = command("train", "--resume", "--out", out)
+    assert result.exit_code == 0, result.output
+    weights, expected = load_model(out).state_dict(), load_model(whole).state_dict()
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    assert (out / "curves.png").is_file()
+
+    sample = [command("generate", out, "--prompt", "def ", "--max-new-tokens", 8, "--seed", 1).output for _ in "ab"]
+    assert sample[0] == sample[1]
+    assert sample[0].startswith("def ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "/no/such/place"], "no text file or folder at '/no/such/place'"),
+        (["--hidden-size", 6], "qk_dim"),
+        (["--mixer", "mamba"], "mamba"),
+        (["--steps", 0], "steps"),
+        (["--seq-len", 100_000], "seq_len=100000"),
+        (["--device", "toaster"], "toaster"),
+        (["--resume"], "no training run to resume"),
+    ],
+)
+def test_mistakes_get_one_line(command, corpus, tmp_path, arguments, message):
+    result = command("train", "--data", corpus, *TINY, "--out", tmp_path / "run", *arguments)
+    assert result.exit_code == 2
+    assert message in result.output
+    assert "Traceback" not in result.output
+    assert len(result.output.strip().splitlines()) == 1
+
+
+def test_generate_without_a_checkpoint(command, tmp_path):
+    result = command("generate", tmp_path)
+    assert result.exit_code == 2
+    assert "no checkpoint" in result.output
+
+
+def test_missing_extra_is_one_clear_line(monkeypatch):
+    monkeypatch.setattr(cli, "find_spec", lambda name: None if name == "typer" else object())
+    with pytest.raises(SystemExit, match=r'need typer: pip install "hypermlp\[cli\]"'):
+        cli.main()
+
+
+def test_importing_the_library_needs_no_extra():
+    code = (
+        "import sys, hypermlp, hypermlp.models, hypermlp.training, hypermlp.generation, hypermlp.cli\n"
+        "found = {'typer', 'rich', 'safetensors', 'matplotlib'} & set(sys.modules)\n"
+        "assert not found, found"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

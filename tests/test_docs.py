@@ -1,0 +1,80 @@
+"""What the documentation shows works: its Python blocks run, and its tables come from results."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from hypermlp.bench.providers import ATTENTION_PROVIDERS, Case
+from hypermlp.bench.runner import Settings, run
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md", "docs/guide.md"])
+def test_python_blocks_run(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # the default compiler needs a C++ one on the machine; tracing is what the page is about
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    torch.manual_seed(0)
+    text = (ROOT / page).read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert blocks
+    names: dict[str, Any] = {"__name__": "page"}
+    for block in blocks:
+        exec(compile(block, page, "exec"), names)
+
+
+def test_results_are_filled_in(tmp_path: Path) -> None:
+    hooks = load(ROOT / "docs" / "hooks.py")
+    missing = hooks.benchmark("attention-cpu", tmp_path)
+    assert "make bench" in missing
+    report = run(ATTENTION_PROVIDERS, Settings((8,), Case(1, hidden_size=16), repeats=1), log=lambda _: None)
+    report["rows"][0]["median_ms"] = 12345.6
+    result = tmp_path / "benchmarks" / "results" / "attention-cpu.json"
+    result.parent.mkdir(parents=True)
+    result.write_text(json.dumps(report))
+    page = hooks.benchmark("attention-cpu", tmp_path)
+    assert "12345.6" in page
+    assert "![" not in page
+    picture = tmp_path / "docs" / "pictures" / "attention-cpu.png"
+    picture.parent.mkdir(parents=True)
+    picture.touch()
+    assert "(pictures/attention-cpu.png)" in hooks.benchmark("attention-cpu", tmp_path)
+
+
+def test_performance_page_asks_for_results_that_make_bench_writes() -> None:
+    page, makefile = (ROOT / "docs" / "performance.md").read_text(), (ROOT / "Makefile").read_text()
+    names = re.findall(r"<!-- benchmark: ([\w-]+) -->", page)
+    assert names
+    for name in names:
+        assert f"benchmarks/results/{name}.json" in makefile
+        assert f"docs/pictures/{name}.png" in makefile
+
+
+def test_lag_layout_picture_is_of_the_code(tmp_path: Path) -> None:
+    picture = load(ROOT / "docs" / "pictures" / "lag_layout.py")
+    by_key, by_column = picture.addresses()
+    n = picture.TOKENS
+    for i in range(n):
+        for j in range(i + 1):
+            assert by_key[i][j] == by_column[i][n - 1 - (i - j)]
+    assert by_key[1][0] - by_key[0][0] + 1 == by_column[1][0] - by_column[0][0]
+    picture.draw().savefig(tmp_path / "lag_layout.svg")
+    assert (ROOT / "docs" / "pictures" / "lag_layout.svg").read_text().startswith("<?xml")

@@ -1,0 +1,37 @@
+"""The examples run, and say what they promise."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+
+
+def run(name: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+    monkeypatch.setattr("sys.argv", [name, *arguments])
+    runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+    return capsys.readouterr().out
+
+
+def test_custom_model_learns(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    out = run("custom_model.py", ["--steps", "60", "--width", "32", "--pairs", "8"], monkeypatch, capsys)
+    losses = [float(loss) for loss in re.findall(r"loss (\d+\.\d+)", out)]
+    assert len(losses) == 10
+    assert losses[-1] < 0.9 * losses[0]
+    assert "sequences twice as long" in out
+
+
+@pytest.mark.skipif(importlib.util.find_spec("hypermlp.training") is None, reason="needs hypermlp.training")
+def test_train_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("".join(f"{n} and {n} are {2 * n}. " for n in range(400)))
+    size = ["--steps", "4", "--seq-len", "16", "--hidden-size", "16", "--layers", "1", "--out", str(tmp_path / "run")]
+    out = run("train_text.py", [str(text), *size, "--prompt", "2 and 2"], monkeypatch, capsys)
+    assert "bits per byte" in out
+    assert "\n2 and 2" in out
+    assert "going on from step 4" in run("train_text.py", [str(text), *size], monkeypatch, capsys)

@@ -1,0 +1,28 @@
+import pytest
+import torch
+
+from hypermlp.models import LanguageModel
+from hypermlp.training import Trainer, TrainingConfig, load_corpus
+from hypermlp.training.recipe import byte_model
+
+
+@pytest.fixture
+def text_folder(tmp_path):
+    folder = tmp_path / "text"
+    folder.mkdir()
+    for index in range(40):
+        lines = (f"line {number} of file {index}: {number * index % 97}\n" for number in range(20))
+        (folder / f"file{index}.txt").write_text("".join(lines))
+    return folder
+
+
+@pytest.fixture
+def new_trainer(text_folder):
+    def build(out=None, mixer="hyperglu", **options):
+        settings = {"steps": 6, "batch_size": 2, "seq_len": 16, "eval_windows": 4, "eval_every": 4, **options}
+        config = TrainingConfig(**settings)
+        torch.manual_seed(config.seed)
+        model = LanguageModel(byte_model(mixer, hidden_size=16, num_layers=1, seq_len=16))
+        return Trainer(model, load_corpus(text_folder), config, out=out)
+
+    return build

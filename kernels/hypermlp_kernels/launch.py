@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -14,10 +14,11 @@ from torch import Tensor
 from hypermlp_kernels.readout import readout_kernel
 from hypermlp_kernels.rows import routing_statistic_kernel, selection_statistics_kernel
 from hypermlp_kernels.schedule import block_table, sequences
-from hypermlp_kernels.tiles import Kernel, Precision, Tile, pad_width, tiles
+from hypermlp_kernels.tiles import Kernel, Precision, Tile, family_of, pad_width, tiles
 
 _LOG2E, _LN2 = 1.4426950408889634, 0.6931471805599453
 _DTYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32, torch.float64: tl.float64}
+_INTERPRETED = not isinstance(readout_kernel, triton.JITFunction)
 # small enough for the interpreter to be quick, with several row groups to a block
 _INTERPRETER_TILE = Tile(32, 16, 16, 1, 1)
 
@@ -42,7 +43,7 @@ class Mix(NamedTuple):
 
 def interpreted() -> bool:
     """Whether the kernels run in Triton's interpreter (``TRITON_INTERPRET=1`` before triton is imported)."""
-    return not isinstance(readout_kernel, triton.JITFunction)
+    return _INTERPRETED
 
 
 class _Call(NamedTuple):
@@ -65,6 +66,7 @@ class _Call(NamedTuple):
     precision: Precision
     attention_mask: Tensor | None
     sequences: tuple[Tensor, Tensor, Tensor] | None
+    chosen: Mapping[Kernel, Tile] | None
 
     @property
     def sizes(self) -> tuple[int, int, int]:
@@ -88,7 +90,7 @@ class _Call(NamedTuple):
             "CAUSAL": self.causal,
             "HAS_BLOCKS": self.sequences is not None,
             "PACKED": self.glu and self.by_lag and self.q.dtype == torch.bfloat16,
-            "ASM": not interpreted() and torch.version.hip is None,
+            "ASM": not interpreted() and triton.runtime.driver.active.get_current_target().backend == "cuda",
             "ACC": _DTYPES[self.accumulator],
             "MIX": _DTYPES[self.mix_dtype],
             "PRECISION": "ieee" if self.precision == "ieee" else "tf32",
@@ -102,6 +104,13 @@ class _Call(NamedTuple):
             return self.q, triton.cdiv(length, rows), batch * heads
         table = block_table(self.sequences, batch, length, rows)
         return table, table.shape[0], heads
+
+
+def precision_of(dtype: torch.dtype, allow_tf32: bool) -> Precision:
+    """How products are made, which decides on the tiles."""
+    if dtype in (torch.bfloat16, torch.float16):
+        return "bf16" if dtype == torch.bfloat16 else "fp16"
+    return "tf32" if allow_tf32 else "ieee"
 
 
 def forward(
@@ -120,7 +129,7 @@ def forward(
     attention_mask: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
     allow_tf32: bool = False,
-    tile: Tile | None = None,
+    chosen: Mapping[Kernel, Tile] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The operator and its row statistics, in memory linear in ``T``.
 
@@ -139,7 +148,7 @@ def forward(
         attention_mask: bool ``[B, T]``; masked tokens hold zeros in ``q, k, v`` and the gates.
         cu_seqlens: bounds of packed sequences, with a batch of 1.
         allow_tf32: whether float32 may be multiplied as tf32.
-        tile: instead of the table's.
+        chosen: each kernel's tile, instead of the table's.
 
     Returns:
         ``o [B, T, H, V]`` in the dtype of ``q``; ``z1 [B, T, S*H, R]``, ``rho [B, T, H]`` and
@@ -157,21 +166,20 @@ def forward(
     z1 = new((batch, length, q.shape[2], routing_mix.rank), dtype=dtype, device=q.device)
     z2 = new((batch, length, heads, readout_mix.rank), dtype=dtype, device=q.device)
     rho = torch.ones((batch, length, heads), dtype=dtype, device=q.device)
-    precision: Precision = "half" if q.dtype.itemsize == 2 else "tf32" if allow_tf32 else "ieee"
     call = _Call(
         q, k, v, routing_mix, readout_mix, z1, rho, z2, glu, by_lag, causal, norm, eps,
-        length if max_lag is None else max_lag, precision, attention_mask, kept,
+        length if max_lag is None else max_lag, precision_of(q.dtype, allow_tf32), attention_mask, kept, chosen,
     )  # fmt: skip
     with _on_device(q):
         if routing_mix.rank:
-            _routing_statistic(call, tile)
+            _routing_statistic(call)
         if norm or readout_mix.rank:
-            _selection_statistics(call, tile)
-        _readout(call, o, tile)
+            _selection_statistics(call)
+        _readout(call, o)
     return o, z1, rho, z2
 
 
-def _routing_statistic(call: _Call, tile: Tile | None) -> None:
+def _routing_statistic(call: _Call) -> None:
     down = _padded_table(call.routing.down, call.mix_dtype)
 
     def launch(tile: Tile) -> None:
@@ -184,10 +192,10 @@ def _routing_statistic(call: _Call, tile: Tile | None) -> None:
             **_tile_options(tile),
         )  # fmt: skip
 
-    _run("routing_statistic", call, tile, launch)
+    _run("routing_statistic", call, launch)
 
 
-def _selection_statistics(call: _Call, tile: Tile | None) -> None:
+def _selection_statistics(call: _Call) -> None:
     dtype, routing, readout = call.mix_dtype, call.routing, call.readout
     scale, up = _first_scale(call), _padded_table(routing.up, dtype, call.q)
     down = _padded_table(readout.down, dtype, call.q)
@@ -205,10 +213,10 @@ def _selection_statistics(call: _Call, tile: Tile | None) -> None:
             **_tile_options(tile),
         )  # fmt: skip
 
-    _run("selection_statistics", call, tile, launch)
+    _run("selection_statistics", call, launch)
 
 
-def _readout(call: _Call, o: Tensor, tile: Tile | None) -> None:
+def _readout(call: _Call, o: Tensor) -> None:
     dtype, routing, readout = call.mix_dtype, call.routing, call.readout
     scale1, up1, gate1 = _first_scale(call), _padded_table(routing.up, dtype, call.q), _gate(routing, call.q)
     scale2 = _scale_table(readout, _LN2 if call.glu else 1.0, call)
@@ -230,14 +238,18 @@ def _readout(call: _Call, o: Tensor, tile: Tile | None) -> None:
             **_tile_options(tile),
         )  # fmt: skip
 
-    _run("readout", call, tile, launch)
+    _run("readout", call, launch)
 
 
-def _run(kernel: Kernel, call: _Call, tile: Tile | None, launch: Callable[[Tile], None]) -> None:
+def _run(kernel: Kernel, call: _Call, launch: Callable[[Tile], None]) -> None:
     """Launch with the first tile that the device has shared memory for."""
-    if tile is None and interpreted():
-        tile = _INTERPRETER_TILE
-    choices = (tile,) if tile is not None else tiles(kernel, call.precision, call.v.shape[-1])
+    if call.chosen is not None:
+        choices: tuple[Tile, ...] = (call.chosen[kernel],)
+    elif interpreted():
+        choices = (_INTERPRETER_TILE,)
+    else:
+        target = triton.runtime.driver.active.get_current_target()
+        choices = tiles(kernel, call.precision, call.v.shape[-1], family_of(target.backend, target.arch))
     if not any(_fits(launch, choice) for choice in choices[:-1]):
         launch(choices[-1])
 

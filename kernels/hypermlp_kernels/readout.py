@@ -76,9 +76,9 @@ def readout_kernel(
     p_ks = p_kg + num_heads * k_head
     p_vh = p_v + i_b * v_batch + start_offset * v_token + i_h * v_head
     p_scale1_gate = p_scale1 + i_h * max_lag
-    p_scale1_scale = p_scale1_gate + num_heads.to(tl.int64) * max_lag
+    p_scale1_scale = p_scale1_gate + tl.cast(num_heads, tl.int64) * max_lag
     p_up1_gate = p_up1 + i_h * max_lag * BR1
-    p_up1_scale = p_up1_gate + num_heads.to(tl.int64) * max_lag * BR1
+    p_up1_scale = p_up1_gate + tl.cast(num_heads, tl.int64) * max_lag * BR1
     p_scale = p_scale2 + i_h * max_lag
     p_up = p_up2 + i_h * max_lag * BR2
     p_hole = p_valid + first_token

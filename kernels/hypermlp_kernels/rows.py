@@ -49,7 +49,7 @@ def routing_statistic_kernel(
     p_kg = p_k + i_b * k_batch + start.to(tl.int64) * k_token + i_h * k_head
     p_ks = p_kg + num_heads * k_head
     p_down_gate = p_down + i_h * max_lag * BR
-    p_down_scale = p_down_gate + num_heads.to(tl.int64) * max_lag * BR
+    p_down_scale = p_down_gate + tl.cast(num_heads, tl.int64) * max_lag * BR
     b_qg = load_rows(p_qg, i0, n, q_token, K, BM, BK)
     b_qs = b_qg
     if GLU:
@@ -116,9 +116,9 @@ def selection_statistics_kernel(
     p_kg = p_k + i_b * k_batch + start.to(tl.int64) * k_token + i_h * k_head
     p_ks = p_kg + num_heads * k_head
     p_scale1_gate = p_scale1 + i_h * max_lag
-    p_scale1_scale = p_scale1_gate + num_heads.to(tl.int64) * max_lag
+    p_scale1_scale = p_scale1_gate + tl.cast(num_heads, tl.int64) * max_lag
     p_up1_gate = p_up1 + i_h * max_lag * BR1
-    p_up1_scale = p_up1_gate + num_heads.to(tl.int64) * max_lag * BR1
+    p_up1_scale = p_up1_gate + tl.cast(num_heads, tl.int64) * max_lag * BR1
     p_down = p_down2 + i_h * max_lag * BR2
     p_hole = p_valid + first_token
     b_qg = load_rows(p_qg, i0, n, q_token, K, BM, BK)

@@ -9,7 +9,7 @@ import pytest
 import repairs
 import torch
 from hypermlp_kernels import launch
-from hypermlp_kernels.tiles import Tile
+from hypermlp_kernels.tiles import KERNELS, Tile
 
 from hypermlp.ops import SequenceMix, chunked
 from hypermlp.ops.reference import hyper_attention_reference
@@ -76,7 +76,8 @@ class Case:
         return launch.forward(
             self.q, self.k, self.v, *(launch.Mix(*mix) for mix in self.mixes),
             glu=self.selection == "glu", norm=self.norm, eps=1e-12, causal=self.causal, by_lag=self.layout == "lag",
-            max_lag=self.max_lag, attention_mask=self.mask_tensor, cu_seqlens=self.cu_seqlens, tile=self.tile,
+            max_lag=self.max_lag, attention_mask=self.mask_tensor, cu_seqlens=self.cu_seqlens,
+            chosen=self.tile and dict.fromkeys(KERNELS, self.tile),
         )  # fmt: skip
 
     def reference(self) -> torch.Tensor:

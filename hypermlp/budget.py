@@ -115,7 +115,7 @@ def count_flops(config: HyperConfig, batch_size: int, length: int) -> Count:
     if c.layout == "position" and c.mixer != "softmax" and c.max_lag is not None and length > c.max_lag:
         raise ValueError(f"length={length} is over max_lag={c.max_lag}, which the position layout does not allow")
     tokens = batch_size * length
-    pairs = batch_size * visible_pairs(length, causal=c.causal, max_lag=c.max_lag if c.layout == "lag" else None)
+    pairs = batch_size * visible_pairs(length, causal=c.causal, max_lag=c.max_lag)
     cores = sum(heads * mix.rank for mix, heads in _mixings(c))
     ranks = tuple(mix.rank if isinstance(mix, MixConfig) else 0 for mix in (c.routing_mix, c.readout_mix))
 

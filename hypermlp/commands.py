@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,9 +12,11 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.console import Console
+from rich.progress import track
+from torch import Tensor
 
 from hypermlp.generation import decode, encode
-from hypermlp.generation import generate as generate_tokens
+from hypermlp.generation import stream as stream_tokens
 from hypermlp.models import LanguageModel
 from hypermlp.ops.attention import Backend
 from hypermlp.training import Trainer, TrainingConfig, load_corpus, report
@@ -57,7 +60,7 @@ def train(
     hidden_size: HiddenSize = 128,
     layers: Layers = 3,
     batch_size: BatchSize = 16,
-    lr: LearningRate = 2e-3,
+    lr: LearningRate = 8e-3,
     max_lag: Annotated[
         int | None, typer.Option(help="Lags a layer reaches back over. Default: seq-len for hyper mixers.")
     ] = None,
@@ -113,7 +116,7 @@ def demo(
     hidden_size: HiddenSize = 128,
     layers: Layers = 3,
     batch_size: BatchSize = 16,
-    lr: LearningRate = 2e-3,
+    lr: LearningRate = 8e-3,
     device: Device = "auto",
     dtype: Dtype = "float32",
     backend: BackendOption = "auto",
@@ -140,17 +143,43 @@ def generate(
     temperature: Annotated[float, typer.Option(help="0 always takes the likeliest byte.")] = 0.7,
     top_k: Annotated[int | None, typer.Option(help="Draw from that many likeliest bytes.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Draw from the likeliest bytes of that probability.")] = 0.95,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1: bytes that came before are less likely.")] = 1.0,
+    stop: Annotated[list[str] | None, typer.Option(help="End when this text comes; may be given again.")] = None,
+    samples: Annotated[int, typer.Option(help="Continuations to draw.")] = 1,
+    stream: Annotated[bool, typer.Option("--stream", help="Print the text as it comes.")] = False,
     seed: Annotated[int | None, typer.Option(help="Makes the sample reproducible.")] = None,
     device: Device = "auto",
     backend: BackendOption = "auto",
 ) -> None:
     """Continue a text with a trained model."""
     with _user_errors():
+        if stream and samples > 1:
+            raise ValueError("--stream prints one text: leave --samples out")
         model = load_model(checkpoint, backend=backend, device=_device(device))
-        tokens = generate_tokens(
-            model, encode(prompt), max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
-        )
-    typer.echo(printable(decode(tokens[0].cpu())))
+        steps = stream_tokens(
+            model, encode(prompt), max_new_tokens, num_samples=samples, temperature=temperature, top_k=top_k,
+            top_p=top_p, repetition_penalty=repetition_penalty, stop=[list(text.encode()) for text in stop or ()],
+            seed=seed,
+        )  # fmt: skip
+        if stream:
+            _print_stream(prompt, steps)
+        else:
+            console = Console(stderr=True)
+            shown = track(
+                steps, "Generating", max_new_tokens, console=console, transient=True, disable=not console.is_terminal
+            )
+            tokens = torch.stack(list(shown), dim=1)
+            for row in tokens.cpu():
+                typer.echo(printable(prompt + decode(row)))
+
+
+def _print_stream(prompt: str, steps: Iterable[Tensor]) -> None:
+    """Text as its bytes come; the bytes of one character are held back until it is whole."""
+    text = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    typer.echo(printable(prompt), nl=False)
+    for token in steps:
+        typer.echo(printable(text.decode(bytes([int(token)]))), nl=False)
+    typer.echo(printable(text.decode(b"", final=True)))
 
 
 def _build_trainer(options: dict[str, Any], out: Path, device: torch.device, backend: Backend) -> Trainer:

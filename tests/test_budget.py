@@ -58,7 +58,7 @@ def num_parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(configs())
 def test_parameters_are_those_of_the_real_layer(config: HyperConfig) -> None:
     layer = build_layer(config, device="meta")
@@ -72,7 +72,7 @@ def test_parameters_are_those_of_the_real_layer(config: HyperConfig) -> None:
     assert {name: getattr(count, name) for name in parts} == parts
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(configs(), st.integers(1, 3), st.integers(1, 60))
 def test_flops_are_those_pytorch_counts(config: HyperConfig, batch: int, length: int) -> None:
     """All but two terms: it leaves out the convolutions, and takes softmax's whole square.
@@ -215,7 +215,7 @@ class TestMatchParameters:
         with pytest.raises(FrozenInstanceError):
             match_parameters(GLU, SOFTMAX, how="widen").parameters = 0
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=40, deadline=None)
     @given(
         st.integers(2, 24).map(lambda n: 16 * n), st.integers(8, 512), st.sampled_from(["S", "S-pc", "R-c", "S-c-q"])
     )
@@ -256,7 +256,7 @@ class TestMatchIntermediateSize:
             "softmax block with intermediate_size 352 -> 440: 235,776 parameters against 235,776 of hyperglu (+0.00 %)"
         )
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=40, deadline=None)
     @given(st.integers(2, 32).map(lambda n: 16 * n), st.integers(8, 2048), st.sampled_from(["S", "S-pc", "R-pc"]))
     def test_always_as_close_as_can_be(self, hidden_size: int, max_lag: int, label: str) -> None:
         glu, other = HyperConfig(hidden_size, max_lag=max_lag), HyperConfig.from_label(label, hidden_size)

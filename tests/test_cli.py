@@ -133,7 +133,7 @@ def test_train_interrupt_resume_generate(command, corpus, tmp_path, monkeypatch)
     ("arguments", "message"),
     [
         (["--data", "/no/such/place"], "no text file or folder at '/no/such/place'"),
-        (["--hidden-size", 6], "qk_dim"),
+        (["--hidden-size", 7], "v_dim"),
         (["--mixer", "mamba"], "mamba"),
         (["--steps", 0], "steps"),
         (["--seq-len", 100_000], "seq_len=100000"),

@@ -45,7 +45,7 @@ def test_results_are_filled_in(tmp_path: Path) -> None:
     hooks = load(ROOT / "docs" / "hooks.py")
     missing = hooks.benchmark("attention-cpu", tmp_path)
     assert "make bench" in missing
-    report = run(ATTENTION_PROVIDERS, Settings((8,), Case(1, hidden_size=16), repeats=1), log=lambda _: None)
+    report = run(ATTENTION_PROVIDERS, Settings((8,), Case(1, hidden_size=64), repeats=1), log=lambda _: None)
     report["rows"][0]["median_ms"] = 12345.6
     result = tmp_path / "benchmarks" / "results" / "attention-cpu.json"
     result.parent.mkdir(parents=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import runpy
 from pathlib import Path
@@ -26,7 +25,6 @@ def test_custom_model_learns(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     assert "sequences twice as long" in out
 
 
-@pytest.mark.skipif(importlib.util.find_spec("hypermlp.training") is None, reason="needs hypermlp.training")
 def test_train_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     text = tmp_path / "text.txt"
     text.write_text("".join(f"{n} and {n} are {2 * n}. " for n in range(400)))

@@ -2,7 +2,17 @@ import pytest
 import torch
 
 from hypermlp import HyperConfig
-from hypermlp.generation import apply_temperature, apply_top_k, apply_top_p, decode, encode, generate, sample
+from hypermlp.generation import (
+    apply_repetition_penalty,
+    apply_temperature,
+    apply_top_k,
+    apply_top_p,
+    decode,
+    encode,
+    generate,
+    sample,
+    stream,
+)
 from hypermlp.models import LanguageModel, LanguageModelConfig
 
 
@@ -66,8 +76,8 @@ def test_generation_does_not_touch_the_global_generator_or_the_mode(model):
     assert model.training
 
 
-def test_greedy_generation_is_the_argmax_over_the_window(model):
-    tokens = generate(model, encode("0123456789"), 3, temperature=0)
+def test_greedy_generation_without_cache_is_the_argmax_over_the_context(model):
+    tokens = generate(model, encode("0123456789"), 3, temperature=0, use_cache=False)
     for end in (10, 11, 12):
         assert tokens[0, end] == model(tokens[:, end - 8 : end])[0, -1].argmax()
 
@@ -81,3 +91,81 @@ def test_bad_arguments(model):
         generate(model, encode(""), 3)
     with pytest.raises(ValueError, match="max_new_tokens"):
         generate(model, encode("a"), -1)
+
+
+@pytest.mark.parametrize("mixer", ["hyperglu", "softmax"])
+@pytest.mark.parametrize("window", [8, 200])
+def test_greedy_generation_with_cache_is_the_argmax_of_the_whole_run(mixer, window):
+    attention = HyperConfig(16, mixer=mixer, max_lag=window)
+    model = LanguageModel(LanguageModelConfig(256, 16, 2, attention, intermediate_size=16)).double()
+    tokens = generate(model, encode("0123456789"), 20, temperature=0)
+    expected = model(tokens).argmax(-1)
+    assert torch.equal(tokens[:, 10:], expected[:, 9:-1])
+
+
+def test_rows_of_different_lengths_generate_what_each_would_alone(model):
+    prompts = [encode(text)[0] for text in ("abc", "a long prompt", "xy")]
+    alone = [generate(model.double(), prompt[None], 12, temperature=0)[0, len(prompt) :] for prompt in prompts]
+    for side in ("left", "right"):
+        ids, mask = torch.full((3, 13), 7), torch.zeros(3, 13, dtype=torch.long)
+        for row, prompt in enumerate(prompts):
+            where = slice(13 - len(prompt), None) if side == "left" else slice(0, len(prompt))
+            ids[row, where], mask[row, where] = prompt, 1
+        together = generate(model, ids, 12, temperature=0, attention_mask=mask)
+        assert torch.equal(together[:, 13:], torch.stack(alone)), side
+
+
+def test_a_model_without_windows_starts_again_from_half_its_context():
+    attention = HyperConfig(16, mixer="softmax", rope=True)
+    model = LanguageModel(LanguageModelConfig(256, 16, 1, attention, context_length=8)).double()
+    tokens = generate(model, encode("01234567"), 6, temperature=0)[0]
+    assert tokens[8] == model(tokens[None, :8])[0, -1].argmax()
+    for end in (9, 10, 11, 12):  # the last four of nine, then up to eight
+        assert tokens[end] == model(tokens[None, 5:end])[0, -1].argmax()
+
+
+def end_of(sequence, tokens, start):
+    """One past the first place at or after ``start`` where ``sequence`` ends."""
+    ends = range(start + len(sequence), len(tokens) + 1)
+    return next(end for end in ends if tokens[end - len(sequence) : end].tolist() == sequence)
+
+
+def test_stop_sequences_end_rows_one_by_one(model):
+    prompts = encode("ab").repeat(2, 1)
+    free = generate(model, prompts, 30, seed=5)
+    stop = free[0, 10:12].tolist()
+    end = end_of(stop, free[0], 2)
+    tokens = generate(model, prompts, 30, seed=5, stop=[stop], pad_token_id=255)
+    assert torch.equal(tokens[0, :end], free[0, :end])
+    assert (tokens[0, end:] == 255).all()
+
+
+def test_generation_ends_when_every_row_has(model):
+    free = generate(model, encode("ab"), 30, seed=5)[0]
+    stop = free[10:12].tolist()
+    tokens = generate(model, encode("ab"), 30, seed=5, stop=[stop])
+    assert tokens.shape[1] == end_of(stop, free, 2)
+    with pytest.raises(ValueError, match="stop"):
+        generate(model, encode("a"), 3, stop=[[]])
+
+
+def test_several_samples_of_a_prompt_differ_and_keep_it(model):
+    tokens = generate(model, encode("hello"), 10, num_samples=3, seed=0)
+    assert tokens.shape == (3, 15)
+    assert all(decode(row[:5]) == "hello" for row in tokens)
+    assert len({tuple(row.tolist()) for row in tokens}) == 3
+
+
+def test_repetition_penalty():
+    logits, seen = torch.tensor([[2.0, -1.0, 3.0]]), torch.tensor([[True, True, False]])
+    torch.testing.assert_close(apply_repetition_penalty(logits, seen, 2.0), torch.tensor([[1.0, -2.0, 3.0]]))
+    with pytest.raises(ValueError, match="repetition_penalty"):
+        apply_repetition_penalty(logits, seen, 0.0)
+
+
+def test_streaming_leaves_the_gradient_mode_alone_and_checks_at_once(model):
+    steps = stream(model, encode("ab"), 3)
+    next(steps)
+    assert torch.is_grad_enabled()
+    with pytest.raises(ValueError, match="num_samples"):
+        stream(model, encode("ab"), 3, num_samples=0)

@@ -45,7 +45,7 @@ def interleaved(items: Sequence[_T], rounds: int) -> Iterator[list[_T]]:
 
     Drift of the machine then falls on all of them alike, and none always follows the same one.
     """
-    for index in range(rounds):
+    for index in range(rounds if items else 0):
         start = index % len(items)
         yield [*items[start:], *items[:start]]
 

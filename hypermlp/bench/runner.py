@@ -56,6 +56,8 @@ def run(providers: Sequence[Provider], settings: Settings, log: Log = print) -> 
         verdict each) and ``rows``, one for each provider, length and mode. A row that was not
         measured has ``skipped``, which says why.
     """
+    # before measuring: the checkout may move on meanwhile
+    environment = describe(settings.case.device)
     with _threads(settings.threads):
         torch.manual_seed(settings.seed)
         verdicts = [gate.check(provider, settings.case) for provider in providers]
@@ -72,7 +74,7 @@ def run(providers: Sequence[Provider], settings: Settings, log: Log = print) -> 
         "schema": SCHEMA,
         "benchmark": "attention",
         "settings": _plain(settings),
-        "environment": describe(settings.case.device),
+        "environment": environment,
         "providers": {provider.name: provider.description for provider in providers},
         "gate": [asdict(verdict) for verdict in verdicts],
         "rows": rows,
@@ -92,25 +94,38 @@ def _measure_length(providers: Sequence[Provider], case: Case, settings: Setting
         if needed is not None and needed > settings.memory_limit:
             reason = f"needs about {needed / 2**30:.1f} GiB, the limit is {settings.memory_limit / 2**30:.1f} GiB"
             log(f"  {provider.name}: skipped, {reason}")
-            where = {"provider": provider.name, "length": case.length}
-            rows += [{**where, "mode": mode, "skipped": reason} for mode in MODES]
+            rows += [_skipped(provider.name, case, mode, reason) for mode in MODES]
             continue
         shape = (case.batch, case.length, case.hidden_size)
         contestants[provider.name] = Contestant(provider.build(case), torch.randn(shape, **case.factory))
-    for mode in MODES if contestants else ():
+    for mode in MODES:
         # the call under the memory record also warms up this size
         peaks = {name: _peak(contestant, mode) for name, contestant in contestants.items()}
-        times = _interleaved_times(contestants, mode, settings)
-        for name, contestant in contestants.items():
-            parameters = count_parameters(contestant.layer)
-            rows.append(_row(name, case, mode, parameters, peaks[name], times[name]))
+        times = _interleaved_times(
+            {name: contestants[name] for name in peaks if peaks[name] is not None}, mode, settings
+        )
+        for name, peak in peaks.items():
+            if peak is None:
+                rows.append(_skipped(name, case, mode, "out of memory"))
+                continue
+            parameters = count_parameters(contestants[name].layer)
+            rows.append(_row(name, case, mode, parameters, peak, times[name]))
     order = [provider.name for provider in providers]
     return sorted(rows, key=lambda row: (MODES.index(row["mode"]), order.index(row["provider"])))
 
 
-def _peak(contestant: Contestant, mode: Mode) -> int:
+def _peak(contestant: Contestant, mode: Mode) -> int | None:
+    """Extra memory of a call, None where there is not enough."""
     contestant.prepare()
-    return extra_peak_bytes(partial(contestant.call, mode), contestant.hidden_states.device)
+    try:
+        return extra_peak_bytes(partial(contestant.call, mode), contestant.hidden_states.device)
+    except RuntimeError as error:
+        # the CPU allocator has no exception of its own
+        if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+            return None
+        raise
+    finally:
+        contestant.prepare()
 
 
 def _interleaved_times(contestants: dict[str, Contestant], mode: Mode, settings: Settings) -> dict[str, list[float]]:
@@ -124,6 +139,10 @@ def _interleaved_times(contestants: dict[str, Contestant], mode: Mode, settings:
             times[name].append(time_call(contestants[name], mode))
             contestants[name].prepare()
     return times
+
+
+def _skipped(name: str, case: Case, mode: Mode, reason: str) -> dict[str, Any]:
+    return {"provider": name, "length": case.length, "mode": mode, "skipped": reason}
 
 
 def _row(name: str, case: Case, mode: Mode, parameters: int, peak: int, times: list[float]) -> dict[str, Any]:

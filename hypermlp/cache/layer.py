@@ -31,11 +31,6 @@ class LayerCache:
         self._rings: dict[str, Ring] = {}
 
     @property
-    def offset(self) -> int:
-        """Number of the next token, counted over the whole batch."""
-        return self.length
-
-    @property
     def empty(self) -> bool:
         return self.length == 0
 
@@ -51,6 +46,11 @@ class LayerCache:
     @property
     def nbytes(self) -> int:
         return sum(ring.data.nbytes for ring in self._rings.values())
+
+    def offset(self, valid: Tensor | None) -> int | Tensor:
+        """Number of the next token in its row, counted from the row's first valid one; ``[B, 1]`` if rows differ."""
+        start = self._starts_with(valid)
+        return self.length if start is None else (self.length - start)[:, None]
 
     def inputs(self, like: Tensor) -> Tensor | None:
         """The past hidden states that convolutions read, ``[B, taps, hidden_size]``; zeros before the first."""
@@ -115,11 +115,7 @@ class LayerCache:
         if "valid" in self._rings:
             now = torch.ones(k.shape[:2], dtype=torch.bool, device=k.device) if valid is None else valid
             rows["valid"] = now[:, None, :, None]
-        if valid is not None:
-            # a row that has not begun begins at its first valid token
-            first = torch.where(valid.any(1), valid.int().argmax(1), valid.shape[1])
-            start = self._starts(valid)
-            self.start = torch.where(start == self.length, start + first, start)
+        self.start = self._starts_with(valid)
         for name, part in rows.items():
             if name not in self._rings:
                 self._make(name, part)
@@ -177,6 +173,14 @@ class LayerCache:
     def _make(self, name: str, like: Tensor) -> None:
         kept = self.spec.taps if name == "inputs" else self.spec.window
         self._rings[name] = Ring(like, None if kept is None else kept + self.max_crop)
+
+    def _starts_with(self, valid: Tensor | None) -> Tensor | None:
+        """Each row's first valid token once ``valid`` ``[B, m]`` has come; None if all rows begin at the first."""
+        if valid is None:
+            return self.start
+        first = torch.where(valid.any(1), valid.int().argmax(1), valid.shape[1])
+        start = self._starts(valid)
+        return torch.where(start == self.length, start + first, start)
 
     def _starts(self, like: Tensor | None = None) -> Tensor:
         if self.start is not None:

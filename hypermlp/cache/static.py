@@ -32,11 +32,6 @@ class StaticLayerCache:
         self._tensors: dict[str, Tensor] = {}
 
     @property
-    def offset(self) -> Tensor | int:
-        """Number of the next token, a 0-dim int64 tensor once there is one."""
-        return 0 if self.empty else self._tensors["length"]
-
-    @property
     def length(self) -> int:
         """Tokens so far; waits for the device."""
         return 0 if self.empty else int(self._tensors["length"])
@@ -52,6 +47,10 @@ class StaticLayerCache:
     @property
     def nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in self._tensors.values())
+
+    def offset(self, valid: Tensor | None) -> Tensor:
+        """Number of the next token in its row, ``[B, 1]`` int64, counted from the row's first valid one."""
+        return (self._tensors["length"] - self._tensors["start"])[:, None]
 
     def inputs(self, like: Tensor) -> Tensor | None:
         """The past hidden states that convolutions read, ``[B, taps, hidden_size]``."""

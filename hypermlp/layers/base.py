@@ -17,7 +17,7 @@ from hypermlp.layers.short_conv import ShortConv
 from hypermlp.ops.attention import Backend
 from hypermlp.ops.checks import check_attention_mask, check_cu_seqlens
 from hypermlp.ops.decode import Columns, Past
-from hypermlp.ops.varlen import unpacked, zero_padded
+from hypermlp.ops.varlen import sequence_origins, unpacked, zero_padded
 
 
 class Part(Protocol):
@@ -103,8 +103,9 @@ class AttentionLayer(nn.Module, ABC):
         if attention_mask is not None:
             attention_mask = check_attention_mask(attention_mask, hidden_states)
         x = zero_padded(hidden_states, attention_mask)
-        q = self.queries(x)
-        k, v = self.keys_values(x, cu_seqlens)
+        offset = self._rotary_offset(x, attention_mask, cu_seqlens)
+        q = self.queries(x, offset)
+        k, v = self.keys_values(x, cu_seqlens, offset)
         o = self.attend(x, q, k, v, attention_mask, cu_seqlens)
         return zero_padded(self.output(x, o), attention_mask)
 
@@ -116,9 +117,10 @@ class AttentionLayer(nn.Module, ABC):
             raise ValueError("cu_seqlens is for the first call of a cache: later tokens come as a batch of its rows")
         valid = self._new_tokens_mask(attention_mask, hidden_states, state)
         x = zero_padded(hidden_states, valid)
-        q = self.queries(x, state.offset)
+        offset = self._rotary_offset(x, valid, cu_seqlens) if state.empty else state.offset(valid)
+        q = self.queries(x, offset)
         state.check(q)
-        k, v = self.keys_values(x, cu_seqlens, past=state.inputs(x), offset=state.offset)
+        k, v = self.keys_values(x, cu_seqlens, offset, past=state.inputs(x))
         # a hidden token's keys and values still hold what its convolutions saw of earlier ones
         k, v = zero_padded(k, valid), zero_padded(v, valid)
         if state.empty:
@@ -156,7 +158,7 @@ class AttentionLayer(nn.Module, ABC):
         return q if self.q_gate is None else q * self._heads(self.q_gate(x), self.config.qk_width)
 
     def keys_values(
-        self, x: Tensor, cu_seqlens: Tensor | None, past: Tensor | None = None, offset: int | Tensor = 0
+        self, x: Tensor, cu_seqlens: Tensor | None, offset: int | Tensor = 0, past: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """``conv(x) Wk`` ``[B, T, S*H, K]`` and ``conv'(x) Wv`` ``[B, T, H, V]``."""
         k = self.k_proj(x if self.k_conv is None else self.k_conv(x, cu_seqlens, past))
@@ -189,12 +191,24 @@ class AttentionLayer(nn.Module, ABC):
     def _rotated(self, x: Tensor, offset: int | Tensor) -> Tensor:
         return rotate(x, self.config.rope_theta, offset) if self.config.rope else x
 
+    def _rotary_offset(self, x: Tensor, attention_mask: Tensor | None, cu_seqlens: Tensor | None) -> int | Tensor:
+        """Angles count from each sequence's first valid token: a gate after the rotation feels where they start."""
+        if not self.config.rope or (attention_mask is None and cu_seqlens is None):
+            return 0
+        return -sequence_origins(attention_mask, cu_seqlens, x.shape[0], x.shape[1], x.device)
+
     def _check_input(self, hidden_states: Tensor) -> None:
         if not isinstance(hidden_states, Tensor):
             raise TypeError(f"hidden_states must be a tensor, got {type(hidden_states).__name__}")
+        if not hidden_states.is_floating_point():
+            raise TypeError(f"hidden_states must be floating point, got {hidden_states.dtype}")
         if hidden_states.ndim != 3 or hidden_states.shape[-1] != self.config.hidden_size:
             raise ValueError(
                 f"hidden_states must be [batch, length, {self.config.hidden_size}], got {tuple(hidden_states.shape)}"
+            )
+        if 0 in hidden_states.shape:
+            raise ValueError(
+                f"hidden_states is empty, shape {tuple(hidden_states.shape)}: every size must be at least 1"
             )
 
     def extra_repr(self) -> str:
@@ -202,6 +216,8 @@ class AttentionLayer(nn.Module, ABC):
         parts = [f"{c.hidden_size}", f"num_heads={c.num_heads}", f"qk_dim={c.qk_dim}", f"v_dim={c.v_dim}"]
         if c.max_lag is not None:
             parts.append(f"max_lag={c.max_lag}")
+        if not c.norm:
+            parts.append("norm=False")
         if c.rope:
             parts.append(f"rope_theta={c.rope_theta:g}")
         if not c.causal:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hypermlp.cache import HyperCache
 from hypermlp.config import HyperConfig
 from hypermlp.layers.factory import build_layer
 from hypermlp.layers.feature_mixing import init_projection
@@ -105,9 +106,10 @@ class TransformerBlock(nn.Module):
         attention_mask: Tensor | None = None,
         *,
         cu_seqlens: Tensor | None = None,
+        cache: HyperCache | None = None,
     ) -> Tensor:
-        """One block over ``[B, T, hidden_size]``; mask and ``cu_seqlens`` as in the attention layer."""
+        """One block over ``[B, T, hidden_size]``; mask, ``cu_seqlens`` and cache as in the attention layer."""
         x = self.attention_norm(hidden_states)
-        hidden_states = hidden_states + self.attention(x, attention_mask, cu_seqlens=cu_seqlens)
+        hidden_states = hidden_states + self.attention(x, attention_mask, cu_seqlens=cu_seqlens, cache=cache)
         out: Tensor = hidden_states + self.mlp(self.mlp_norm(hidden_states))
         return out

@@ -10,12 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hypermlp.cache import HyperCache
 from hypermlp.config import HyperConfig
 from hypermlp.layers.block import TransformerBlock
 from hypermlp.ops.attention import Backend
-
-# standard deviation of the embedding, as in GPT-2: with a tied head the first logits are near zero
-_EMBEDDING_STD = 0.02
 
 
 @dataclass(frozen=True)
@@ -120,14 +118,20 @@ class LanguageModel(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Start afresh; the blocks say their own start."""
-        nn.init.normal_(self.embedding.weight, std=_EMBEDDING_STD)
+        """Start afresh; the blocks say their own start.
+
+        Embedding and head are ``N(0, 1 / hidden_size)``. The forward multiplies embeddings by
+        ``sqrt(hidden_size)`` (Vaswani et al., arXiv 1706.03762, section 3.4), so that a token enters
+        the residual stream with unit variance and is not drowned by the first block.
+        """
+        std = self.config.hidden_size**-0.5
+        nn.init.normal_(self.embedding.weight, std=std)
         for block in self.blocks:
             assert isinstance(block, TransformerBlock)
             block.reset_parameters()
         self.norm.reset_parameters()
         if self.head is not None:
-            nn.init.normal_(self.head.weight, std=_EMBEDDING_STD)
+            nn.init.normal_(self.head.weight, std=std)
 
     def forward(
         self,
@@ -135,6 +139,7 @@ class LanguageModel(nn.Module):
         attention_mask: Tensor | None = None,
         *,
         cu_seqlens: Tensor | None = None,
+        cache: HyperCache | None = None,
     ) -> Tensor:
         """Logits of the token after each.
 
@@ -142,6 +147,7 @@ class LanguageModel(nn.Module):
             input_ids: int64 or int32 ``[B, T]``.
             attention_mask: bool or integer ``[B, T]``, 1 for a valid token.
             cu_seqlens: bounds of packed sequences, int32 or int64 ``[N + 1]``, with ``B = 1``.
+            cache: earlier tokens, which these follow and are added to; inference only.
 
         Returns:
             ``[B, T, vocab_size]``. Those of padded tokens mean nothing.
@@ -150,9 +156,9 @@ class LanguageModel(nn.Module):
             raise ValueError(
                 f"input_ids must be int64 or int32 [batch, length], got {input_ids.dtype} {tuple(input_ids.shape)}"
             )
-        hidden_states = self.embedding(input_ids)
+        hidden_states = self.embedding(input_ids) * self.config.hidden_size**0.5
         for block in self.blocks:
-            hidden_states = block(hidden_states, attention_mask, cu_seqlens=cu_seqlens)
+            hidden_states = block(hidden_states, attention_mask, cu_seqlens=cu_seqlens, cache=cache)
         weight = self.embedding.weight if self.head is None else self.head.weight
         return F.linear(self.norm(hidden_states), weight)
 

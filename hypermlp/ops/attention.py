@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Literal, get_args
 
@@ -86,6 +87,7 @@ def hyper_attention(
     indexing = _resolve_layout(layout, causal)
     routing_mix = SequenceMix() if routing_mix is None else routing_mix
     readout_mix = SequenceMix() if readout_mix is None else readout_mix
+    checks.check_kinds(q, k, v, routing_mix, readout_mix)
     q, k, v, routing_mix, readout_mix = _autocast(q, k, v, routing_mix, readout_mix)
 
     num_maps = 2 if selection == "glu" else 1
@@ -107,7 +109,7 @@ def hyper_attention(
 
     path = _choose(backend, q)
     if path == "reference":
-        with torch.autocast(q.device.type, enabled=False):
+        with _without_autocast(q.device.type):
             o = hyper_attention_reference(
                 q, k, v, routing_mix, readout_mix,
                 selection=selection, norm=norm, eps=eps, causal=causal, layout=indexing, max_lag=max_lag,
@@ -118,7 +120,7 @@ def hyper_attention(
         o = forward(
             q, k, v, *routing_mix[:4], *readout_mix[:4], attention_mask, cu_seqlens,
             routing_mix.identity, readout_mix.identity, selection, norm, eps, causal, indexing, max_lag,
-        )[0]  # fmt: skip
+        )[0].to(q.dtype)  # fmt: skip
     return zero_padded(o, attention_mask)
 
 
@@ -137,13 +139,20 @@ def _autocast(
 ) -> tuple[Tensor, Tensor, Tensor, SequenceMix, SequenceMix]:
     """Inside an autocast region, the streams in its dtype; the tables keep their own precision."""
     device_type = q.device.type
-    if not torch.is_autocast_enabled(device_type):
+    # asking whether autocast is on is an error on devices that have none, such as meta
+    if not torch.amp.is_autocast_available(device_type) or not torch.is_autocast_enabled(device_type):
         return q, k, v, routing_mix, readout_mix
     q, k, v = (cast_for_autocast(x, device_type) for x in (q, k, v))
     routing_mix, readout_mix = (
         mix._replace(gate=cast_for_autocast(mix.gate, device_type)) for mix in (routing_mix, readout_mix)
     )
     return q, k, v, routing_mix, readout_mix
+
+
+def _without_autocast(device_type: str) -> AbstractContextManager[object]:
+    if not torch.amp.is_autocast_available(device_type):
+        return nullcontext()
+    return torch.autocast(device_type, enabled=False)
 
 
 def _choose(backend: str, q: Tensor) -> str:

@@ -12,11 +12,23 @@ from hypermlp.ops.mixing import SequenceMix
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def check_streams(q: Tensor, k: Tensor, v: Tensor, num_maps: int) -> None:
-    """``q``, ``k`` ``[B, T, S*H, K]`` and ``v`` ``[B, T, H, V]``: ranks, sizes, dtype, device."""
+def check_kinds(q: Tensor, k: Tensor, v: Tensor, routing_mix: SequenceMix, readout_mix: SequenceMix) -> None:
+    """Tensors where tensors belong, so that whatever reads them next may rely on it."""
     for name, x in (("q", q), ("k", k), ("v", v)):
         if not isinstance(x, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+    for name, mix in (("routing_mix", routing_mix), ("readout_mix", readout_mix)):
+        if not isinstance(mix, SequenceMix):
+            raise TypeError(f"{name} must be a SequenceMix or None, got {type(mix).__name__}")
+        for field in ("diag", "down", "up", "gate"):
+            table = getattr(mix, field)
+            if table is not None and not isinstance(table, Tensor):
+                raise TypeError(f"{name}.{field} must be a tensor or None, got {type(table).__name__}")
+
+
+def check_streams(q: Tensor, k: Tensor, v: Tensor, num_maps: int) -> None:
+    """``q``, ``k`` ``[B, T, S*H, K]`` and ``v`` ``[B, T, H, V]``: ranks, sizes, dtype, device."""
+    for name, x in (("q", q), ("k", k), ("v", v)):
         if x.ndim != 4:
             raise ValueError(f"{name} must be [batch, length, heads, width], got shape {tuple(x.shape)}")
         if x.dtype not in _FLOATS:
@@ -41,8 +53,6 @@ def check_streams(q: Tensor, k: Tensor, v: Tensor, num_maps: int) -> None:
 
 def check_mix(name: str, mix: SequenceMix, q: Tensor, heads: int) -> None:
     """A mixing's tables ``[heads, L]``, ``[heads, L, R]`` and gate ``[B, T, heads, R]`` against ``q``."""
-    if not isinstance(mix, SequenceMix):
-        raise TypeError(f"{name} must be a SequenceMix or None, got {type(mix).__name__}")
     if (mix.down is None) != (mix.up is None):
         raise ValueError(f"{name}.down and {name}.up come together: give both or neither")
     if not mix.identity and mix.diag is None and mix.down is None:
@@ -83,7 +93,7 @@ def table_rows(routing_mix: SequenceMix, readout_mix: SequenceMix, max_lag: int 
     """Rows all tables have, which is the operator's ``max_lag``; None without tables and without limit."""
     rows = {x.shape[1] for mix in (routing_mix, readout_mix) for x in mix[:3] if x is not None}
     if max_lag is not None:
-        if not isinstance(max_lag, int) or max_lag < 1:
+        if not isinstance(max_lag, int) or isinstance(max_lag, bool) or max_lag < 1:
             raise ValueError(f"max_lag must be a positive integer or None, got {max_lag!r}")
         rows.add(max_lag)
     if len(rows) > 1:
@@ -121,6 +131,10 @@ def check_cu_seqlens(cu_seqlens: Tensor, x: Tensor) -> None:
         raise TypeError(f"cu_seqlens must be int32 or int64, got {cu_seqlens.dtype}")
     if cu_seqlens.ndim != 1 or cu_seqlens.shape[0] < 2:
         raise ValueError(f"cu_seqlens must be [N + 1] with N >= 1, got shape {tuple(cu_seqlens.shape)}")
+    if cu_seqlens.device not in (x.device, torch.device("cpu")):
+        raise ValueError(
+            f"cu_seqlens is on {cu_seqlens.device} and its tokens on {x.device}: move it there or to the cpu"
+        )
     if x.shape[0] != 1:
         raise ValueError(f"cu_seqlens needs batch 1, got {x.shape[0]}: flatten the sequences into one row")
     if torch.compiler.is_compiling() or cu_seqlens.device.type != "cpu":

@@ -105,7 +105,10 @@ def forward(
     attention_mask: Tensor | None,
     cu_seqlens: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``(o, z1, rho, z2)`` of the operator; the statistics in float32 or better.
+    """``(o, z1, rho, z2)`` of the operator, all in float32 or better.
+
+    The backward takes ``rho``'s gradient from ``o``, and divides by ``rho``: rounded to the input's
+    precision, ``o`` would drown it.
 
     Takes what :func:`hypermlp.ops.hyper_attention` has checked; padded tokens hold zeros. ``q``
     and the gates may have fewer rows than ``k`` and ``v``: they are then the last tokens' (the
@@ -130,7 +133,7 @@ def forward(
             k.shape[1], causal=options.causal, max_lag=options.window, cu_seqlens=cu_seqlens, device=q.device
         )
         o.masked_fill_(sees_nonfinite(v, *spans)[:, x.past :], float("nan"))
-    return o.to(q.dtype), x.z1, x.rho, x.z2
+    return o, x.z1, x.rho, x.z2
 
 
 def _forward_tile(head: Head, tile: Tile, buffers: list[ScoreBuffer], options: Options, o: Tensor) -> None:

@@ -31,7 +31,7 @@ class MixGrads:
 
     def __init__(self, mix: SequenceMix, needs: tuple[bool, bool, bool, bool], x: Operands) -> None:
         self.diag, self.down, self.up = (
-            torch.zeros_like(table, dtype=x.dtype) if table is not None and need else None
+            torch.zeros(table.shape, dtype=x.dtype, device=table.device) if table is not None and need else None
             for table, need in zip(mix[:3], needs, strict=False)
         )
         self.gate = x.new(mix.gate.shape) if mix.gate is not None and needs[3] else None
@@ -42,9 +42,13 @@ class MixGrads:
 
     def accumulators(self, layout: Layout) -> Tables:
         """Zeros in column order, for one segment."""
-        return Tables(self.diag, self.down, self.up, identity=False).map(
-            lambda table: table.new_zeros(table.shape[0], layout.columns, *table.shape[2:])
-        )
+
+        def zeros(table: Tensor) -> Tensor:
+            heads, _, *rank = table.shape
+            # columns lie side by side in memory: sums into a wide matrix are faster than into a tall one
+            return table.new_zeros(heads, *rank, layout.columns).movedim(-1, 1)
+
+        return Tables(self.diag, self.down, self.up, identity=False).map(zeros)
 
     def add(self, accumulated: Tables, layout: Layout) -> None:
         for total, part in zip((self.diag, self.down, self.up), accumulated[:3], strict=True):

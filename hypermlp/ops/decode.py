@@ -152,7 +152,7 @@ def decode_block(q: Tensor, past: Past, routing_mix: SequenceMix, readout_mix: S
     The last rows of a chunked forward; segments are joined once for the whole block.
     """
     keys, values = (joined(segments).transpose(1, 2) for segments in (past.keys, past.values))
-    return chunked.forward(q, keys, values, routing_mix, readout_mix, options, past.valid, None)[0]
+    return chunked.forward(q, keys, values, routing_mix, readout_mix, options, past.valid, None)[0].to(q.dtype)
 
 
 def joined(segments: Sequence[Tensor]) -> Tensor:

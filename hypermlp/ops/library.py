@@ -32,7 +32,7 @@ def _fake_forward(q: Tensor, k: Tensor, v: Tensor, *args: Any) -> tuple[Tensor, 
     routing_down, readout_down = args[1], args[5]
     rank1, rank2 = (0 if down is None else down.shape[-1] for down in (routing_down, readout_down))
     return (
-        v.new_empty(v.shape),
+        v.new_empty(v.shape, dtype=dtype),
         q.new_empty((batch, length, num_maps, rank1), dtype=dtype),
         q.new_empty((batch, length, v.shape[2]), dtype=dtype),
         q.new_empty((batch, length, v.shape[2], rank2), dtype=dtype),
@@ -98,7 +98,8 @@ def _backward(ctx: Any, grad_o: Tensor | None, *_: Any) -> tuple[Any, ...]:
     num_inputs = len(ctx.needs_input_grad)
     if grad_o is None:
         return (None,) * num_inputs
-    inputs, output = ctx.saved_tensors[:-4], ctx.saved_tensors[-4:]
+    saved = ctx.saved_tensors  # read once: activation checkpointing refuses a second time
+    inputs, output = saved[:-4], saved[-4:]
     needs = [bool(need) for need in ctx.needs_input_grad[:_NUM_TENSORS]]
     grads = iter(torch.ops.hypermlp.chunked_backward(grad_o, *output, needs, *inputs, *ctx.options))
     return tuple(next(grads) if need else None for need in needs) + (None,) * (num_inputs - _NUM_TENSORS)

@@ -31,7 +31,7 @@ class TrainingConfig:
     steps: int
     batch_size: int = 16
     seq_len: int = 256
-    lr: float = 2e-3
+    lr: float = 8e-3
     warmup_steps: int = None  # type: ignore[assignment]
     weight_decay: float = 0.1
     grad_clip: float = 1.0

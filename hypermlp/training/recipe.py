@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from hypermlp.budget import count_block_parameters, match_intermediate_size
 from hypermlp.config import HyperConfig
-from hypermlp.models import LanguageModel, LanguageModelConfig
+from hypermlp.models import LanguageModelConfig
 
 BYTE_VOCAB = 256
 # each mixer as the paper's study has it at its best: baselines with rotation and convolution
 _LABELS = {"hyperglu": "G-cg-q-12o", "hypermlp": "R-cg-q-12o", "relu": "R-pc", "softmax": "S-pc"}
-# largest relative difference between models that are called equal
-_TOLERANCE = 0.01
+# two for hyper mixers, as in the paper; softmax learns better with four than with two at width 128
+_HYPER_HEADS, _BASELINE_HEADS = 2, 4
 
 
 def byte_model(
@@ -29,14 +30,20 @@ def byte_model(
     """
     label = _LABELS.get(mixer, mixer)
     attention = HyperConfig.from_label(label, hidden_size, max_lag=max_lag)
-    if max_lag is None and attention.max_lag is not None:
-        attention = replace(attention, max_lag=seq_len)
+    hyper = attention.mixer in ("hyperglu", "hypermlp")
+    attention = replace(
+        attention,
+        num_heads=_HYPER_HEADS if hyper else _BASELINE_HEADS,
+        max_lag=seq_len if hyper and max_lag is None else max_lag,
+    )
     return LanguageModelConfig(BYTE_VOCAB, hidden_size, num_layers, attention, context_length=seq_len)
 
 
 def parameter_count(config: LanguageModelConfig) -> int:
-    """Parameters of the model, which is not built in memory."""
-    return LanguageModel(config, device="meta").num_parameters()
+    """Parameters of the model, which is not built."""
+    blocks = config.num_layers * count_block_parameters(config.attention, config.intermediate_size)
+    embeddings = (1 if config.tie_embeddings else 2) * config.vocab_size * config.hidden_size
+    return blocks + embeddings + config.hidden_size
 
 
 def match_parameters(*configs: LanguageModelConfig) -> list[LanguageModelConfig]:
@@ -45,18 +52,11 @@ def match_parameters(*configs: LanguageModelConfig) -> list[LanguageModelConfig]
     Raises:
         ValueError: the nearest width is more than 1 % off, which only tiny models are.
     """
-    target = max(parameter_count(config) for config in configs)
-    return [_widened(config, target) for config in configs]
+    largest = max(configs, key=parameter_count)
+    return [config if config is largest else _widened(config, largest) for config in configs]
 
 
-def _widened(config: LanguageModelConfig, target: int) -> LanguageModelConfig:
-    per_channel = 3 * config.hidden_size * config.num_layers
-    missing = target - parameter_count(config)
-    result = replace(config, intermediate_size=config.intermediate_size + round(missing / per_channel))
-    count = parameter_count(result)
-    if abs(count - target) > _TOLERANCE * target:
-        raise ValueError(
-            f"no intermediate_size brings {config.attention.mixer} within 1 % of {target} parameters "
-            f"(nearest: {count}): use a larger model"
-        )
-    return result
+def _widened(config: LanguageModelConfig, largest: LanguageModelConfig) -> LanguageModelConfig:
+    width = match_intermediate_size(largest.attention, config.attention, largest.intermediate_size).intermediate_size
+    assert width is not None
+    return replace(config, intermediate_size=width)

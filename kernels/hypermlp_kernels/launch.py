@@ -151,8 +151,8 @@ def forward(
         chosen: each kernel's tile, instead of the table's.
 
     Returns:
-        ``o [B, T, H, V]`` in the dtype of ``q``; ``z1 [B, T, S*H, R]``, ``rho [B, T, H]`` and
-        ``z2 [B, T, H, R]`` in float32 (float64 for float64).
+        ``o [B, T, H, V]``, ``z1 [B, T, S*H, R]``, ``rho [B, T, H]`` and ``z2 [B, T, H, R]``, all in
+        float32 (float64 for float64): the backward needs ``o`` unrounded.
     """
     q, k, v = (_unit_stride(x) for x in (q, k, v))
     batch, length, heads = v.shape[:3]
@@ -162,7 +162,7 @@ def forward(
     dtype = torch.promote_types(q.dtype, torch.float32)
     # without a mask every row belongs to a sequence, so the kernels write all of these
     new = torch.empty if attention_mask is None else torch.zeros
-    o = new(v.shape, dtype=q.dtype, device=q.device)
+    o = new(v.shape, dtype=dtype, device=q.device)
     z1 = new((batch, length, q.shape[2], routing_mix.rank), dtype=dtype, device=q.device)
     z2 = new((batch, length, heads, readout_mix.rank), dtype=dtype, device=q.device)
     rho = torch.ones((batch, length, heads), dtype=dtype, device=q.device)

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from virtual_gpu import TARGETS, Resources, resources, virtual_gpu
+
 from hypermlp_kernels import launch
 from hypermlp_kernels.tiles import KERNELS, Kernel, Tile, family_of, tiles
-from virtual_gpu import TARGETS, Resources, resources, virtual_gpu
 
 # what a launch is compiled for: the paper's widths at D = 1024 with two heads, and the other paths
 CONFIGURATIONS: dict[str, dict[str, Any]] = {

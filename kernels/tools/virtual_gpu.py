@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import triton
-from hypermlp_kernels.readout import readout_kernel
-from hypermlp_kernels.rows import routing_statistic_kernel, selection_statistics_kernel
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
+
+from hypermlp_kernels.readout import readout_kernel
+from hypermlp_kernels.rows import routing_statistic_kernel, selection_statistics_kernel
 
 KERNELS = (routing_statistic_kernel, selection_statistics_kernel, readout_kernel)
 TARGETS = {

@@ -12,9 +12,10 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "kernels/tools"))
 
 import report
 import triton
+from virtual_gpu import SHARED_MEMORY, virtual_gpu
+
 from hypermlp_kernels import launch
 from hypermlp_kernels.tiles import KERNELS, Tile, tiles
-from virtual_gpu import SHARED_MEMORY, virtual_gpu
 
 pytestmark = pytest.mark.skipif(launch.interpreted(), reason="TRITON_INTERPRET is set: nothing is compiled")
 ALL = ["routing_statistic_kernel", "selection_statistics_kernel", "readout_kernel"]

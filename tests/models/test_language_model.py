@@ -143,8 +143,14 @@ def test_a_deep_stack_starts_with_sane_scales(label, width):
     assert max(norms) / min(norms) < 5, norms
 
 
-def test_first_loss_is_that_of_guessing():
+def test_tokens_enter_the_stream_with_unit_variance():
     torch.manual_seed(0)
-    model = LanguageModel(LanguageModelConfig(256, 64, 2, HyperConfig(64, max_lag=64)))
-    x = torch.randint(256, (4, 33))
-    assert model.loss(x[:, :-1], x[:, 1:]).item() == pytest.approx(5.545, abs=0.15)
+    for width in (32, 256):
+        model = LanguageModel(LanguageModelConfig(256, width, 1, HyperConfig(width, max_lag=64)))
+        seen = []
+        model.blocks[0].register_forward_pre_hook(lambda module, args, seen=seen: seen.append(args[0]))
+        model(torch.arange(256)[None])
+        assert seen[0].square().mean().item() == pytest.approx(1, abs=0.1)
+        # embeddings unlike its own say nothing yet: logits of unit size
+        logits = model.norm(torch.randn(64, width)) @ model.embedding.weight.T
+        assert logits.std().item() == pytest.approx(1, abs=0.1)

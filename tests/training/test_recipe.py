@@ -37,6 +37,7 @@ def test_mixers_and_labels():
     softmax = byte_model("softmax", **options).attention
     assert softmax.rope
     assert softmax.conv_size == 4
+    assert softmax.num_heads == 4
     assert softmax.max_lag is None
     assert byte_model("R-cg-q", **options).attention.mixer == "relu"
     with pytest.raises(ValueError, match="mamba"):

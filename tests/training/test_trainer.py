@@ -65,8 +65,8 @@ def test_training_learns(new_trainer):
     trainer = new_trainer(steps=60, lr=1e-2, eval_every=30)
     trainer.run()
     bits = [point["bits_per_byte"] for point in trainer.progress.history]
-    assert bits[0] == pytest.approx(8, abs=0.3)
-    assert bits[-1] < 6
+    assert bits[0] > 7
+    assert bits[-1] < 5
     point = trainer.progress.history[-1]
     assert point["bits_per_byte"] == pytest.approx(point["validation_loss"] / math.log(2))
 
@@ -107,7 +107,7 @@ def test_resume_refuses_another_run(new_trainer, tmp_path, text_folder):
     trainer = new_trainer(tmp_path / "run")
     trainer.step()
     trainer.save()
-    with pytest.raises(ValueError, match=r"lr: resume with lr=0\.002"):
+    with pytest.raises(ValueError, match=r"lr: resume with lr=0\.008"):
         new_trainer(tmp_path / "run", lr=1e-3).resume()
     with pytest.raises(ValueError, match="attention"):
         new_trainer(tmp_path / "run", "softmax").resume()

@@ -5,13 +5,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from hypermlp_kernels import launch
-from hypermlp_kernels.tiles import KERNELS, Tile
 
 from hypermlp.ops import SequenceMix, chunked
 from hypermlp.ops.reference import hyper_attention_reference
 from hypermlp.ops.tiling import Options
 from hypermlp.ops.varlen import zero_padded
+from hypermlp_kernels import launch
+from hypermlp_kernels.tiles import KERNELS, Tile
 
 
 @dataclass

@@ -3,12 +3,12 @@
 import pytest
 import repairs
 import torch
-from hypermlp_kernels import launch
 from torch.utils.flop_counter import FlopCounterMode
 
 from hypermlp import HyperGLU
 from hypermlp.ops import SequenceMix, hyper_attention
 from hypermlp.ops.triton import triton_forward
+from hypermlp_kernels import launch
 
 repairs.repair()
 pytestmark = pytest.mark.skipif(not launch.interpreted(), reason="needs TRITON_INTERPRET=1 before triton is imported")

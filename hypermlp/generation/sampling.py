@@ -1,11 +1,9 @@
-"""Sampling from a language model, and the rules that shape the next token's distribution."""
+"""Drawing the next token, and the rules that shape its distribution."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-
-from hypermlp.models import LanguageModel
 
 
 def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
@@ -38,6 +36,19 @@ def apply_top_p(logits: Tensor, top_p: float) -> Tensor:
     return torch.full_like(logits, -torch.inf).scatter(-1, tokens, ordered.masked_fill(dropped, -torch.inf))
 
 
+def apply_repetition_penalty(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Make tokens that have come before less likely (Keskar et al., arXiv 1909.05858, section 4.1).
+
+    Args:
+        logits: ``[B, vocab_size]``.
+        seen: bool ``[B, vocab_size]``, the tokens of each row so far.
+        penalty: divides positive logits and multiplies negative ones; 1 changes nothing.
+    """
+    if not penalty > 0:
+        raise ValueError(f"repetition_penalty must be positive, got {penalty!r}; 1 changes nothing")
+    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
 def sample(
     logits: Tensor,
     *,
@@ -65,62 +76,3 @@ def sample(
     if top_p is not None:
         logits = apply_top_p(logits, top_p)
     return torch.multinomial(logits.softmax(-1), 1, generator=generator).squeeze(-1)
-
-
-@torch.no_grad()
-def generate(
-    model: LanguageModel,
-    prompt_ids: Tensor,
-    max_new_tokens: int,
-    *,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    seed: int | None = None,
-) -> Tensor:
-    """Continue each prompt.
-
-    Every token is computed from the last ``model.config.context_length`` ones anew.
-
-    Args:
-        model: is put into evaluation mode meanwhile.
-        prompt_ids: int64 ``[B, T]`` with at least one token.
-        max_new_tokens: tokens to add, 0 or more.
-        temperature, top_k, top_p: see :func:`sample`.
-        seed: makes the result reproducible; None draws another one each time.
-
-    Returns:
-        Prompt and continuation, int64 ``[B, T + max_new_tokens]``.
-    """
-    if prompt_ids.ndim != 2 or prompt_ids.shape[1] == 0:
-        raise ValueError(
-            f"prompt_ids must be [batch, length] with at least one token, got shape {tuple(prompt_ids.shape)}"
-        )
-    if max_new_tokens < 0:
-        raise ValueError(f"max_new_tokens must be >= 0, got {max_new_tokens!r}")
-    device = next(model.parameters()).device
-    generator = torch.Generator(device)
-    if seed is None:
-        generator.seed()
-    else:
-        generator.manual_seed(seed)
-    tokens, context, training = prompt_ids.to(device), model.config.context_length, model.training
-    model.eval()
-    try:
-        for _ in range(max_new_tokens):
-            logits = model(tokens if context is None else tokens[:, -context:])[:, -1]
-            token = sample(logits, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
-            tokens = torch.cat((tokens, token[:, None]), dim=1)
-    finally:
-        model.train(training)
-    return tokens
-
-
-def encode(text: str) -> Tensor:
-    """UTF-8 bytes as tokens, int64 ``[1, T]``."""
-    return torch.tensor([list(text.encode())], dtype=torch.int64)
-
-
-def decode(tokens: Tensor) -> str:
-    """Text of byte tokens ``[T]``; bytes that are no UTF-8 become the replacement character."""
-    return bytes(tokens.tolist()).decode(errors="replace")

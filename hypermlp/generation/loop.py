@@ -1,0 +1,257 @@
+"""The loop that continues prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hypermlp.cache import HyperCache
+from hypermlp.generation.sampling import apply_repetition_penalty, sample
+from hypermlp.models import LanguageModel
+
+
+def generate(model: LanguageModel, prompt_ids: Tensor, max_new_tokens: int, **options: Any) -> Tensor:
+    """Continue each prompt.
+
+    Args:
+        model: is put into evaluation mode meanwhile.
+        prompt_ids: int64 ``[B, T]`` with at least one token.
+        max_new_tokens: tokens to add at most, 0 or more.
+        options: see :func:`stream`.
+
+    Returns:
+        Prompts and continuations, int64 ``[B * num_samples, T + n]``, samples of one prompt side by
+        side; rows that met a stop sequence are filled with ``pad_token_id``.
+    """
+    steps = list(stream(model, prompt_ids, max_new_tokens, **options))
+    prompts = prompt_ids.to(_device(model)).repeat_interleave(options.get("num_samples", 1), dim=0)
+    return torch.cat((prompts, *(step[:, None] for step in steps)), dim=1)
+
+
+def stream(
+    model: LanguageModel,
+    prompt_ids: Tensor,
+    max_new_tokens: int,
+    *,
+    attention_mask: Tensor | None = None,
+    num_samples: int = 1,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    repetition_penalty: float = 1.0,
+    stop: Sequence[Sequence[int]] = (),
+    pad_token_id: int = 0,
+    seed: int | None = None,
+    use_cache: bool = True,
+) -> Iterator[Tensor]:
+    """Continue each prompt, giving tokens as they come.
+
+    With a cache a token costs the same however long the text is beyond the model's windows. A
+    model without windows is made for ``context_length`` tokens: when these are full it starts
+    again from their last half.
+
+    Args:
+        model: is put into evaluation mode meanwhile.
+        prompt_ids: int64 ``[B, T]`` with at least one token a row.
+        max_new_tokens: tokens to add at most, 0 or more.
+        attention_mask: bool or integer ``[B, T]``, 1 for a token of the prompt; padding may be on
+            the left or on the right.
+        num_samples: continuations of each prompt.
+        temperature, top_k, top_p: see :func:`sample`.
+        repetition_penalty: see :func:`apply_repetition_penalty`; counts the prompt.
+        stop: token sequences that end a row once it has produced one of them.
+        pad_token_id: what a row that has ended goes on with.
+        seed: makes the result reproducible; None draws another one each time.
+        use_cache: False computes each token from the last ``context_length`` ones anew.
+
+    Returns:
+        An iterator over the next token of each row, int64 ``[B * num_samples]``, until every row has ended.
+    """
+    _check(prompt_ids, attention_mask, max_new_tokens, num_samples, stop)
+    device = _device(model)
+    text = _Text(prompt_ids.to(device), None if attention_mask is None else attention_mask.to(device) != 0)
+    generator = _generator(device, seed)
+
+    def draw(logits: Tensor) -> Tensor:
+        if repetition_penalty != 1.0:
+            logits = apply_repetition_penalty(logits, text.seen(logits.shape[-1]), repetition_penalty)
+        return sample(logits, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
+
+    reader = _CachedReader(model, text) if use_cache else _Recomputer(model, text)
+    return _continue(model, text, reader, draw, max_new_tokens, num_samples, stop, pad_token_id)
+
+
+# the decorator, unlike a with block, leaves the caller's gradient mode alone between tokens
+@torch.no_grad()
+def _continue(
+    model: LanguageModel,
+    text: _Text,
+    reader: _CachedReader | _Recomputer,
+    draw: Callable[[Tensor], Tensor],
+    max_new_tokens: int,
+    num_samples: int,
+    stop: Sequence[Sequence[int]],
+    pad_token_id: int,
+) -> Iterator[Tensor]:
+    with _evaluating(model):
+        ended: Tensor | None = None
+        for count in range(1, max_new_tokens + 1):
+            if count == 1:
+                logits = reader.first().repeat_interleave(num_samples, dim=0)
+                text.repeat(num_samples)
+                reader.repeat(num_samples)
+            else:
+                logits = reader.next()
+            token = draw(logits)
+            token = token if ended is None else torch.where(ended, pad_token_id, token)
+            text.append(token)
+            yield token
+            if stop:
+                ends = text.ends_with(stop, count)
+                ended = ends if ended is None else ended | ends
+                if bool(ended.all()):
+                    return
+
+
+class _Text:
+    """Prompts and what has been added, aligned at the newest token."""
+
+    def __init__(self, tokens: Tensor, valid: Tensor | None) -> None:
+        if valid is not None:
+            # rows padded on the right move: the sort keeps the order of what it does not move
+            order = valid.to(torch.int8).sort(dim=1, stable=True).indices
+            tokens, valid = tokens.gather(1, order), valid.gather(1, order)
+        self.tokens, self.valid = tokens, valid
+
+    def repeat(self, times: int) -> None:
+        self.tokens = self.tokens.repeat_interleave(times, dim=0)
+        if self.valid is not None:
+            self.valid = self.valid.repeat_interleave(times, dim=0)
+
+    def append(self, token: Tensor) -> None:
+        self.tokens = torch.cat((self.tokens, token[:, None]), dim=1)
+        if self.valid is not None:
+            self.valid = torch.cat((self.valid, torch.ones_like(self.valid[:, :1])), dim=1)
+
+    def last(self, count: int | None) -> tuple[Tensor, Tensor | None]:
+        """The newest ``count`` tokens of every row and which of them count; None for all."""
+        first = 0 if count is None else max(0, self.tokens.shape[1] - count)
+        return self.tokens[:, first:], None if self.valid is None else self.valid[:, first:]
+
+    def seen(self, vocab_size: int) -> Tensor:
+        """Bool ``[B, vocab_size]``: the tokens each row has."""
+        valid = torch.ones_like(self.tokens, dtype=torch.bool) if self.valid is None else self.valid
+        counts = torch.zeros(self.tokens.shape[0], vocab_size, device=self.tokens.device)
+        return counts.scatter_add_(1, self.tokens, valid.to(counts.dtype)) > 0
+
+    def ends_with(self, stop: Sequence[Sequence[int]], added: int) -> Tensor:
+        """Bool ``[B]``: rows whose ``added`` newest tokens end with one of ``stop``."""
+        ends = torch.zeros(self.tokens.shape[0], dtype=torch.bool, device=self.tokens.device)
+        for sequence in stop:
+            if len(sequence) <= added:
+                wanted = torch.tensor(list(sequence), device=self.tokens.device)
+                ends = ends | (self.tokens[:, -len(sequence) :] == wanted).all(1)
+        return ends
+
+
+class _Recomputer:
+    """Next-token logits from the last ``context_length`` tokens, anew each time."""
+
+    def __init__(self, model: LanguageModel, text: _Text) -> None:
+        self.model, self.text = model, text
+
+    def first(self) -> Tensor:
+        return self.next()
+
+    def next(self) -> Tensor:
+        logits: Tensor = self.model(*self.text.last(self.model.config.context_length))
+        return logits[:, -1]
+
+    def repeat(self, times: int) -> None:
+        """Nothing is kept."""
+
+
+class _CachedReader:
+    """Next-token logits with a cache, which starts again where the context is bounded and full."""
+
+    def __init__(self, model: LanguageModel, text: _Text) -> None:
+        self.model, self.text, self.cache = model, text, HyperCache(max_crop=0)
+        windowed = model.config.attention.max_lag is not None and model.config.attention.layout == "lag"
+        self.context = None if windowed else _fits(model)
+
+    def first(self) -> Tensor:
+        return self._prefill(self.context)
+
+    def next(self) -> Tensor:
+        if self.context is not None and self.cache.get_seq_length() >= self.context:
+            return self._prefill(max(1, self.context // 2))
+        logits: Tensor = self.model(self.text.tokens[:, -1:], cache=self.cache)
+        return logits[:, -1]
+
+    def repeat(self, times: int) -> None:
+        if times > 1:
+            self.cache.repeat(times)
+
+    def _prefill(self, count: int | None) -> Tensor:
+        self.cache = HyperCache(max_crop=0)
+        logits: Tensor = self.model(*self.text.last(count), cache=self.cache)
+        return logits[:, -1]
+
+
+def _fits(model: LanguageModel) -> int | None:
+    """Tokens that a model without windows takes at once."""
+    attention = model.config.attention
+    bounds = [model.config.context_length, attention.max_lag if attention.layout == "position" else None]
+    return min((bound for bound in bounds if bound is not None), default=None)
+
+
+def _check(
+    prompt_ids: Tensor,
+    attention_mask: Tensor | None,
+    max_new_tokens: int,
+    num_samples: int,
+    stop: Sequence[Sequence[int]],
+) -> None:
+    if prompt_ids.ndim != 2 or prompt_ids.shape[1] == 0:
+        raise ValueError(
+            f"prompt_ids must be [batch, length] with at least one token, got shape {tuple(prompt_ids.shape)}"
+        )
+    if attention_mask is not None and attention_mask.shape != prompt_ids.shape:
+        raise ValueError(
+            f"attention_mask must be {tuple(prompt_ids.shape)} like prompt_ids, got {tuple(attention_mask.shape)}"
+        )
+    if attention_mask is not None and not bool((attention_mask != 0).any(1).all()):
+        raise ValueError("attention_mask leaves a row without tokens: give every prompt at least one")
+    if max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens must be >= 0, got {max_new_tokens!r}")
+    if num_samples < 1:
+        raise ValueError(f"num_samples must be >= 1, got {num_samples!r}")
+    if any(len(sequence) == 0 for sequence in stop):
+        raise ValueError("stop has an empty sequence, which every row ends with: leave it out")
+
+
+def _device(model: LanguageModel) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _generator(device: torch.device, seed: int | None) -> torch.Generator:
+    generator = torch.Generator(device)
+    if seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(seed)
+    return generator
+
+
+@contextmanager
+def _evaluating(model: LanguageModel) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)

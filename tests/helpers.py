@@ -1,0 +1,304 @@
+"""What every test shares: operator inputs, one way to evaluate them, and the two comparisons.
+
+To test a new path, add its name to ``BACKENDS``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+
+from hypermlp.ops import SequenceMix, hyper_attention, tiling
+from hypermlp.ops.reference import hyper_attention_reference
+
+BACKENDS = ["reference", "chunked"]
+STREAMS = ("q", "k", "v", "routing.gate", "readout.gate")  # [B, T, ...]; all else is a table
+FULL = ("identity", "diag", "low_rank", "gate")
+
+
+class Case(NamedTuple):
+    """Inputs of the operator by name (``"routing.diag"``) and its options."""
+
+    tensors: dict[str, Tensor]
+    options: dict[str, Any]
+
+    def __repr__(self) -> str:
+        return f"Case({ {name: tuple(x.shape) for name, x in self.tensors.items()} }, {self.options})"
+
+    @property
+    def by_lag(self) -> bool:
+        layout = self.options["layout"]
+        return layout == "lag" or (layout is None and self.options["causal"])
+
+    def with_tensors(self, tensors: dict[str, Tensor]) -> Case:
+        return Case(self.tensors | tensors, self.options)
+
+    def with_options(self, **options: Any) -> Case:
+        return Case(self.tensors, self.options | options)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Case:
+        return Case({name: change(x) for name, x in self.tensors.items()}, self.options)
+
+    def mixes(self) -> tuple[SequenceMix, SequenceMix]:
+        routing, readout = (
+            SequenceMix(
+                *(self.tensors.get(f"{name}.{field}") for field in ("diag", "down", "up", "gate")),
+                identity=self.options[f"{name}_identity"],
+            )
+            for name in ("routing", "readout")
+        )
+        return routing, readout
+
+    @property
+    def operator_options(self) -> dict[str, Any]:
+        return {name: x for name, x in self.options.items() if not name.endswith("_identity")}
+
+    def run(self, backend: str, op: Callable[..., Tensor] = hyper_attention, **kwargs: Any) -> Tensor:
+        q, k, v = (self.tensors[name] for name in "qkv")
+        return op(q, k, v, *self.mixes(), **(self.operator_options | {"backend": backend} | kwargs))
+
+
+def make_case(
+    seed: int = 0,
+    *,
+    batch: int = 1,
+    length: int = 9,
+    heads: int = 2,
+    qk: int = 3,
+    v: int = 4,
+    ranks: tuple[int, int] = (2, 3),
+    selection: str = "glu",
+    norm: bool = True,
+    eps: float = 1e-12,
+    causal: bool = True,
+    layout: str | None = None,
+    max_lag: int | None = None,
+    routing: tuple[str, ...] = FULL,
+    readout: tuple[str, ...] = FULL,
+    dtype: torch.dtype = torch.float64,
+) -> Case:
+    """Random inputs with every switch; ``routing=("identity",)`` leaves that mixing out.
+
+    ``max_lag`` None: as many table rows as tokens.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    maps = heads * (2 if selection == "glu" else 1)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    tensors = {name: normal(batch, length, maps, qk) for name in "qk"} | {"v": normal(batch, length, heads, v)}
+    rows = length if max_lag is None else max_lag
+    for name, parts, count, rank in (("routing", routing, maps, ranks[0]), ("readout", readout, heads, ranks[1])):
+        if "diag" in parts:
+            tensors[f"{name}.diag"] = normal(count, rows) * 0.5
+        if "low_rank" in parts:
+            tensors |= {f"{name}.{field}": normal(count, rows, rank) * 0.5 for field in ("down", "up")}
+            if "gate" in parts:
+                tensors[f"{name}.gate"] = normal(batch, length, count, rank)
+    options = {
+        "selection": selection, "norm": norm, "eps": eps, "causal": causal, "layout": layout, "max_lag": max_lag,
+        "routing_identity": "identity" in routing, "readout_identity": "identity" in readout,
+    }  # fmt: skip
+    return Case(tensors, options)
+
+
+class Evaluated(NamedTuple):
+    """An output, its gradients along the tokens ``[B, T, ...]``, and those of tables or parameters."""
+
+    output: Tensor
+    streams: dict[str, Tensor]
+    shared: dict[str, Tensor]
+
+    def named(self) -> dict[str, Tensor]:
+        return {"output": self.output} | {f"gradient of {n}": g for n, g in (self.streams | self.shared).items()}
+
+
+def evaluate(case: Case, run: Callable[[Case], Tensor], weight: Tensor | None = None) -> Evaluated:
+    """``run(case)`` and every gradient of it, weighted at random."""
+    case = case.map(lambda x: x.detach().clone().requires_grad_())
+    output = run(case)
+    if weight is None:
+        generator = torch.Generator().manual_seed(99)
+        weight = torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output.dtype)
+    found = torch.autograd.grad(output, list(case.tensors.values()), weight, allow_unused=True)
+    grads = {n: torch.zeros_like(x) if g is None else g for (n, x), g in zip(case.tensors.items(), found, strict=True)}
+    return Evaluated(
+        output.detach(),
+        {name: grad for name, grad in grads.items() if name in STREAMS},
+        {name: grad for name, grad in grads.items() if name not in STREAMS},
+    )
+
+
+def evaluate_layer(layer: nn.Module, hidden_states: Tensor, weight: Tensor, **kwargs: Any) -> Evaluated:
+    """A layer's output, the gradient of its input and those of its parameters."""
+    x = hidden_states.detach().clone().requires_grad_()
+    parameters = dict(layer.named_parameters())
+    output = layer(x, **kwargs)
+    found = torch.autograd.grad(output, [x, *parameters.values()], weight)
+    return Evaluated(output.detach(), {"hidden_states": found[0]}, dict(zip(parameters, found[1:], strict=True)))
+
+
+def error(actual: Tensor, expected: Tensor) -> float:
+    """Largest difference; infinite where either is not a number."""
+    assert actual.shape == expected.shape, f"shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
+    difference = (actual.double() - expected.double()).abs().nan_to_num(float("inf"))
+    return float(difference.detach().max()) if difference.numel() else 0.0
+
+
+def assert_close(actual: dict[str, Tensor], expected: dict[str, Tensor], rtol: float = 1e-9) -> None:
+    """Equal up to ``rtol`` times the largest entry (or 1): for two computations in float64."""
+    assert actual.keys() == expected.keys()
+    for name, x in actual.items():
+        bound = rtol * max(1.0, float(expected[name].detach().abs().max()) if x.numel() else 0.0)
+        assert error(x, expected[name]) <= bound, f"{name}: {error(x, expected[name]):.2e} > {bound:.2e}"
+
+
+def assert_close_to_reference(case: Case, run: Callable[[Case], Tensor], **kwargs: Any) -> None:
+    """The error of ``run`` is at most twice what the plain equations make in the same precision.
+
+    Both are judged against the reference in float64 on the same inputs. To twice the yardstick come
+    one rounding of the result and what a float32 rounding of the inputs does to it, at worst of a few
+    draws: where a row nearly cancels no path can do better. In float64 the comparison is direct.
+    """
+
+    def reference(case: Case, compute_dtype: torch.dtype) -> Tensor:
+        q, k, v = (case.tensors[name] for name in "qkv")
+        options = case.operator_options | {"layout": "lag" if case.by_lag else "position"} | kwargs
+        rows = [x.shape[1] for name, x in case.tensors.items() if name not in STREAMS]
+        options["max_lag"] = rows[0] if rows else options["max_lag"]
+        return hyper_attention_reference(q, k, v, *case.mixes(), **options, compute_dtype=compute_dtype)
+
+    dtype = case.tensors["q"].dtype
+    actual = evaluate(case, run).named()
+    wide = case.map(lambda x: x.double())
+    weight = torch.randn(actual["output"].shape, generator=torch.Generator().manual_seed(99), dtype=torch.float64)
+    weight = weight.to(dtype)
+    truth = evaluate(wide, lambda c: reference(c, torch.float64), weight.double()).named()
+    if dtype == torch.float64:
+        assert_close(actual, truth)
+        return
+    yardstick = evaluate(case, lambda c: reference(c, dtype), weight).named()
+    step = torch.finfo(torch.float32).eps
+    moved = [
+        evaluate(
+            wide.map(lambda x: x * (1 + step * (2 * torch.rand_like(x) - 1))),
+            lambda c: reference(c, torch.float64),
+            weight.double(),
+        ).named()
+        for _ in range(4)
+    ]
+    for name, x in actual.items():
+        rounding = torch.finfo(x.dtype).eps * float(truth[name].abs().max())
+        rounding += max(error(draw[name], truth[name]) for draw in moved)
+        allowed, made = 2 * error(yardstick[name], truth[name]) + rounding, error(x, truth[name])
+        assert made <= allowed, f"{name}: error {made:.2e} > {allowed:.2e}"
+
+
+class Arrangement(NamedTuple):
+    """Where the tokens of each sequence stand in a ``[batch, length]`` grid."""
+
+    batch: int
+    length: int
+    slots: list[tuple[int, int]]  # row, first position
+    lengths: list[int]
+    masked: bool
+    cu_seqlens: Tensor | None = None
+
+    @classmethod
+    def padded(cls, lengths: list[int], left: list[int], length: int) -> Arrangement:
+        """A row each, ``left[n]`` padded tokens before it and the rest after."""
+        return cls(len(lengths), length, list(enumerate(left)), lengths, True)
+
+    @classmethod
+    def packed(cls, lengths: list[int], room: list[int] | None = None) -> Arrangement:
+        """One row; ``room[n]`` padded tokens follow sequence ``n`` within its own bounds."""
+        spans = [n + extra for n, extra in zip(lengths, room or [0] * len(lengths), strict=True)]
+        bounds = torch.tensor([0, *spans], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+        slots = [(0, int(start)) for start in bounds[:-1]]
+        return cls(1, sum(spans), slots, lengths, room is not None, bounds)
+
+    @property
+    def mask(self) -> Tensor:
+        mask = torch.zeros(self.batch, self.length, dtype=torch.bool)
+        for n in range(len(self.lengths)):
+            self.part(mask, n).fill_(True)
+        return mask
+
+    def part(self, x: Tensor, n: int) -> Tensor:
+        (row, start), count = self.slots[n], self.lengths[n]
+        return x[row, start : start + count]
+
+    def place(self, sequences: Iterable[Tensor], junk: float) -> Tensor:
+        """``[batch, length, ...]`` of sequences ``[1, n, ...]``; ``junk`` elsewhere, random if 1."""
+        sequences = list(sequences)
+        shape = (self.batch, self.length, *sequences[0].shape[2:])
+        grid = torch.randn(shape, dtype=sequences[0].dtype) * junk if junk == 1 else sequences[0].new_full(shape, junk)
+        for n, x in enumerate(sequences):
+            self.part(grid, n).copy_(x[0])
+        return grid
+
+
+Evaluate = Callable[[dict[str, Tensor], Tensor | None, Tensor | None], Evaluated]
+
+
+def assert_same_as_alone(
+    evaluate: Evaluate,
+    sequences: list[dict[str, Tensor]],
+    arrangement: Arrangement,
+    junk: float = 1,
+    rtol: float = 1e-9,
+) -> None:
+    """Sequences padded or packed together give what each gives alone, gradients included.
+
+    Args:
+        evaluate: from streams ``[B, T, ...]`` (the weight of the output among them), mask and
+            ``cu_seqlens``.
+        sequences: the streams of each, ``[1, n, ...]``.
+        arrangement: how they stand together.
+        junk: what padded tokens hold; 1 for random values.
+        rtol: see :func:`assert_close`.
+    """
+    alone = [evaluate(sequence, None, None) for sequence in sequences]
+    streams = {name: arrangement.place((s[name] for s in sequences), junk) for name in sequences[0]}
+    mask = arrangement.mask if arrangement.masked else None
+    together = evaluate(streams, mask, arrangement.cu_seqlens)
+    along = {"output": together.output} | together.streams
+    for n, one in enumerate(alone):
+        found = {name: arrangement.part(x, n) for name, x in along.items()}
+        assert_close(found, {"output": one.output[0]} | {name: x[0] for name, x in one.streams.items()}, rtol)
+    assert_close(together.shared, {n: sum(one.shared[n] for one in alone) for n in together.shared}, rtol)
+    for name, x in along.items():
+        assert not x[~arrangement.mask].any(), f"{name} is not zero at padded tokens"
+
+
+def operator_evaluate(case: Case, backend: str, op: Callable[..., Tensor] = hyper_attention) -> Evaluate:
+    """The operator over given streams, tables from ``case``."""
+
+    def run(streams: dict[str, Tensor], attention_mask: Tensor | None, cu_seqlens: Tensor | None) -> Evaluated:
+        weight = streams["weight"]
+        changed = case.with_tensors({name: x for name, x in streams.items() if name != "weight"})
+        return evaluate(
+            changed, lambda c: c.run(backend, op, attention_mask=attention_mask, cu_seqlens=cu_seqlens), weight
+        )
+
+    return run
+
+
+def sequences_of(case: Case, lengths: list[int]) -> list[dict[str, Tensor]]:
+    """The first tokens of ``case``'s batch rows as sequences of their own, with a weight."""
+    weight = torch.randn(case.tensors["v"].shape, dtype=case.tensors["v"].dtype)
+    streams = {name: x for name, x in case.tensors.items() if name in STREAMS} | {"weight": weight}
+    return [{name: x[n : n + 1, :count] for name, x in streams.items()} for n, count in enumerate(lengths)]
+
+
+@contextmanager
+def tiles(rows: int, elements: int = 1 << 18) -> Iterator[None]:
+    """Chunked tiles of few rows, so that short sequences have many."""
+    with mock.patch.multiple(tiling, _MIN_ROWS=rows, _MAX_ROWS=max(rows, 16), _CPU_TILE_ELEMENTS=elements):
+        yield

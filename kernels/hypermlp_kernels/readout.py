@@ -168,4 +168,5 @@ def readout_kernel(
     b_o = tl.where((seen_bad > 0)[:, None], float("nan"), b_o)
     o_v = tl.program_id(1) * BV + tl.arange(0, BV)
     mask = inside[:, None] & (o_v < V)[None, :]
-    tl.store(p_o + o_row[:, None] * V + o_v[None, :], b_o.to(p_o.dtype.element_ty), mask=mask)
+    p_first = p_o + ((first_token + i0) * num_heads + i_h) * V
+    tl.store(p_first + o_m[:, None] * (num_heads * V) + o_v[None, :], b_o.to(p_o.dtype.element_ty), mask=mask)

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STEPS ?=
 DATA ?=
 
-.PHONY: demo test test-all lint format bench docs pictures clean
+.PHONY: demo test test-all lint format bench docs pictures kernel-report clean
 
 demo: $(VENV)/.test
 	$(BIN)/hypermlp demo $(if $(STEPS),--steps $(STEPS)) $(if $(DATA),--data "$(DATA)")
@@ -35,6 +35,9 @@ docs: $(VENV)/.docs
 pictures: $(VENV)/.test
 	$(BIN)/python docs/pictures/lag_layout.py
 	$(BIN)/python docs/pictures/cache_ring.py
+
+kernel-report: $(VENV)/.test
+	$(BIN)/python kernels/tools/report.py
 
 clean:
 	rm -rf $(VENV) build dist site

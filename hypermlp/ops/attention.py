@@ -14,11 +14,12 @@ from hypermlp.ops import checks
 from hypermlp.ops.library import cast_for_autocast, chunked_forward
 from hypermlp.ops.mixing import SequenceMix
 from hypermlp.ops.reference import hyper_attention_reference
+from hypermlp.ops.triton import triton_forward, unavailable
 from hypermlp.ops.varlen import zero_padded
 
 Selection = Literal["glu", "relu"]
 LagOrPosition = Literal["lag", "position"]
-Backend = Literal["auto", "reference", "chunked"]
+Backend = Literal["auto", "reference", "chunked", "triton"]
 
 _logger = logging.getLogger("hypermlp")
 
@@ -66,8 +67,9 @@ def hyper_attention(
         cu_seqlens: bounds of packed sequences, int32 or int64 ``[N + 1]`` from 0 to ``T``, with
             ``B = 1``. A mask given as well still hides tokens.
         backend: ``"reference"`` (dense, any order of derivative), ``"chunked"`` (memory linear
-            in ``T``), or ``"auto"``. Under ``torch.func`` transforms and forward-mode
-            differentiation every choice takes the reference.
+            in ``T``), ``"triton"`` (fused GPU kernels, likewise linear; the chunked path's gradient),
+            or ``"auto"``: the kernels on a GPU that has them, else chunked. Under ``torch.func``
+            transforms and forward-mode differentiation every choice takes the reference.
 
     Returns:
         ``o`` ``[B, T, H, V]`` in the dtype of ``q``. A row that sees a NaN or an infinity is not
@@ -105,7 +107,8 @@ def hyper_attention(
             for mix in (routing_mix, readout_mix)
         )
 
-    if _choose(backend, q.device.type) == "reference":
+    path = _choose(backend, q)
+    if path == "reference":
         with _without_autocast(q.device.type):
             o = hyper_attention_reference(
                 q, k, v, routing_mix, readout_mix,
@@ -113,7 +116,8 @@ def hyper_attention(
                 attention_mask=attention_mask, cu_seqlens=cu_seqlens,
             )  # fmt: skip
     else:
-        o = chunked_forward(
+        forward = triton_forward if path == "triton" else chunked_forward
+        o = forward(
             q, k, v, *routing_mix[:4], *readout_mix[:4], attention_mask, cu_seqlens,
             routing_mix.identity, readout_mix.identity, selection, norm, eps, causal, indexing, max_lag,
         )[0].to(q.dtype)  # fmt: skip
@@ -151,15 +155,20 @@ def _without_autocast(device_type: str) -> AbstractContextManager[object]:
     return torch.autocast(device_type, enabled=False)
 
 
-def _choose(backend: str, device_type: str) -> str:
+def _choose(backend: str, q: Tensor) -> str:
     """The path to take. Transforms see through the reference alone: the others are opaque to them."""
     if _under_transform():
         return "reference"
+    if backend == "triton":
+        reason = unavailable(q)
+        if reason is not None:
+            raise ValueError(f"backend='triton' cannot run here: {reason}; backend='auto' takes what can")
     if backend != "auto":
         return backend
+    path = "triton" if q.device.type == "cuda" and unavailable(q) is None else "chunked"
     if not torch.compiler.is_compiling():
-        _say_once(device_type, "chunked")
-    return "chunked"
+        _say_once(q.device.type, path)
+    return path
 
 
 def _under_transform() -> bool:

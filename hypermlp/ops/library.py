@@ -1,12 +1,13 @@
-"""The chunked path as operators of PyTorch: opaque to the compiler, known to autograd and export.
+"""Paths as operators of PyTorch: opaque to the compiler, known to autograd and export.
 
-``hypermlp::chunked_forward`` and ``hypermlp::chunked_backward`` carry shapes for tracing (fake),
-the gradient, autocast and a FLOP formula. Call :func:`hypermlp.ops.hyper_attention` instead: it
-checks its arguments and these do not.
+``hypermlp::chunked_forward``, ``hypermlp::chunked_backward`` and ``hypermlp::triton_forward`` carry
+shapes for tracing (fake), the gradient, autocast and a FLOP formula. Call
+:func:`hypermlp.ops.hyper_attention` instead: it checks its arguments and these do not.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -21,43 +22,11 @@ from hypermlp.ops.mixing import SequenceMix
 from hypermlp.ops.tiling import Options
 
 _TensorOrNone = TypeVar("_TensorOrNone", Tensor, None, Tensor | None)
+Forward = Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
 _NUM_TENSORS = 11  # q, k, v and four tensors of each mixing: the inputs with a gradient
 
 
-@torch.library.custom_op("hypermlp::chunked_forward", mutates_args=())
-def chunked_forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    routing_diag: Tensor | None,
-    routing_down: Tensor | None,
-    routing_up: Tensor | None,
-    routing_gate: Tensor | None,
-    readout_diag: Tensor | None,
-    readout_down: Tensor | None,
-    readout_up: Tensor | None,
-    readout_gate: Tensor | None,
-    attention_mask: Tensor | None,
-    cu_seqlens: Tensor | None,
-    routing_identity: bool,
-    readout_identity: bool,
-    selection: str,
-    norm: bool,
-    eps: float,
-    causal: bool,
-    layout: str,
-    max_lag: int | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``(o, z1, rho, z2)``; see :func:`hypermlp.ops.chunked.forward`."""
-    routing_mix = SequenceMix(routing_diag, routing_down, routing_up, routing_gate, routing_identity)
-    readout_mix = SequenceMix(readout_diag, readout_down, readout_up, readout_gate, readout_identity)
-    options = Options(selection, norm, eps, causal, layout, max_lag)
-    with torch.autocast(q.device.type, enabled=False):
-        return chunked.forward(q, k, v, routing_mix, readout_mix, options, attention_mask, cu_seqlens)
-
-
-@chunked_forward.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _fake_forward(q: Tensor, k: Tensor, v: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dtype = torch.promote_types(q.dtype, torch.float32)
     batch, length, num_maps, _ = q.shape
     routing_down, readout_down = args[1], args[5]
@@ -136,9 +105,6 @@ def _backward(ctx: Any, grad_o: Tensor | None, *_: Any) -> tuple[Any, ...]:
     return tuple(next(grads) if need else None for need in needs) + (None,) * (num_inputs - _NUM_TENSORS)
 
 
-chunked_forward.register_autograd(_backward, setup_context=_setup_context)
-
-
 def _double_backward(ctx: Any, *grads: Any) -> Any:
     raise RuntimeError(
         "the chunked path of hyper_attention has first derivatives only: use backend='reference' to differentiate twice"
@@ -155,20 +121,18 @@ def cast_for_autocast(x: _TensorOrNone, device_type: str) -> _TensorOrNone:
     return x.to(torch.get_autocast_dtype(device_type))
 
 
-def _register_autocast(device_type: str, key: str) -> None:
+def _register_autocast(name: str, operator: Any, device_type: str, key: str) -> None:
     def kernel(*args: Any) -> Any:
         # the tables keep their own precision: they are parameters, and small
         streams = {0, 1, 2, 6, 10}
         cast = [cast_for_autocast(arg, device_type) if i in streams else arg for i, arg in enumerate(args)]
         with torch.autocast(device_type, enabled=False):
-            return torch.ops.hypermlp.chunked_forward(*cast)
+            return operator(*cast)
 
-    _LIBRARY.impl("chunked_forward", kernel, key)  # type: ignore[no-untyped-call]
+    _LIBRARY.impl(name, kernel, key)  # type: ignore[no-untyped-call]
 
 
 _LIBRARY = torch.library.Library("hypermlp", "FRAGMENT")  # type: ignore[no-untyped-call]
-_register_autocast("cpu", "AutocastCPU")
-_register_autocast("cuda", "AutocastCUDA")
 
 
 def _sizes(q: Tensor, v: Tensor, routing_down: Tensor | None, readout_down: Tensor | None) -> dict[str, Any]:
@@ -190,7 +154,6 @@ def _pairs(q: Tensor, cu_seqlens: Tensor | None, causal: bool, layout: str, max_
     return q.shape[0] * sum(visible_pairs(n, causal=causal, max_lag=window) for n in lengths)
 
 
-@register_flop_formula(torch.ops.hypermlp.chunked_forward, get_raw=True)
 def _forward_flops(*args: Any, out_val: Any = None) -> int:
     pairs = _pairs(args[0], args[12], *args[18:21])
     return forward_flops(pairs, **_sizes(args[0], args[2], args[4], args[8]))
@@ -201,3 +164,53 @@ def _backward_flops(*args: Any, out_val: Any = None) -> int:
     args = args[6:]
     pairs = _pairs(args[0], args[12], *args[18:21])
     return backward_flops(pairs, **_sizes(args[0], args[2], args[4], args[8]))
+
+
+def forward_operator(name: str, forward: Forward) -> Forward:
+    """``hypermlp::<name>``: ``forward`` with a fake, the chunked path's gradient, autocast and FLOPs.
+
+    Args:
+        name: ends in ``_forward``.
+        forward: with the arguments and results of :func:`hypermlp.ops.chunked.forward`.
+    """
+
+    @torch.library.custom_op(f"hypermlp::{name}", mutates_args=())
+    def operator(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        routing_diag: Tensor | None,
+        routing_down: Tensor | None,
+        routing_up: Tensor | None,
+        routing_gate: Tensor | None,
+        readout_diag: Tensor | None,
+        readout_down: Tensor | None,
+        readout_up: Tensor | None,
+        readout_gate: Tensor | None,
+        attention_mask: Tensor | None,
+        cu_seqlens: Tensor | None,
+        routing_identity: bool,
+        readout_identity: bool,
+        selection: str,
+        norm: bool,
+        eps: float,
+        causal: bool,
+        layout: str,
+        max_lag: int | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        routing_mix = SequenceMix(routing_diag, routing_down, routing_up, routing_gate, routing_identity)
+        readout_mix = SequenceMix(readout_diag, readout_down, readout_up, readout_gate, readout_identity)
+        options = Options(selection, norm, eps, causal, layout, max_lag)
+        with torch.autocast(q.device.type, enabled=False):
+            return forward(q, k, v, routing_mix, readout_mix, options, attention_mask, cu_seqlens)
+
+    operator.register_fake(_fake_forward)
+    operator.register_autograd(_backward, setup_context=_setup_context)
+    registered = getattr(torch.ops.hypermlp, name)
+    for device_type, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
+        _register_autocast(name, registered, device_type, key)
+    register_flop_formula(registered, get_raw=True)(_forward_flops)
+    return operator
+
+
+chunked_forward = forward_operator("chunked_forward", chunked.forward)

@@ -1,0 +1,125 @@
+"""Compile every kernel and tile ahead of time and print what each takes. ``make kernel-report`` runs this."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from virtual_gpu import TARGETS, Resources, resources, virtual_gpu
+
+from hypermlp_kernels import launch
+from hypermlp_kernels.tiles import KERNELS, Kernel, Tile, family_of, tiles
+
+# what a launch is compiled for: the paper's widths at D = 1024 with two heads, and the other paths
+CONFIGURATIONS: dict[str, dict[str, Any]] = {
+    "glu bf16": {},
+    "relu bf16": {"glu": False},
+    "glu fp16": {"dtype": torch.float16},
+    "glu tf32": {"dtype": torch.float32, "allow_tf32": True},
+    "glu fp32": {"dtype": torch.float32},
+    "position bf16": {"by_lag": False},
+}
+VALUES = 512
+COLUMNS = ("HGMMA", "HMMA", "MUFU", "LDS", "STS", "LDSM", "SHFL", "LDGSTS", "BAR", "LDL")
+
+
+# bytes of stack (spilled registers) known and accepted, compiled by Triton 3.7: see complaints() for the keys
+ALLOWED_STACK: dict[str, int] = json.loads((Path(__file__).parent / "allowed_stack.json").read_text())
+
+
+def call(
+    length: int = 64, *, glu: bool = True, by_lag: bool = True, dtype: torch.dtype = torch.bfloat16, heads: int = 2,
+    width: int = 64, values: int = VALUES, rank: int = 16, allow_tf32: bool = False,
+    chosen: dict[Kernel, Tile] | None = None,
+) -> None:  # fmt: skip
+    """One forward on zeros."""
+    maps = 2 * heads if glu else heads
+
+    def mix(count: int) -> launch.Mix:
+        table = torch.zeros(count, 64, rank)
+        return launch.Mix(torch.zeros(count, 64), table, table, torch.zeros(1, length, count, rank, dtype=dtype), True)
+
+    q, v = torch.zeros(1, length, maps, width, dtype=dtype), torch.zeros(1, length, heads, values, dtype=dtype)
+    launch.forward(
+        q, q, v, mix(maps), mix(heads),
+        glu=glu, norm=True, eps=1e-12, causal=True, by_lag=by_lag, max_lag=64, allow_tf32=allow_tf32, chosen=chosen,
+    )  # fmt: skip
+
+
+def report(arch: str, name: str, preferred_only: bool = False) -> Iterator[tuple[Tile, Resources]]:
+    """Resources of a configuration's kernels, each with every tile of its own (NVIDIA)."""
+    options = CONFIGURATIONS[name]
+    precision = launch.precision_of(options.get("dtype", torch.bfloat16), options.get("allow_tf32", False))
+    family = family_of(TARGETS[arch].backend, TARGETS[arch].arch)
+    table = {kernel: tiles(kernel, precision, VALUES, family) for kernel in KERNELS}
+    for choice in range(1 if preferred_only else max(len(found) for found in table.values())):
+        chosen = {kernel: found[min(choice, len(found) - 1)] for kernel, found in table.items()}
+        with virtual_gpu(arch) as gpu:
+            call(**options, chosen=chosen)
+            for kernel, compiled in zip(KERNELS, gpu.compiled(), strict=True):
+                if choice < len(table[kernel]):
+                    yield chosen[kernel], resources(compiled)
+
+
+def shape(tile: Tile) -> str:
+    return "x".join(str(size) for size in tile[:3] if size)
+
+
+def issue_clocks(tile: Tile, used: Resources) -> int:
+    """Modelled clocks of one SM to issue the loop for 128 x 128 scores of a head, all its values: four a clock."""
+    blocks = 128 * 128 / (tile.rows * tile.keys) * (VALUES / tile.values if tile.values else 1)
+    return round(used.loop.total() * tile.warps / 4 * blocks)
+
+
+def complaints(arch: str, name: str, tile: Tile, used: Resources) -> list[str]:
+    """What is wrong with a compiled kernel: spills beyond the allowance, no tensor cores in its loop."""
+    key = f"{arch} {name} {used.name.removesuffix('_kernel')} {shape(tile)}"
+    found = []
+    allowed = ALLOWED_STACK.get(key, 0)
+    if used.stack > allowed:
+        found.append(f"{key}: {used.stack} bytes of stack, {allowed} allowed")
+    if not used.tensor_instructions and name != "glu fp32":
+        found.append(f"{key}: no tensor-core instruction in its loop")
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--arch", nargs="*", default=["sm_80", "sm_90"], choices=[a for a in TARGETS if a.startswith("sm")]
+    )
+    parser.add_argument("--only", nargs="*", default=list(CONFIGURATIONS), choices=list(CONFIGURATIONS))
+    parser.add_argument("--preferred", action="store_true", help="the first tile of each kernel alone")
+    options = parser.parse_args()
+    names = ("arch", "path", "kernel", "tile", "warps", "regs", "stack B", "smem B", "SASS", "loop", "clocks", *COLUMNS)
+    print("| " + " | ".join(names) + " |")
+    print("|" + " --- |" * len(names))
+    found: list[str] = []
+    for arch in options.arch:
+        for name in options.only:
+            for tile, used in report(arch, name, options.preferred):
+                found += complaints(arch, name, tile, used)
+                kernel = used.name.removesuffix("_kernel")
+                cells = (
+                    arch,
+                    name,
+                    kernel,
+                    shape(tile),
+                    tile.warps,
+                    *used[1:5],
+                    used.loop.total(),
+                    issue_clocks(tile, used),
+                )
+                counts = (used.loop[column] for column in COLUMNS)
+                print("| " + " | ".join(str(cell) for cell in (*cells, *counts)) + " |", flush=True)
+    print("\n".join(found), file=sys.stderr)
+    return bool(found)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,151 @@
+"""A GPU that compiles and does not run: kernels go through their real launch code for an architecture that is not here.
+
+Inside :func:`virtual_gpu` Triton believes in one device of the given architecture. Tensors stay on the
+CPU, every launch compiles as it would there, shared memory has that architecture's limit, and the launch
+itself does nothing. What the limits of this are: outputs are not written, and nothing is timed.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+from hypermlp_kernels.readout import readout_kernel
+from hypermlp_kernels.rows import routing_statistic_kernel, selection_statistics_kernel
+
+KERNELS = (routing_statistic_kernel, selection_statistics_kernel, readout_kernel)
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_86": GPUTarget("cuda", 86, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+# bytes of shared memory that one block may use (CUDA programming guide, table of compute capabilities; AMD: LDS)
+SHARED_MEMORY = {"sm_80": 166912, "sm_86": 101376, "sm_90": 232448, "sm_100": 232448, "gfx942": 65536}
+_TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
+
+
+class _Utils:
+    def __init__(self, arch: str) -> None:
+        self._arch = arch
+
+    def get_device_properties(self, device: str) -> dict[str, int]:
+        return {"max_shared_mem": SHARED_MEMORY[self._arch], "multiprocessor_count": 1}
+
+    def load_binary(self, name: str, kernel: bytes, shared: int, device: str) -> tuple[object, object, int, int, int]:
+        return object(), object(), 0, 0, 1024
+
+
+class _Driver:
+    """The part of Triton's driver interface that a launch uses."""
+
+    def __init__(self, arch: str) -> None:
+        self._arch = arch
+        self.utils = _Utils(arch)
+        self.launches: list[str] = []
+
+    def get_current_device(self) -> str:
+        return self._arch
+
+    def get_current_stream(self, device: str) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return TARGETS[self._arch]
+
+    def launcher_cls(self, source: Any, metadata: Any) -> Any:
+        return lambda *args: self.launches.append(metadata.name)
+
+
+class VirtualGPU:
+    """What was compiled and launched."""
+
+    def __init__(self, arch: str, device: _Driver) -> None:
+        self._arch, self._device = arch, device
+
+    @property
+    def launches(self) -> list[str]:
+        """Names of the kernels launched, in order."""
+        return self._device.launches
+
+    def compiled(self) -> list[Any]:
+        """Triton's compiled kernels, one for each specialization."""
+        return [compiled for kernel in KERNELS for compiled in kernel.device_caches[self._arch][0].values()]
+
+
+@contextmanager
+def virtual_gpu(arch: str) -> Iterator[VirtualGPU]:
+    """Make ``arch``, one of :data:`TARGETS`, Triton's only device; forgets what was compiled before."""
+    before, device = driver._active, _Driver(arch)
+    for kernel in KERNELS:
+        kernel.device_caches.pop(arch, None)
+    driver.set_active(device)
+    try:
+        yield VirtualGPU(arch, device)
+    finally:
+        driver.set_active(before)
+
+
+class Resources(NamedTuple):
+    """What a compiled kernel takes. ``loop`` counts the instructions of its largest loop."""
+
+    name: str
+    registers: int
+    stack: int
+    shared: int
+    instructions: int
+    loop: Counter[str]
+
+    @property
+    def tensor_instructions(self) -> int:
+        return sum(self.loop[op] for op in ("HGMMA", "HMMA", "UTCHMMA"))
+
+
+def resources(compiled: Any) -> Resources:
+    """Of a kernel compiled for NVIDIA, from its binary."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage = _tool("cuobjdump", "-res-usage", file.name)
+        code = _tool("nvdisasm", "-c", file.name)
+    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    if found is None:
+        raise RuntimeError(f"cuobjdump printed no resources: {usage!r}")
+    opcodes, loop = _parse(code)
+    return Resources(
+        compiled.metadata.name, int(found[1]), int(found[2]), compiled.metadata.shared, len(opcodes), Counter(loop)
+    )
+
+
+def _tool(name: str, *args: str) -> str:
+    done = subprocess.run([_TOOLS / name, *args], capture_output=True, text=True, check=True)
+    return done.stdout + done.stderr
+
+
+def _parse(code: str) -> tuple[list[str], list[str]]:
+    """All opcodes, and those between the target and the jump of the longest backward branch."""
+    opcodes: list[str] = []
+    labels: dict[str, int] = {}
+    longest: list[str] = []
+    for line in code.splitlines():
+        if label := re.match(r"\s*(\.L_x_\d+):", line):
+            labels[label[1]] = len(opcodes)
+        elif instruction := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_]+)(.*)", line):
+            opcodes.append(instruction[1])
+            target = re.search(r"`\((\.L_x_\d+)\)", instruction[2])
+            if instruction[1] == "BRA" and target and target[1] in labels:
+                body = opcodes[labels[target[1]] :]
+                # a branch to itself ends every kernel
+                longest = max(longest, body if len(body) > 1 else [], key=len)
+    return opcodes, longest

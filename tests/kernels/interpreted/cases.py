@@ -1,0 +1,163 @@
+"""Inputs for the forward kernels, over awkward shapes and every switch, with what they should give."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from hypermlp.ops import SequenceMix, chunked
+from hypermlp.ops.reference import hyper_attention_reference
+from hypermlp.ops.tiling import Options
+from hypermlp.ops.varlen import zero_padded
+from hypermlp_kernels import launch
+from hypermlp_kernels.tiles import KERNELS, Tile
+
+
+@dataclass
+class Case:
+    T: int = 40
+    B: int = 1
+    H: int = 1
+    K: int = 16
+    V: int = 16
+    R: tuple[int, int] = (4, 4)
+    rows: int | None = None  # of the tables; None: T
+    window: int | None = None  # without tables
+    selection: str = "glu"
+    dtype: torch.dtype = torch.float64
+    layout: str = "lag"
+    causal: bool = True
+    diag: tuple[bool, bool] = (True, True)
+    identity: tuple[bool, bool] = (True, True)
+    gated: bool = True
+    norm: bool = True
+    mask: list[list[int]] | None = None
+    bounds: list[int] | None = None
+    size: float = 0.5  # of queries and keys
+    tile: Tile | None = None
+    tables: torch.dtype | None = None
+
+    def __post_init__(self) -> None:
+        rng = torch.Generator().manual_seed(0)
+
+        def normal(*shape: int) -> torch.Tensor:
+            return torch.randn(*shape, generator=rng, dtype=torch.float64)
+
+        maps = self.H * (2 if self.selection == "glu" else 1)
+        self.mask_tensor = None if self.mask is None else torch.tensor(self.mask, dtype=torch.bool)
+        self.cu_seqlens = None if self.bounds is None else torch.tensor(self.bounds, dtype=torch.int32)
+        # views of wider tensors: strides that no kernel may take for granted
+        wide = (self.size * normal(self.B, self.T, maps, 2 * self.K)).to(self.dtype)
+        streams = [wide[..., : self.K], wide[..., self.K :]]
+        streams.append(normal(self.B, self.H, self.T, self.V).to(self.dtype).transpose(1, 2))
+        self.q, self.k, self.v = (zero_padded(x, self.mask_tensor) for x in streams)
+        if self.mask is None:
+            assert not self.q.is_contiguous()
+        rows = self.rows or self.T
+        self.mixes = []
+        for heads, rank, diag, identity in zip((maps, self.H), self.R, self.diag, self.identity, strict=True):
+            tables = [0.1 * normal(heads, rows), *(0.2 * normal(heads, rows, rank) for _ in range(2))]
+            tables = [table.to(self.tables or self.dtype) for table in tables]
+            gate = zero_padded(torch.sigmoid(normal(self.B, self.T, heads, rank)).to(self.dtype), self.mask_tensor)
+            low_rank = (tables[1], tables[2], gate if self.gated else None) if rank else (None, None, None)
+            self.mixes.append(SequenceMix(tables[0] if diag else None, *low_rank, identity))
+        has_tables = any(x is not None for mix in self.mixes for x in mix[:3])
+        self.max_lag = rows if has_tables else self.window
+
+    def to(self, device: str) -> "Case":
+        """This case with its tensors on ``device``."""
+        moved = copy.copy(self)
+        moved.q, moved.k, moved.v = (x.to(device) for x in (self.q, self.k, self.v))
+        moved.mixes = [_map(mix, lambda x: x.to(device)) for mix in self.mixes]
+        moved.mask_tensor = None if self.mask_tensor is None else self.mask_tensor.to(device)
+        moved.cu_seqlens = None if self.cu_seqlens is None else self.cu_seqlens.to(device)
+        return moved
+
+    def kernels(self) -> tuple[torch.Tensor, ...]:
+        return launch.forward(
+            self.q, self.k, self.v, *(launch.Mix(*mix) for mix in self.mixes),
+            glu=self.selection == "glu", norm=self.norm, eps=1e-12, causal=self.causal, by_lag=self.layout == "lag",
+            max_lag=self.max_lag, attention_mask=self.mask_tensor, cu_seqlens=self.cu_seqlens,
+            chosen=self.tile and dict.fromkeys(KERNELS, self.tile),
+        )  # fmt: skip
+
+    def reference(self) -> torch.Tensor:
+        o = hyper_attention_reference(
+            *(x.double() for x in (self.q, self.k, self.v)), *self._double_mixes(),
+            selection=self.selection, norm=self.norm, eps=1e-12, causal=self.causal, layout=self.layout,
+            max_lag=self.max_lag, attention_mask=self.mask_tensor, cu_seqlens=self.cu_seqlens,
+        )  # fmt: skip
+        return zero_padded(o, self.mask_tensor)
+
+    def statistics(self) -> tuple[torch.Tensor, ...]:
+        options = Options(self.selection, self.norm, 1e-12, self.causal, self.layout, self.max_lag)
+        streams = (x.double() for x in (self.q, self.k, self.v))
+        return chunked.forward(*streams, *self._double_mixes(), options, self.mask_tensor, self.cu_seqlens)[1:]
+
+    def _double_mixes(self) -> list[SequenceMix]:
+        return [_map(mix, torch.Tensor.double) for mix in self.mixes]
+
+
+def _map(mix: SequenceMix, change: Callable[[torch.Tensor], torch.Tensor]) -> SequenceMix:
+    return SequenceMix(*(x if x is None else change(x) for x in mix[:4]), mix.identity)
+
+
+HOLES = [[0] * 3 + [1] * 20 + [0, 0, 1, 0] + [1] * 13, [1] * 9 + [0] + [1] * 8 + [0] * 22]
+EDGES = [[0] * 5 + [1] * 35, [1] * 33 + [0] * 7]
+CASES = {
+    "T1": Case(T=1),
+    "T2": Case(T=2, B=2, H=2),
+    "T15": Case(T=15, rows=64),
+    "T17": Case(T=17, selection="relu"),
+    "T65": Case(T=65, K=12, V=20, R=(5, 3)),
+    "T130-window33": Case(T=130, rows=33, R=(2, 2)),
+    "T130-relu-window": Case(T=130, rows=50, selection="relu"),
+    "window1": Case(T=20, rows=1),
+    "window-without-tables": Case(R=(0, 0), diag=(False, False), window=7),
+    "longer-tables": Case(T=33, rows=200),
+    "one-group": Case(T=50, tile=Tile(16, 16, 32, 1, 1)),
+    "four-groups": Case(T=70, rows=45, tile=Tile(64, 16, 16, 1, 1)),
+    "wide-keys": Case(T=70, tile=Tile(32, 32, 16, 1, 1)),
+    "heads3-widths": Case(H=3, T=20, K=8, V=33, R=(1, 2)),
+    "rank17-32": Case(R=(17, 32), V=8),
+    "no-mixing": Case(R=(0, 0), diag=(False, False)),
+    "no-mixing-relu": Case(R=(0, 0), diag=(False, False), selection="relu", norm=False),
+    "routing-only": Case(R=(4, 0), diag=(True, False)),
+    "readout-only": Case(R=(0, 4), diag=(False, True)),
+    "no-diag": Case(diag=(False, False), rows=20),
+    "no-identity": Case(identity=(False, False)),
+    "low-rank-alone": Case(identity=(False, False), diag=(False, False)),
+    "no-gate": Case(gated=False),
+    "no-norm": Case(norm=False),
+    "position": Case(layout="position"),
+    "position-relu-longer-tables": Case(layout="position", selection="relu", rows=64),
+    "bidirectional": Case(layout="position", causal=False, T=45),
+    "bidirectional-relu": Case(layout="position", causal=False, selection="relu"),
+    "padding": Case(B=2, mask=EDGES),
+    "holes": Case(B=2, mask=HOLES, rows=15),
+    "holes-relu-position": Case(B=2, mask=HOLES, layout="position", selection="relu"),
+    "holes-bidirectional": Case(B=2, mask=HOLES, layout="position", causal=False),
+    "all-masked": Case(B=2, mask=[[0] * 40, [1] * 40]),
+    "packed": Case(bounds=[0, 1, 18, 40]),
+    "packed-window": Case(bounds=[0, 22, 40], rows=6),
+    "packed-position": Case(bounds=[0, 17, 40], layout="position"),
+    "packed-bidirectional": Case(bounds=[0, 17, 40], layout="position", causal=False),
+    "packed-masked": Case(bounds=[0, 10, 40], mask=HOLES[:1]),
+    "float32": Case(dtype=torch.float32, T=65),
+    "float32-relu": Case(dtype=torch.float32, selection="relu"),
+    "bfloat16": Case(dtype=torch.bfloat16, T=65),
+    "bfloat16-relu": Case(dtype=torch.bfloat16, selection="relu", rows=20),
+    "bfloat16-position": Case(dtype=torch.bfloat16, layout="position"),
+    "bfloat16-float32-tables": Case(dtype=torch.bfloat16, tables=torch.float32),
+    "float16": Case(dtype=torch.float16, T=65),
+    "float16-overflow": Case(dtype=torch.float16, size=25.0),
+}
+# of the largest value; float64 is limited by the series of softplus2
+TOLERANCE = {torch.float64: 1e-7, torch.float32: 3e-6, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
+
+
+def error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    if not expected.numel():
+        return 0.0
+    return float((actual.double() - expected).abs().max() / expected.abs().max().clamp_min(1e-30))

@@ -1,0 +1,85 @@
+"""``hypermlp::triton_forward`` as an operator of PyTorch, in Triton's interpreter."""
+
+import pytest
+import repairs
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from hypermlp import HyperGLU
+from hypermlp.ops import SequenceMix, hyper_attention
+from hypermlp.ops.triton import triton_forward
+from hypermlp_kernels import launch
+
+repairs.repair()
+pytestmark = pytest.mark.skipif(not launch.interpreted(), reason="needs TRITON_INTERPRET=1 before triton is imported")
+T, H, K, V, R, L = 18, 1, 4, 4, 2, 20
+
+
+def inputs(dtype: torch.dtype = torch.float64, batch: int = 1) -> list[torch.Tensor]:
+    """q, k, v, then diag, down, up and gate of both mixings, all with gradients."""
+    rng = torch.Generator().manual_seed(0)
+    shapes = [(batch, T, 2 * H, K)] * 2 + [(batch, T, H, V)]
+    for heads in (2 * H, H):
+        shapes += [(heads, L), (heads, L, R), (heads, L, R), (batch, T, heads, R)]
+    return [
+        (0.5 * torch.randn(shape, generator=rng, dtype=torch.float64)).to(dtype).requires_grad_() for shape in shapes
+    ]
+
+
+def attend(tensors: list[torch.Tensor], backend: str = "triton", **options) -> torch.Tensor:
+    mixes = SequenceMix(*tensors[3:7]), SequenceMix(*tensors[7:11])
+    return hyper_attention(*tensors[:3], *mixes, backend=backend, **options)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_gradients_are_those_of_the_other_paths(masked: bool) -> None:
+    tensors = inputs(batch=1 + masked)
+    mask = None
+    if masked:
+        mask = torch.ones(2, T, dtype=torch.bool)
+        mask[0, :3] = mask[1, 9] = False
+    weight = torch.randn(1 + masked, T, H, V, dtype=torch.float64)
+    expected = attend(tensors, "reference", attention_mask=mask)
+    actual = attend(tensors, attention_mask=mask)
+    torch.testing.assert_close(actual, expected, rtol=1e-7, atol=1e-8)
+    expected = torch.autograd.grad((expected * weight).sum(), tensors)
+    actual = torch.autograd.grad((actual * weight).sum(), tensors)
+    for gradient, wanted in zip(actual, expected, strict=True):
+        torch.testing.assert_close(gradient, wanted, rtol=1e-6, atol=1e-7)
+
+
+def test_opcheck() -> None:
+    arguments = (*inputs(), None, None, True, True, "glu", True, 1e-12, True, "lag", L)
+    torch.library.opcheck(triton_forward, arguments, atol=1e-6, rtol=1e-6)
+
+
+def test_compiles_to_one_graph() -> None:
+    tensors = inputs(torch.float32)
+    compiled = torch.compile(attend, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(tensors), attend(tensors))
+
+
+def test_autocast() -> None:
+    tensors = inputs(torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        o = attend(tensors)
+    assert o.dtype == torch.bfloat16
+    torch.testing.assert_close(o.float(), attend(tensors, "reference"), rtol=0.05, atol=0.05)
+
+
+def test_flops_are_those_of_the_chunked_path() -> None:
+    counted = []
+    for backend in ("triton", "chunked"):
+        with FlopCounterMode(display=False) as counter:
+            attend(inputs(torch.float32), backend)
+        counted.append(counter.get_total_flops())
+    assert counted[0] == counted[1] > 0
+
+
+def test_layer() -> None:
+    torch.manual_seed(0)
+    layer = HyperGLU(16, mix_rank=3, max_lag=12, backend="triton", dtype=torch.float64)
+    x = torch.randn(1, T, 16, dtype=torch.float64)
+    y = layer(x)
+    layer.backend = "reference"
+    torch.testing.assert_close(y, layer(x), rtol=1e-6, atol=1e-8)

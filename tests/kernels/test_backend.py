@@ -1,0 +1,34 @@
+"""``backend="triton"`` where there is no GPU, and what importing hypermlp costs."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from hypermlp.ops import hyper_attention
+
+
+def streams(dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+    return [torch.randn(1, 4, heads, 4, dtype=dtype) for heads in (2, 2, 1)]
+
+
+def test_a_cpu_tensor_is_refused_with_the_reason() -> None:
+    with pytest.raises(ValueError, match=r"backend='triton' cannot run here: .* q is on cpu"):
+        hyper_attention(*streams(), backend="triton")
+
+
+def test_auto_takes_the_chunked_path_on_the_cpu() -> None:
+    x = streams()
+    assert torch.equal(hyper_attention(*x, backend="auto"), hyper_attention(*x, backend="chunked"))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_float64_is_refused_on_a_gpu() -> None:
+    with pytest.raises(ValueError, match="q is float64"):
+        hyper_attention(*(x.cuda() for x in streams(torch.float64)), backend="triton")
+
+
+def test_import_does_not_load_the_kernels() -> None:
+    code = "import sys, hypermlp; assert not any(name.startswith('hypermlp_kernels') for name in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

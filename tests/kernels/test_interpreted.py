@@ -1,0 +1,22 @@
+"""Runs the kernels' checks in Triton's interpreter, which a process decides on when it imports triton."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="triton is not installed on this platform")
+FOLDER = Path(__file__).parent / "interpreted"
+
+
+@pytest.mark.parametrize("file", sorted(path.name for path in FOLDER.glob("check_*.py")))
+def test_in_the_interpreter(file: str) -> None:
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
+    for name in [name for name in environment if name.startswith(("PYTEST_", "COV_"))]:
+        del environment[name]
+    command = [sys.executable, "-m", "pytest", str(FOLDER / file), "-p", "no:cacheprovider", "-p", "no:xdist", "-x"]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]

@@ -35,7 +35,6 @@ def test_train_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert "going on from step 4" in run("train_text.py", [str(text), *size], monkeypatch, capsys)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("hypermlp.training") is None, reason="needs hypermlp.training")
 def test_stream(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     out = run("stream.py", ["--windows", "10", "--max-lag", "16", "--seconds", "0"], monkeypatch, capsys)
     rows = [line.split() for line in out.rsplit("cache bytes", 1)[1].strip().splitlines()]

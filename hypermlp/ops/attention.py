@@ -68,8 +68,8 @@ def hyper_attention(
             ``B = 1``. A mask given as well still hides tokens.
         backend: ``"reference"`` (dense, any order of derivative), ``"chunked"`` (memory linear
             in ``T``), ``"triton"`` (fused GPU kernels, likewise linear; the chunked path's gradient),
-            or ``"auto"``: the kernels on a GPU that has them, else chunked. Under ``torch.func``
-            transforms and forward-mode differentiation every choice takes the reference.
+            or ``"auto"``: chunked everywhere, until the kernels have been run on a GPU. Under
+            ``torch.func`` transforms and forward-mode differentiation every choice takes the reference.
 
     Returns:
         ``o`` ``[B, T, H, V]`` in the dtype of ``q``. A row that sees a NaN or an infinity is not
@@ -165,10 +165,10 @@ def _choose(backend: str, q: Tensor) -> str:
             raise ValueError(f"backend='triton' cannot run here: {reason}; backend='auto' takes what can")
     if backend != "auto":
         return backend
-    path = "triton" if q.device.type == "cuda" and unavailable(q) is None else "chunked"
+    # the kernels have not yet been run on a GPU: until they have, they are taken on request alone
     if not torch.compiler.is_compiling():
-        _say_once(q.device.type, path)
-    return path
+        _say_once(q.device.type, "chunked")
+    return "chunked"
 
 
 def _under_transform() -> bool:

@@ -57,7 +57,7 @@ class HyperCache:
         if layer_idx not in self.layers:
             self.layers[layer_idx] = self._new(spec)
         found = self.layers[layer_idx]
-        if found.spec != spec:
+        if found.spec is not spec and found.spec != spec:
             raise ValueError(f"the cache's layer {layer_idx} was filled by another layer: {found.spec}, not {spec}")
         return found
 

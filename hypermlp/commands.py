@@ -140,7 +140,7 @@ def generate(
     checkpoint: Annotated[Path, typer.Argument(help="Folder of a run, or of one checkpoint.")],
     prompt: Annotated[str, typer.Option(help="Text to continue.")] = "import ",
     max_new_tokens: Annotated[int, typer.Option(help="Bytes to add.")] = 300,
-    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest byte.")] = 0.7,
+    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest byte.")] = 0.8,
     top_k: Annotated[int | None, typer.Option(help="Draw from that many likeliest bytes.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Draw from the likeliest bytes of that probability.")] = 0.95,
     repetition_penalty: Annotated[float, typer.Option(help="Above 1: bytes that came before are less likely.")] = 1.0,

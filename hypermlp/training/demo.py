@@ -20,7 +20,7 @@ from hypermlp.training.recipe import byte_model, match_parameters, parameter_cou
 from hypermlp.training.trainer import Trainer
 
 _MIXERS = {"hyperglu": "HyperGLU", "softmax": "softmax"}
-_PROMPT_BYTES, _SAMPLE_BYTES, _SAMPLE_TEMPERATURE, _SAMPLE_TOP_P = 64, 240, 0.7, 0.95
+_PROMPT_BYTES, _SAMPLE_BYTES, _SAMPLE_TEMPERATURE, _SAMPLE_TOP_P = 64, 240, 0.8, 0.95
 
 
 @dataclass(frozen=True)

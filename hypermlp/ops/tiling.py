@@ -107,7 +107,7 @@ def slabs(
 
 def _tile_rows(layout: Layout, budget: int) -> int:
     """Rows that fill the budget, but few enough that the diagonal's idle half stays small."""
-    rows = min(budget // layout.columns, layout.length // 8) // 16 * 16
+    rows = min(budget // layout.columns, layout.length // 4) // 16 * 16
     return min(layout.length, max(_MIN_ROWS, min(rows, _MAX_ROWS)))
 
 

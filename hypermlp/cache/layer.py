@@ -109,7 +109,7 @@ class LayerCache:
         if self.spec.taps:
             rows["inputs"] = x[:, None]
         if valid is not None and "valid" not in self._rings:
-            self._make("valid", valid[:, None, :, None])
+            self._rings["valid"] = self._new_ring("valid", valid[:, None, :, None])
             if self.length:
                 self._rings["valid"].append(valid.new_ones(valid.shape[0], 1, self.length, 1), 0)
         if "valid" in self._rings:
@@ -118,7 +118,7 @@ class LayerCache:
         self.start = self._starts_with(valid)
         for name, part in rows.items():
             if name not in self._rings or (not self.length and not self._rings[name].fits(part)):
-                self._make(name, part)
+                self._rings[name] = self._new_ring(name, part)
             self._rings[name].append(part.detach(), self.length)
         self.length += k.shape[1]
 
@@ -164,8 +164,7 @@ class LayerCache:
         for name, data in tensors.items():
             if name.endswith(".oldest"):
                 continue
-            self._make(name, data)
-            ring = self._rings[name]
+            ring = self._rings[name] = self._new_ring(name, data)
             ring.data, ring.oldest = data, int(tensors[f"{name}.oldest"])
             if ring.oldest:  # a ring that has wrapped cannot grow
                 ring.limit = ring.capacity
@@ -181,9 +180,10 @@ class LayerCache:
             valid = torch.cat(parts, dim=1)
         return Past(keys, values, valid)
 
-    def _make(self, name: str, like: Tensor) -> None:
+    def _new_ring(self, name: str, like: Tensor) -> Ring:
         kept = self.spec.taps if name == "inputs" else self.spec.window
-        self._rings[name] = Ring(like, None if kept is None else kept + self.max_crop)
+        slots_last = self.spec.slots_last and name in ("keys", "values")
+        return Ring(like, None if kept is None else kept + self.max_crop, slots_last)
 
     def _starts_with(self, valid: Tensor | None) -> Tensor | None:
         """Each row's first valid token once ``valid`` ``[B, m]`` has come; None if all rows begin at the first."""
@@ -241,7 +241,7 @@ class LayerCache:
         self.length, self.start = stop, start
         if "valid" not in self._rings:
             valid = torch.arange(stop, device=start.device) >= start[:, None]
-            self._make("valid", valid[:, None, :, None])
+            self._rings["valid"] = self._new_ring("valid", valid[:, None, :, None])
             self._rings["valid"].append(valid[:, None, :, None], 0)
 
 

@@ -16,18 +16,21 @@ class Ring:
     Args:
         like: ``[B, heads, any, width]``, for sizes, dtype and device.
         limit: tokens it keeps at most; None for all.
+        slots_last: keep a row's numbers a capacity apart, so that a product over all slots reads
+            memory in order; what goes in and comes out has the same shape either way.
 
     Attributes:
+        data: the memory, ``[B, heads, slots, width]``, or ``[B, heads, width, slots]``.
         oldest: number of the oldest token that has not been overwritten; 0 until the ring wraps.
     """
 
-    def __init__(self, like: Tensor, limit: int | None) -> None:
-        self.limit, self.oldest = limit, 0
+    def __init__(self, like: Tensor, limit: int | None, slots_last: bool = False) -> None:
+        self.limit, self.slots_last, self.oldest = limit, slots_last, 0
         self.data = self._allocate(like, _FIRST_CAPACITY if limit is None else min(_FIRST_CAPACITY, limit))
 
     @property
     def capacity(self) -> int:
-        return self.data.shape[2]
+        return self.data.shape[3 if self.slots_last else 2]
 
     def append(self, rows: Tensor, length: int) -> None:
         """Write ``[B, heads, m, width]`` after the ``length`` tokens there have been."""
@@ -40,7 +43,7 @@ class Ring:
         done = first - length
         for low, count in self._spans(first, total):
             part = rows if count == rows.shape[2] else rows.narrow(2, done, count)
-            self.data.narrow(2, low, count).copy_(part)
+            self._slots(low, count).copy_(part)
             done += count
 
     def fits(self, rows: Tensor) -> bool:
@@ -50,7 +53,13 @@ class Ring:
 
     def tokens(self, start: int, stop: int) -> list[Tensor]:
         """Views of tokens ``start:stop``, oldest first: one, or two where the ring wraps."""
-        return [self.data.narrow(2, *span) for span in self._spans(start, stop)] or [self.data[:, :, :0]]
+        return [self._slots(*span) for span in self._spans(start, stop)] or [self._slots(0, 0)]
+
+    def _slots(self, low: int, count: int) -> Tensor:
+        """View ``[B, heads, count, width]``."""
+        if self.slots_last:
+            return self.data.narrow(3, low, count).mT
+        return self.data.narrow(2, low, count)
 
     def _spans(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
         """First slot and number of slots of each contiguous stretch."""
@@ -65,10 +74,10 @@ class Ring:
         if needed <= self.capacity or (self.limit is not None and self.capacity >= self.limit):
             return
         capacity = max(needed, 2 * self.capacity)
-        old = self.data
+        old = self._slots(0, length)
         self.data = self._allocate(old, capacity if self.limit is None else min(capacity, self.limit))
-        self.data[:, :, :length] = old[:, :, :length]
+        self._slots(0, length).copy_(old)
 
-    @staticmethod
-    def _allocate(like: Tensor, capacity: int) -> Tensor:
-        return like.new_zeros(like.shape[0], like.shape[1], capacity, like.shape[3])
+    def _allocate(self, like: Tensor, capacity: int) -> Tensor:
+        batch, heads, _, width = like.shape
+        return like.new_zeros(batch, heads, *((width, capacity) if self.slots_last else (capacity, width)))

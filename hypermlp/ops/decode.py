@@ -61,9 +61,9 @@ def decode_step(
     """
     dtype = torch.promote_types(q.dtype, torch.float32)
     batch, _, maps, width = q.shape
-    query = q.reshape(batch * maps, width, 1)
-    scores = [torch.bmm(keys.flatten(0, 1), query) for keys in past.keys]
-    s = scores[0] if len(scores) == 1 else torch.cat(scores, dim=1)
+    query = q.reshape(batch * maps, 1, width)
+    scores = [torch.bmm(query, keys.flatten(0, 1).mT) for keys in past.keys]
+    s = scores[0] if len(scores) == 1 else torch.cat(scores, dim=2)
     x = _to_columns(s.view(batch, maps, -1).to(dtype), columns).transpose(0, 1)
     y = _mix(x, routing_mix)
     if columns is not None:

@@ -24,8 +24,8 @@ class Count:
     Attributes:
         projections: queries, keys, values, output.
         convolutions: on key and value inputs.
-        gates: of queries and of the heads' output.
-        mixing: both sequence mixings, with the projections of their input-conditioned cores.
+        gates: of queries, of the heads' output, and the cores of both sequence mixings.
+        mixing: both sequence mixings without their cores.
         attention: scores and readout over all visible pairs (FLOPs only).
     """
 
@@ -83,11 +83,11 @@ def count_parameters(config: HyperConfig) -> Count:
     for mix, heads in _mixings(c):
         if mix.diag:
             mixing += heads * _table_rows(c)
-        mixing += heads * mix.rank * (2 * _table_rows(c) + c.hidden_size + 1)
+        mixing += heads * mix.rank * 2 * _table_rows(c)
     return Count(
         projections=projections,
         convolutions=2 * c.hidden_size * c.conv_size,
-        gates=(c.hidden_size + 1) * _gate_width(c),
+        gates=(c.hidden_size + 1) * sum(c.gate_widths),
         mixing=mixing,
     )
 
@@ -116,7 +116,6 @@ def count_flops(config: HyperConfig, batch_size: int, length: int) -> Count:
         raise ValueError(f"length={length} is over max_lag={c.max_lag}, which the position layout does not allow")
     tokens = batch_size * length
     pairs = batch_size * visible_pairs(length, causal=c.causal, max_lag=c.max_lag)
-    cores = sum(heads * mix.rank for mix, heads in _mixings(c))
     ranks = tuple(mix.rank if isinstance(mix, MixConfig) else 0 for mix in (c.routing_mix, c.readout_mix))
 
     def operator(routing_rank: int, readout_rank: int) -> int:
@@ -127,8 +126,8 @@ def count_flops(config: HyperConfig, batch_size: int, length: int) -> Count:
     return Count(
         projections=2 * tokens * c.hidden_size * (2 * c.qk_dim + 2 * c.v_dim),
         convolutions=2 * tokens * 2 * c.hidden_size * c.conv_size,
-        gates=2 * tokens * c.hidden_size * _gate_width(c),
-        mixing=2 * tokens * c.hidden_size * cores + operator(*ranks) - attention,
+        gates=2 * tokens * c.hidden_size * sum(c.gate_widths),
+        mixing=operator(*ranks) - attention,
         attention=attention,
     )
 
@@ -236,10 +235,6 @@ def _mixings(c: HyperConfig) -> list[tuple[MixConfig, int]]:
 
 def _table_rows(c: HyperConfig) -> int:
     return c.max_lag or 0
-
-
-def _gate_width(c: HyperConfig) -> int:
-    return (c.qk_dim if c.q_gate else 0) + (c.v_dim if c.output_gate else 0)
 
 
 def _qk_step(c: HyperConfig) -> int:

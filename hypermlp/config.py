@@ -171,6 +171,20 @@ class HyperConfig:
         """Value width ``V`` of one head."""
         return self.v_dim // self.num_heads
 
+    @property
+    def gate_widths(self) -> tuple[int, int, int, int]:
+        """Widths of the gates of queries and output and of the cores of both mixings, 0 where there is none."""
+        maps = self.num_maps * self.num_heads
+        routing, readout = (
+            mix.rank if isinstance(mix, MixConfig) else 0 for mix in (self.routing_mix, self.readout_mix)
+        )
+        return (
+            self.qk_dim if self.q_gate else 0,
+            self.v_dim if self.output_gate else 0,
+            maps * routing,
+            self.num_heads * readout,
+        )
+
     @classmethod
     def from_label(cls, label: str, hidden_size: int, **options: Any) -> HyperConfig:
         """The variant of the paper's study that ``label`` names, ``Base-Feat-Rank-TmixLayout``.

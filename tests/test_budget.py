@@ -66,9 +66,8 @@ def test_parameters_are_those_of_the_real_layer(config: HyperConfig) -> None:
     assert count.total == num_parameters(layer)
     parts = dict.fromkeys(("projections", "convolutions", "gates", "mixing", "attention"), 0)
     for name, p in layer.named_parameters():
-        module = name.split(".")[0]
-        suffixes = {"proj": "projections", "conv": "convolutions", "gate": "gates", "mix": "mixing"}
-        parts[suffixes[module.split("_")[1]]] += p.numel()
+        kind = name.split(".")[0].split("_")[-1]
+        parts[{"proj": "projections", "conv": "convolutions", "gate": "gates", "mix": "mixing"}[kind]] += p.numel()
     assert {name: getattr(count, name) for name in parts} == parts
 
 
@@ -101,9 +100,9 @@ def test_flops_by_hand() -> None:
     )
     count = count_flops(config, 1, 4)
     assert count.projections == 2 * 4 * 7 * (3 + 3 + 5 + 5)
-    assert count.gates == 2 * 4 * 7 * 5
+    assert count.gates == 2 * 4 * 7 * (5 + 2)
     assert count.convolutions == 2 * (2 * 4 * 7 * 2)
-    assert count.mixing == 2 * 4 * 7 * 2 + 10 * 2 * (2 * 2)
+    assert count.mixing == 10 * 2 * (2 * 2)
     assert count.attention == 10 * 2 * (3 + 5)
     assert count_flops(config, 3, 4).total == 3 * count.total
 

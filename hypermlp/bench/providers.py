@@ -101,12 +101,13 @@ def by_reference(layer: AttentionLayer, hidden_states: Tensor) -> Tensor:
 
 def by_dense_softmax(layer: AttentionLayer, hidden_states: Tensor) -> Tensor:
     """Causal softmax attention from its formula, without PyTorch's fused operator."""
-    q = layer.queries(hidden_states)
+    gates = layer.gates(hidden_states)
+    q = layer.queries(hidden_states, gates)
     k, v = layer.keys_values(hidden_states, None)
     scores = torch.einsum("bihk,bjhk->bhij", q, k) * q.shape[-1] ** -0.5
     future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
     weights = scores.masked_fill(future, float("-inf")).softmax(-1)
-    return layer.output(hidden_states, torch.einsum("bhij,bjhv->bihv", weights, v))
+    return layer.output(torch.einsum("bhij,bjhv->bihv", weights, v), gates)
 
 
 def _reference_bytes(case: Case) -> int:

@@ -83,9 +83,25 @@ class LayerCache:
         if q.device != data.device:
             raise ValueError(f"the cache is on {data.device} and got {q.device}: use cache.to(device=...)")
 
-    def step(self, k: Tensor, v: Tensor, x: Tensor, valid: Tensor | None) -> tuple[Past, Columns | None]:
-        """Take one new token in; returns what it sees and how slots stand beside table rows."""
-        self.append(k, v, x, valid)
+    def window(self, x: Tensor) -> Tensor:
+        """Take in one new token's hidden states ``[B, 1, D]``; returns the ``taps + 1`` newest, oldest first."""
+        if not self.spec.taps:
+            return x
+        ring, stop = self._rings["inputs"], self.length + 1
+        ring.append(x[:, None], self.length)
+        first = max(0, stop - self.spec.taps - 1)
+        parts = [part[:, 0] for part in ring.tokens(first, stop)]
+        missing = self.spec.taps + 1 - (stop - first)
+        if missing:
+            parts.insert(0, x.new_zeros(x.shape[0], missing, x.shape[-1]))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def step(self, k: Tensor, v: Tensor, valid: Tensor | None) -> tuple[Past, Columns | None]:
+        """Take in the rest of the token given to :meth:`window`; returns what it sees.
+
+        With it, how slots stand beside table rows; None where they are lags, all of them visible.
+        """
+        self._append({"keys": k.transpose(1, 2), "values": v.transpose(1, 2)}, valid)
         past = self._past(self.length)
         count = sum(keys.shape[2] for keys in past.keys)
         if not self.spec.by_lag:
@@ -108,19 +124,24 @@ class LayerCache:
         rows = {"keys": k.transpose(1, 2), "values": v.transpose(1, 2)}
         if self.spec.taps:
             rows["inputs"] = x[:, None]
+        self._append(rows, valid)
+
+    def _append(self, rows: dict[str, Tensor], valid: Tensor | None) -> None:
+        """Take in ``[B, heads, m, width]`` of each kind."""
+        new = rows["keys"].shape[2]
         if valid is not None and "valid" not in self._rings:
             self._rings["valid"] = self._new_ring("valid", valid[:, None, :, None])
             if self.length:
                 self._rings["valid"].append(valid.new_ones(valid.shape[0], 1, self.length, 1), 0)
         if "valid" in self._rings:
-            now = torch.ones(k.shape[:2], dtype=torch.bool, device=k.device) if valid is None else valid
+            now = self._rings["valid"].data.new_ones(rows["keys"].shape[0], new) if valid is None else valid
             rows["valid"] = now[:, None, :, None]
         self.start = self._starts_with(valid)
         for name, part in rows.items():
             if name not in self._rings or (not self.length and not self._rings[name].fits(part)):
                 self._rings[name] = self._new_ring(name, part)
-            self._rings[name].append(part.detach(), self.length)
-        self.length += k.shape[1]
+            self._rings[name].append(part.detach() if part.requires_grad else part, self.length)
+        self.length += new
 
     def crop(self, lengths: int | Tensor) -> None:
         """Forget all but the first ``lengths`` tokens of every row (of each row, if a tensor ``[B]``)."""
@@ -181,9 +202,10 @@ class LayerCache:
         return Past(keys, values, valid)
 
     def _new_ring(self, name: str, like: Tensor) -> Ring:
-        kept = self.spec.taps if name == "inputs" else self.spec.window
         slots_last = self.spec.slots_last and name in ("keys", "values")
-        return Ring(like, None if kept is None else kept + self.max_crop, slots_last)
+        if name == "inputs":  # a token joins its convolutions' window before the oldest may go
+            return Ring(like, self.spec.taps + max(1, self.max_crop))
+        return Ring(like, None if self.spec.window is None else self.spec.window + self.max_crop, slots_last)
 
     def _starts_with(self, valid: Tensor | None) -> Tensor | None:
         """Each row's first valid token once ``valid`` ``[B, m]`` has come; None if all rows begin at the first."""

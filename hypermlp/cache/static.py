@@ -60,6 +60,14 @@ class StaticLayerCache:
             return like.new_zeros(like.shape[0], self.spec.taps, like.shape[-1])
         return self._tensors["inputs"].clone()
 
+    def window(self, x: Tensor) -> Tensor:
+        """Take in one new token's hidden states ``[B, 1, D]``; returns the ``taps + 1`` newest, oldest first."""
+        if not self.spec.taps:
+            return x
+        window = torch.cat((self._tensors["inputs"], x), dim=1)
+        self._tensors["inputs"].copy_(window[:, 1:])
+        return window
+
     def check(self, q: Tensor) -> None:
         """Whether these queries' tokens, ``[B, m, S*H, K]``, may follow; an error changes nothing."""
         if torch.is_grad_enabled() and q.requires_grad:
@@ -79,8 +87,11 @@ class StaticLayerCache:
                     f"batch {q.shape[0]}, {q.dtype} on {q.device}: it keeps what it was made for"
                 )
 
-    def step(self, k: Tensor, v: Tensor, x: Tensor, valid: Tensor | None) -> tuple[Past, Columns]:
-        """Take one new token in; returns what it sees and how slots stand beside table rows."""
+    def step(self, k: Tensor, v: Tensor, valid: Tensor | None) -> tuple[Past, Columns]:
+        """Take in the rest of the token given to :meth:`window`; returns what it sees.
+
+        With it, how slots stand beside table rows.
+        """
         held = self._tensors
         slot = (held["length"] % self.capacity).reshape(1)
         held["keys"].index_copy_(2, slot, k.transpose(1, 2))
@@ -88,8 +99,6 @@ class StaticLayerCache:
         now = torch.ones_like(held["valid"][:, :1]) if valid is None else valid
         held["valid"].index_copy_(1, slot, now)
         held["start"].add_(((held["start"] == held["length"]) & ~now[:, 0]).long())
-        if self.spec.taps:
-            held["inputs"].copy_(torch.cat((held["inputs"][:, 1:], x), dim=1))
         columns = ring_columns(held["length"], self.capacity, self.capacity, held["valid"])
         held["length"].add_(1)
         return Past([held["keys"]], [held["values"]], held["valid"]), columns

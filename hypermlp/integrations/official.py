@@ -46,18 +46,20 @@ _CHOICES: dict[str, dict[str, Any]] = {
 
 
 class _Name(NamedTuple):
-    """Our name of one of their parameters, the shape of its storage there, and where it holds lags."""
+    """Our name of one of their parameters, and how theirs is stored: the parts of a gate are joined."""
 
     ours: str
     storage: str = "plain"
 
 
+# in the order of our Gates, which come from one projection
+_GATES = ("left_gate", "right_gate", "control1", "control2")
+
 _NAMES: dict[str, _Name] = {
     **{f"{their}.{part}": _Name(f"{our}.{part}")
-       for their, our in (("q", "q_proj"), ("k", "k_proj"), ("v", "v_proj"), ("c_proj", "o_proj"),
-                          ("left_gate", "q_gate.proj"), ("right_gate", "output_gate.proj"),
-                          ("control1", "routing_mix.gate.proj"), ("control2", "readout_mix.gate.proj"))
+       for their, our in (("q", "q_proj"), ("k", "k_proj"), ("v", "v_proj"), ("c_proj", "o_proj"))
        for part in ("weight", "bias")},
+    **{f"{gate}.{part}": _Name(f"gate.proj.{part}", "gate") for gate in _GATES for part in ("weight", "bias")},
     "conv1.conv.weight": _Name("k_conv.weight", "conv"),
     "conv2.conv.weight": _Name("v_conv.weight", "conv"),
     **{f"{their}.mix.{table}": _Name(f"{our}.{name}", storage)
@@ -157,19 +159,22 @@ def convert_official(config: HyperConfig, tensors: Mapping[str, Tensor]) -> dict
 
     Args:
         config: of the layer, from :func:`official_config`.
-        tensors: parameters, or tensors of the same names and shapes, all or some.
+        tensors: parameters, or tensors of the same names and shapes, all or some; gates, which
+            are one projection here, all or none.
 
     Returns:
         Copies under the names of our ``state_dict``.
 
     Raises:
-        ValueError: for a name they do not have.
+        ValueError: for a name they do not have, or some gates without the others.
     """
-    converted = {}
+    converted = _joined_gates(config, tensors)
     for their, tensor in tensors.items():
         if their not in _NAMES:
             raise ValueError(f"unknown parameter {their!r}")
         ours, storage = _NAMES[their]
+        if storage == "gate":
+            continue
         tensor = tensor.detach()
         if storage == "conv":
             tensor = tensor.squeeze(1)
@@ -178,6 +183,18 @@ def convert_official(config: HyperConfig, tensors: Mapping[str, Tensor]) -> dict
         if storage in ("table", "transposed table") and config.layout == "lag":
             tensor = tensor.flip(1)
         converted[ours] = tensor.clone(memory_format=torch.contiguous_format)
+    return converted
+
+
+def _joined_gates(config: HyperConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    converted = {}
+    gates = [gate for gate, width in zip(_GATES, config.gate_widths, strict=True) if width]
+    for part in ("weight", "bias"):
+        given = [f"{gate}.{part}" for gate in gates if f"{gate}.{part}" in tensors]
+        if given and len(given) < len(gates):
+            raise ValueError(f"the gates are one projection here: {given} need the others of {gates} too")
+        if given:
+            converted[f"gate.proj.{part}"] = torch.cat([tensors[name].detach() for name in given])
     return converted
 
 
@@ -237,7 +254,8 @@ def _check_tensors(state_dict: Mapping[str, Tensor]) -> None:
 
 def _check_names(layer: HyperMLP, state_dict: Mapping[str, Tensor]) -> None:
     ours = layer.state_dict()
-    expected = {their for their, name in _NAMES.items() if name.ours in ours}
+    absent = tuple(gate for gate, width in zip(_GATES, layer.config.gate_widths, strict=True) if not width)
+    expected = {their for their, name in _NAMES.items() if name.ours in ours and not their.startswith(absent)}
     missing, unknown = sorted(expected - set(state_dict)), sorted(set(state_dict) - expected)
     problems = []
     if missing:
@@ -254,6 +272,8 @@ def _check_shapes(layer: HyperMLP, state_dict: Mapping[str, Tensor]) -> None:
     for name, tensor in state_dict.items():
         ours, storage = _NAMES[name]
         expected = tuple(layer.get_parameter(ours).shape)
+        if storage == "gate":
+            expected = (layer.config.gate_widths[_GATES.index(name.partition(".")[0])], *expected[1:])
         if storage == "conv":
             expected = (expected[0], 1, expected[1])
         elif storage == "transposed table":

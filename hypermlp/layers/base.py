@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from functools import cached_property
 from typing import Any, Protocol, cast
 
 import torch
@@ -11,13 +10,15 @@ from torch import Tensor, nn
 
 from hypermlp.cache import CacheSpec, HyperCache, LayerCache, StaticLayerCache
 from hypermlp.config import HyperConfig
-from hypermlp.layers.feature_mixing import Gate, init_projection
+from hypermlp.layers.feature_mixing import GateProjection, Gates, init_projection
 from hypermlp.layers.rotary import rotate
 from hypermlp.layers.short_conv import ShortConv
 from hypermlp.ops.attention import Backend
 from hypermlp.ops.checks import check_attention_mask, check_cu_seqlens
 from hypermlp.ops.decode import Columns, Past
 from hypermlp.ops.varlen import sequence_origins, unpacked, zero_padded
+
+NO_GATES = Gates()
 
 
 class Part(Protocol):
@@ -44,6 +45,7 @@ class AttentionLayer(nn.Module, ABC):
     ) -> None:
         super().__init__()
         self.config, self.backend, self.layer_idx = config, backend, layer_idx
+        self._cache_spec = CacheSpec.of(config) if config.causal else None
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         hidden, qk_dim, v_dim = config.hidden_size, config.qk_dim, config.v_dim
         self.q_proj = nn.Linear(hidden, qk_dim, bias=config.bias, **factory)
@@ -52,13 +54,13 @@ class AttentionLayer(nn.Module, ABC):
         self.o_proj = nn.Linear(v_dim, hidden, bias=config.bias, **factory)
         self.k_conv = self._conv(factory)
         self.v_conv = self._conv(factory)
-        self.q_gate = Gate(hidden, qk_dim, config.gate_activation, **factory) if config.q_gate else None
-        self.output_gate = Gate(hidden, v_dim, config.gate_activation, **factory) if config.output_gate else None
+        widths = config.gate_widths
+        self.gate = GateProjection(hidden, widths, config.gate_activation, **factory) if any(widths) else None
 
-    @cached_property
+    @property
     def cache_spec(self) -> CacheSpec:
         """Sizes of this layer's part of a cache; ValueError for a bidirectional layer."""
-        return CacheSpec.of(self.config)
+        return self._cache_spec or CacheSpec.of(self.config)
 
     def _conv(self, factory: dict[str, Any]) -> ShortConv | None:
         config = self.config
@@ -109,10 +111,11 @@ class AttentionLayer(nn.Module, ABC):
             attention_mask = check_attention_mask(attention_mask, hidden_states)
         x = zero_padded(hidden_states, attention_mask)
         offset = self._rotary_offset(x, attention_mask, cu_seqlens)
-        q = self.queries(x, offset)
+        gates = self.gates(x)
+        q = self.queries(x, gates, offset)
         k, v = self.keys_values(x, cu_seqlens, offset)
-        o = self.attend(x, q, k, v, attention_mask, cu_seqlens)
-        return zero_padded(self.output(x, o), attention_mask)
+        o = self.attend(q, k, v, gates, attention_mask, cu_seqlens)
+        return zero_padded(self.output(o, gates), attention_mask)
 
     def _forward_cached(
         self, hidden_states: Tensor, attention_mask: Tensor | None, cu_seqlens: Tensor | None, cache: HyperCache
@@ -123,20 +126,22 @@ class AttentionLayer(nn.Module, ABC):
         valid = self._new_tokens_mask(attention_mask, hidden_states, state)
         x = zero_padded(hidden_states, valid)
         offset = self._rotary_offset(x, valid, cu_seqlens) if state.empty else state.offset(valid)
-        q = self.queries(x, offset)
+        gates = self.gates(x)
+        q = self.queries(x, gates, offset)
         state.check(q)
-        k, v = self.keys_values(x, cu_seqlens, offset, past=state.inputs(x))
-        # a hidden token's keys and values still hold what its convolutions saw of earlier ones
-        k, v = zero_padded(k, valid), zero_padded(v, valid)
         if state.empty:
-            o = self.attend(x, q, k, v, valid, cu_seqlens)
+            k, v = (zero_padded(y, valid) for y in self.keys_values(x, cu_seqlens, offset))
+            o = self.attend(q, k, v, gates, valid, cu_seqlens)
             state.append(*unpacked(k, v, x, valid, cu_seqlens))
         elif x.shape[1] == 1:
-            o = self.attend_step(x, q, *state.step(k, v, x, valid))
+            k, v = self._newest_keys_values(state.window(x), offset)
+            o = self.attend_step(q, gates, *state.step(zero_padded(k, valid), zero_padded(v, valid), valid))
         else:
-            o = self.attend_block(x, q, state.extended(k, v, valid))
+            # a hidden token's keys and values still hold what its convolutions saw of earlier ones
+            k, v = (zero_padded(y, valid) for y in self.keys_values(x, None, offset, past=state.inputs(x)))
+            o = self.attend_block(q, gates, state.extended(k, v, valid))
             state.append(k, v, x, valid)
-        return zero_padded(self.output(x, o), valid)
+        return zero_padded(self.output(o, gates), valid)
 
     @staticmethod
     def _new_tokens_mask(
@@ -157,52 +162,49 @@ class AttentionLayer(nn.Module, ABC):
         readable = valid.device.type == "cpu" and not torch.compiler.is_compiling()
         return None if readable and bool(valid.all()) else valid
 
-    def queries(self, x: Tensor, offset: int | Tensor = 0) -> Tensor:
+    def gates(self, x: Tensor) -> Gates:
+        """Everything of the form ``phi(x W + b)``, from one product."""
+        return NO_GATES if self.gate is None else self.gate(x)
+
+    def queries(self, x: Tensor, gates: Gates, offset: int | Tensor = 0) -> Tensor:
         """``(x Wq) * phi(x Wm1 + b)``, ``[B, T, S*H, K]``; the rotation comes before the gate."""
-        q = self._rotated(self._heads(self.q_proj(x), self.config.qk_width), offset)
-        return q if self.q_gate is None else q * self._heads(self.q_gate(x), self.config.qk_width)
+        width = self.config.qk_width
+        q = self._rotated(_heads(self.q_proj(x), width), offset)
+        return q if gates.query is None else q * _heads(gates.query, width)
 
     def keys_values(
         self, x: Tensor, cu_seqlens: Tensor | None, offset: int | Tensor = 0, past: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """``conv(x) Wk`` ``[B, T, S*H, K]`` and ``conv'(x) Wv`` ``[B, T, H, V]``."""
-        # one token: both convolutions read one window
-        window = torch.cat((past, x), dim=1) if past is not None and x.shape[1] == 1 else None
-        k = self.k_proj(self._convolved(self.k_conv, x, cu_seqlens, past, window))
-        v = self.v_proj(self._convolved(self.v_conv, x, cu_seqlens, past, window))
-        return self._rotated(self._heads(k, self.config.qk_width), offset), self._heads(v, self.config.v_width)
+        k = self.k_proj(x if self.k_conv is None else self.k_conv(x, cu_seqlens, past))
+        v = self.v_proj(x if self.v_conv is None else self.v_conv(x, cu_seqlens, past))
+        return self._rotated(_heads(k, self.config.qk_width), offset), _heads(v, self.config.v_width)
 
-    @staticmethod
-    def _convolved(
-        conv: ShortConv | None, x: Tensor, cu_seqlens: Tensor | None, past: Tensor | None, window: Tensor | None
-    ) -> Tensor:
-        if conv is None:
-            return x
-        out: Tensor = conv(x, cu_seqlens, past) if window is None else conv.step(window)
-        return out
+    def _newest_keys_values(self, window: Tensor, offset: int | Tensor) -> tuple[Tensor, Tensor]:
+        """Those of one token, from the ``[B, taps + 1, hidden_size]`` that its convolutions read."""
+        k = self.k_proj(window if self.k_conv is None else self.k_conv.step(window))
+        v = self.v_proj(window if self.v_conv is None else self.v_conv.step(window))
+        return self._rotated(_heads(k, self.config.qk_width), offset), _heads(v, self.config.v_width)
 
-    def output(self, x: Tensor, o: Tensor) -> Tensor:
+    def output(self, o: Tensor, gates: Gates) -> Tensor:
         """``(o * phi(x Wm2 + b)) Wo``, ``[B, T, hidden_size]``."""
         o = o.flatten(-2)
-        out: Tensor = self.o_proj(o if self.output_gate is None else o * self.output_gate(x))
+        out: Tensor = self.o_proj(o if gates.output is None else o * gates.output)
         return out
 
     @abstractmethod
     def attend(
-        self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None, cu_seqlens: Tensor | None
+        self, q: Tensor, k: Tensor, v: Tensor, gates: Gates, attention_mask: Tensor | None, cu_seqlens: Tensor | None
     ) -> Tensor:
         """What each head reads, ``[B, T, H, V]``."""
 
     @abstractmethod
-    def attend_step(self, x: Tensor, q: Tensor, past: Past, columns: Columns | None) -> Tensor:
+    def attend_step(self, q: Tensor, gates: Gates, past: Past, columns: Columns | None) -> Tensor:
         """What the newest token, alone, reads from all that ``past`` holds, ``[B, 1, H, V]``."""
 
     @abstractmethod
-    def attend_block(self, x: Tensor, q: Tensor, past: Past) -> Tensor:
+    def attend_block(self, q: Tensor, gates: Gates, past: Past) -> Tensor:
         """What a block of the newest tokens reads from all that ``past`` holds, ``[B, m, H, V]``."""
-
-    def _heads(self, x: Tensor, width: int) -> Tensor:
-        return x.reshape(*x.shape[:-1], x.shape[-1] // width, width)
 
     def _rotated(self, x: Tensor, offset: int | Tensor) -> Tensor:
         return rotate(x, self.config.rope_theta, offset) if self.config.rope else x
@@ -241,3 +243,8 @@ class AttentionLayer(nn.Module, ABC):
         if c.layout == "position" and c.causal:
             parts.append("layout='position'")
         return ", ".join(parts)
+
+
+def _heads(x: Tensor, width: int) -> Tensor:
+    """``[B, T, heads * width]`` as ``[B, T, heads, width]``."""
+    return x.view(x.shape[0], x.shape[1], -1, width)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hypermlp.config import ConvInit, GateActivation, HyperConfig, Mixer
 from hypermlp.layers.base import AttentionLayer
+from hypermlp.layers.feature_mixing import Gates
 from hypermlp.layers.operator_layer import OperatorLayer
 from hypermlp.ops.attention import Backend
 from hypermlp.ops.decode import Columns, Past, joined
@@ -76,23 +77,23 @@ class SoftmaxAttention(AttentionLayer):
         self.reset_parameters()
 
     def attend(
-        self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None, cu_seqlens: Tensor | None
+        self, q: Tensor, k: Tensor, v: Tensor, gates: Gates, attention_mask: Tensor | None, cu_seqlens: Tensor | None
     ) -> Tensor:
-        length, causal, window = x.shape[1], self.config.causal, self.config.max_lag
+        length, causal, window = q.shape[1], self.config.causal, self.config.max_lag
         plain = attention_mask is None and cu_seqlens is None and (window is None or not causal)
-        visible = None if plain else self._visible(length, attention_mask, cu_seqlens, x.device)
+        visible = None if plain else self._visible(length, attention_mask, cu_seqlens, q.device)
         q, k, v = (y.transpose(1, 2) for y in (q, k, v))
         o = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=plain and causal)
         return o.transpose(1, 2)
 
-    def attend_step(self, x: Tensor, q: Tensor, past: Past, columns: Columns | None) -> Tensor:
+    def attend_step(self, q: Tensor, gates: Gates, past: Past, columns: Columns | None) -> Tensor:
         if columns is not None:
             past = past._replace(valid=columns.readable)
         return self._read(q, past, None if past.valid is None else past.valid[:, None, None])
 
-    def attend_block(self, x: Tensor, q: Tensor, past: Past) -> Tensor:
+    def attend_block(self, q: Tensor, gates: Gates, past: Past) -> Tensor:
         count = sum(keys.shape[2] for keys in past.keys)
-        return self._read(q, past, self._visible(count, past.valid, None, x.device)[:, :, count - q.shape[1] :])
+        return self._read(q, past, self._visible(count, past.valid, None, q.device)[:, :, count - q.shape[1] :])
 
     @staticmethod
     def _read(q: Tensor, past: Past, visible: Tensor | None) -> Tensor:

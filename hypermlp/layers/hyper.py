@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from hypermlp.config import ConvInit, GateActivation, HyperConfig, Layout, MixConfig, Mixer
-from hypermlp.layers.feature_mixing import init_projection
+from hypermlp.layers.feature_mixing import Gates, init_projection
 from hypermlp.layers.operator_layer import OperatorLayer
 from hypermlp.layers.sequence_mixing import LagMixing
 from hypermlp.ops import SequenceMix
@@ -106,14 +105,12 @@ class HyperMLP(OperatorLayer):
         init_projection(self.q_proj, gain=self.config.qk_width**-0.5)
 
     def _mixing(self, mix: MixConfig | bool, heads: int, factory: dict[str, Any]) -> LagMixing | None:
-        c = self.config
-        if not isinstance(mix, MixConfig) or c.max_lag is None:
-            return None
-        return LagMixing(c.hidden_size, heads, c.max_lag, mix, gate_activation=c.gate_activation, **factory)
+        max_lag = self.config.max_lag
+        return LagMixing(heads, max_lag, mix, **factory) if isinstance(mix, MixConfig) and max_lag else None
 
-    def mixes(self, x: Tensor) -> tuple[SequenceMix | None, SequenceMix | None]:
-        routing = None if self.routing_mix is None else self.routing_mix(x)
-        return routing, None if self.readout_mix is None else self.readout_mix(x)
+    def mixes(self, gates: Gates) -> tuple[SequenceMix | None, SequenceMix | None]:
+        routing = None if self.routing_mix is None else self.routing_mix(gates.routing)
+        return routing, None if self.readout_mix is None else self.readout_mix(gates.readout)
 
 
 class HyperGLU(HyperMLP):

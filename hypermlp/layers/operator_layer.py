@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hypermlp.layers.base import AttentionLayer
+from hypermlp.layers.feature_mixing import Gates
 from hypermlp.ops import SequenceMix, hyper_attention
 from hypermlp.ops.attention import Selection
 from hypermlp.ops.decode import Columns, Past, decode_block, decode_step
@@ -18,8 +19,8 @@ from hypermlp.ops.tiling import Options
 class OperatorLayer(AttentionLayer):
     """Reads by ``hyper_attention``, and by its decoding forms where there is a cache."""
 
-    def mixes(self, x: Tensor) -> tuple[SequenceMix | None, SequenceMix | None]:
-        """First and second sequence mixing of every token of ``x``; here none."""
+    def mixes(self, gates: Gates) -> tuple[SequenceMix | None, SequenceMix | None]:
+        """First and second sequence mixing of the tokens with these ``gates``; here none."""
         return None, None
 
     @property
@@ -27,29 +28,30 @@ class OperatorLayer(AttentionLayer):
         return "glu" if self.config.num_maps == 2 else "relu"
 
     def attend(
-        self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None, cu_seqlens: Tensor | None
+        self, q: Tensor, k: Tensor, v: Tensor, gates: Gates, attention_mask: Tensor | None, cu_seqlens: Tensor | None
     ) -> Tensor:
         c = self.config
         return hyper_attention(
-            q, k, v, *self.mixes(x),
+            q, k, v, *self.mixes(gates),
             selection=self.selection, norm=c.norm, eps=c.eps, causal=c.causal, layout=c.layout, max_lag=c.max_lag,
             attention_mask=attention_mask, cu_seqlens=cu_seqlens, backend=self.backend,
         )  # fmt: skip
 
-    def attend_step(self, x: Tensor, q: Tensor, past: Past, columns: Columns | None) -> Tensor:
-        mixes = self._given_mixes(x)
-        with _no_autocast(x.device.type):
-            return decode_step(q, past, *mixes, self._options(), columns)
+    def attend_step(self, q: Tensor, gates: Gates, past: Past, columns: Columns | None) -> Tensor:
+        mixes = self._given_mixes(gates)
+        with _no_autocast(q.device.type):
+            return decode_step(q, past, *mixes, self._options, columns)
 
-    def attend_block(self, x: Tensor, q: Tensor, past: Past) -> Tensor:
-        mixes = self._given_mixes(x)
-        with _no_autocast(x.device.type):
-            return decode_block(q, past, *mixes, self._options())
+    def attend_block(self, q: Tensor, gates: Gates, past: Past) -> Tensor:
+        mixes = self._given_mixes(gates)
+        with _no_autocast(q.device.type):
+            return decode_block(q, past, *mixes, self._options)
 
-    def _given_mixes(self, x: Tensor) -> tuple[SequenceMix, SequenceMix]:
-        routing_mix, readout_mix = self.mixes(x)
+    def _given_mixes(self, gates: Gates) -> tuple[SequenceMix, SequenceMix]:
+        routing_mix, readout_mix = self.mixes(gates)
         return routing_mix or SequenceMix(), readout_mix or SequenceMix()
 
+    @property
     def _options(self) -> Options:
         c = self.config
         return Options(self.selection, c.norm, c.eps, c.causal, c.layout, c.max_lag)

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from hypermlp.config import MixConfig
-from hypermlp.layers.feature_mixing import Gate
 from hypermlp.ops import SequenceMix
 
 # standard deviation of the tables, from the paper's implementation
@@ -18,6 +17,13 @@ class LagMixing(nn.Module):
 
     Tables are indexed by lag, lag 0 (the token itself) first: ``diag`` ``[heads, max_lag]``,
     ``down`` and ``up`` ``[heads, max_lag, rank]``. In the position layout row 0 is position 0.
+    The cores are a layer's :class:`~hypermlp.layers.feature_mixing.Gates`.
+
+    Args:
+        num_heads: maps that it mixes.
+        max_lag: rows of the tables.
+        mix: which parts it has.
+        device, dtype: of the parameters.
     """
 
     diag: nn.Parameter | None
@@ -26,12 +32,10 @@ class LagMixing(nn.Module):
 
     def __init__(
         self,
-        hidden_size: int,
         num_heads: int,
         max_lag: int,
         mix: MixConfig,
         *,
-        gate_activation: str = "sigmoid",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -44,9 +48,6 @@ class LagMixing(nn.Module):
         self.diag = table() if mix.diag else None
         self.down = table(mix.rank) if mix.rank else None
         self.up = table(mix.rank) if mix.rank else None
-        self.gate = (
-            Gate(hidden_size, num_heads * mix.rank, gate_activation, device=device, dtype=dtype) if mix.rank else None
-        )
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -56,12 +57,9 @@ class LagMixing(nn.Module):
         for table in (self.down, self.up):
             if table is not None:
                 nn.init.normal_(table, std=_TABLE_STD)
-        if self.gate is not None:
-            self.gate.reset_parameters()
 
-    def forward(self, hidden_states: Tensor) -> SequenceMix:
-        """The mixing of every token of ``[B, T, hidden_size]``, as the operator takes it."""
-        gate = None if self.gate is None else self.gate(hidden_states)
+    def forward(self, gate: Tensor | None) -> SequenceMix:
+        """The mixing of the tokens whose cores are ``gate`` ``[B, T, heads * rank]``, as the operator takes it."""
         if gate is not None:
             gate = gate.view(*gate.shape[:-1], self.num_heads, self.mix.rank)
         return SequenceMix(self.diag, self.down, self.up, gate, self.mix.identity)

@@ -123,10 +123,13 @@ def test_a_cache_that_forgets_its_convolution_inputs_is_caught(monkeypatch: pyte
     x = torch.randn(1, 12, WIDTH, dtype=torch.float64)
     with torch.no_grad():
         expected = layer(x)
-    monkeypatch.setattr(
-        "hypermlp.cache.layer.LayerCache.inputs", lambda self, like: like.new_zeros(like.shape[0], 3, like.shape[2])
-    )
-    assert (run_split(layer, x, [4] + [1] * 8, None, HyperCache()) - expected).abs().max() > 1e-3
+    for method, sizes, rows in (("inputs", [4, 4, 4], 0), ("window", [4] + [1] * 8, 1)):
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                f"hypermlp.cache.layer.LayerCache.{method}",
+                lambda self, x, rows=rows: torch.cat((x.new_zeros(x.shape[0], 3, x.shape[2]), x[:, :rows]), dim=1),
+            )
+            assert (run_split(layer, x, sizes, None, HyperCache()) - expected).abs().max() > 1e-3, method
 
 
 def test_packed_prompts_become_rows() -> None:

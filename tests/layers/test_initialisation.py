@@ -74,7 +74,7 @@ def test_the_paper_s_convolution_start_is_ten_times_quieter(cls, width):
 @pytest.mark.parametrize("cls", LAYERS)
 def test_parameters_start_as_documented(cls):
     layer = cls(256, max_lag=128, conv_size=4, q_gate=True, output_gate=True, bias=True)
-    expected = {"k_proj": 1 / 16, "v_proj": 1 / 16, "o_proj": 1 / 16, "q_gate.proj": 1 / 16}
+    expected = {"k_proj": 1 / 16, "v_proj": 1 / 16, "o_proj": 1 / 16, "gate.proj": 1 / 16}
     for name, std in expected.items():
         assert layer.get_submodule(name).weight.std().item() == pytest.approx(std, rel=0.05), name
         assert not layer.get_submodule(name).bias.any(), name

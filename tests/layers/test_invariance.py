@@ -76,7 +76,7 @@ def test_a_part_that_sees_its_neighbours_is_caught(monkeypatch, cls, broken):
     if broken == "convolution":
         monkeypatch.setattr(layer.k_conv, "forward", lambda x, cu_seqlens=None, past=None: conv(x))
     elif broken == "gates":
-        monkeypatch.setattr(layer, "attend", lambda x, q, k, v, mask, bounds: attend(x, q, k, v, mask, None))
+        monkeypatch.setattr(layer, "attend", lambda q, k, v, gates, mask, bounds: attend(q, k, v, gates, mask, None))
     else:
         arrangement = ARRANGEMENTS["left"]
         monkeypatch.setattr(layer, "forward", lambda x, attention_mask=None, **kwargs: forward(x, **kwargs))

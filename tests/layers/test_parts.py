@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hypermlp import SoftmaxAttention
-from hypermlp.layers.feature_mixing import Gate
+from hypermlp.layers.feature_mixing import GateProjection, Gates
 from hypermlp.layers.rotary import rotate
 from hypermlp.layers.short_conv import ShortConv
 
@@ -83,12 +83,22 @@ def test_rope_offsets_may_differ_by_token():
     torch.testing.assert_close(turned[1:], rotate(x[1:], 1e4, 3))
 
 
-def test_gates():
+def test_gates_are_parts_of_one_projection():
     x = torch.randn(2, 3, 8)
-    gate = Gate(8, 5)
-    torch.testing.assert_close(gate(x), torch.sigmoid(x @ gate.proj.weight.T + gate.proj.bias))
+    gate = GateProjection(8, (5, 0, 4, 2))
+    pre = x @ gate.proj.weight.T + gate.proj.bias
+    query, output, routing, readout = gate(x)
+    assert output is None
+    torch.testing.assert_close(torch.cat((query, routing, readout), -1), torch.sigmoid(pre))
+    assert [part.shape[-1] for part in (query, routing, readout)] == [5, 4, 2]
     gate.activation = "identity"
-    torch.testing.assert_close(gate(x), x @ gate.proj.weight.T + gate.proj.bias)
+    torch.testing.assert_close(gate(x).routing, pre[..., 5:9])
+
+
+def test_a_layer_without_gates_has_no_projection_for_them():
+    layer = SoftmaxAttention(8, 2)
+    assert layer.gate is None
+    assert layer.gates(torch.randn(1, 1, 8)) == Gates()
 
 
 @pytest.mark.parametrize("causal", [True, False])

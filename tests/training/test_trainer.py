@@ -153,7 +153,7 @@ def test_decay_is_on_linear_matrices_alone():
     for name in ("q_proj.bias", "k_conv.weight", "routing_mix.up", "readout_mix.diag"):
         assert attention + name in outside
     assert "embedding.weight" in outside
-    assert attention + "routing_mix.gate.proj.weight" in inside
+    assert attention + "gate.proj.weight" in inside
 
 
 def test_learning_rate_warms_up_and_falls_to_a_tenth():

@@ -34,16 +34,20 @@ class Ring:
 
     def append(self, rows: Tensor, length: int) -> None:
         """Write ``[B, heads, m, width]`` after the ``length`` tokens there have been."""
-        total = length + rows.shape[2]
+        new = rows.shape[2]
+        total = length + new
         self._grow(length, total)
-        self.oldest = max(self.oldest, total - self.capacity)
+        capacity = self.capacity
+        self.oldest = max(self.oldest, total - capacity)
         if self.data.is_inference() and not torch.is_inference_mode_enabled():
             self.data = self.data.clone()  # made under inference_mode, it could not be written outside
-        first = max(length, total - self.capacity)
+        if new == 1:
+            self._slots(length % capacity, 1).copy_(rows)
+            return
+        first = max(length, total - capacity)
         done = first - length
         for low, count in self._spans(first, total):
-            part = rows if count == rows.shape[2] else rows.narrow(2, done, count)
-            self._slots(low, count).copy_(part)
+            self._slots(low, count).copy_(rows.narrow(2, done, count))
             done += count
 
     def fits(self, rows: Tensor) -> bool:
@@ -53,7 +57,10 @@ class Ring:
 
     def tokens(self, start: int, stop: int) -> list[Tensor]:
         """Views of tokens ``start:stop``, oldest first: one, or two where the ring wraps."""
-        return [self._slots(*span) for span in self._spans(start, stop)] or [self._slots(0, 0)]
+        low, count = start % self.capacity, stop - start
+        if low + count <= self.capacity:
+            return [self._slots(low, count)]
+        return [self._slots(*span) for span in self._spans(start, stop)]
 
     def _slots(self, low: int, count: int) -> Tensor:
         """View ``[B, heads, count, width]``."""

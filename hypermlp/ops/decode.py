@@ -106,13 +106,18 @@ def _mix(x: Tensor, mix: SequenceMix) -> Tensor:
     columns, dtype = x.shape[-1], x.dtype
     y = x if mix.identity else torch.zeros_like(x)
     if mix.diag is not None:
-        y = torch.addcmul(y, x, mix.diag.narrow(1, 0, columns).unsqueeze(1).to(dtype))
+        y = torch.addcmul(y, x, _rows(mix.diag, columns, dtype).unsqueeze(1))
     if mix.down is not None and mix.up is not None:
-        z = torch.bmm(x, mix.down.narrow(1, 0, columns).to(dtype))
+        z = torch.bmm(x, _rows(mix.down, columns, dtype))
         if mix.gate is not None:
             z = z * mix.gate.squeeze(1).transpose(0, 1).to(dtype)
-        y = torch.baddbmm(y, z, mix.up.narrow(1, 0, columns).to(dtype).mT)
+        y = torch.baddbmm(y, z, _rows(mix.up, columns, dtype).mT)
     return y
+
+
+def _rows(table: Tensor, count: int, dtype: torch.dtype) -> Tensor:
+    """The first ``count`` rows of ``[heads, L, ...]``; a view costs as much as a small operation."""
+    return (table if table.shape[1] == count else table.narrow(1, 0, count)).to(dtype)
 
 
 def lag_columns(valid: Tensor) -> Columns:

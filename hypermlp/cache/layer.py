@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hypermlp.cache.ring import Ring
 from hypermlp.cache.spec import CacheSpec
-from hypermlp.ops.decode import Columns, Past, lag_columns, position_columns
+from hypermlp.ops.decode import Past
 
 
 class LayerCache:
@@ -96,17 +96,11 @@ class LayerCache:
             parts.insert(0, x.new_zeros(x.shape[0], missing, x.shape[-1]))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
-    def step(self, k: Tensor, v: Tensor, valid: Tensor | None) -> tuple[Past, Columns | None]:
-        """Take in the rest of the token given to :meth:`window`; returns what it sees.
-
-        With it, how slots stand beside table rows; None where they are lags, all of them visible.
-        """
+    def step(self, k: Tensor, v: Tensor, valid: Tensor | None) -> Past:
+        """Take in the rest of the token given to :meth:`window`; returns what it sees."""
         self._append({"keys": k.transpose(1, 2), "values": v.transpose(1, 2)}, valid)
         past = self._past(self.length)
-        count = sum(keys.shape[2] for keys in past.keys)
-        if not self.spec.by_lag:
-            return past, position_columns(self._starts(), count, past.valid)
-        return past, None if past.valid is None else lag_columns(past.valid)
+        return past if self.spec.by_lag else past._replace(start=self._starts())
 
     def extended(self, k: Tensor, v: Tensor, valid: Tensor | None) -> Past:
         """What a block of new tokens sees, themselves included, before it is taken in."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hypermlp.cache.spec import CacheSpec
-from hypermlp.ops.decode import Columns, Past, ring_columns
+from hypermlp.ops.decode import Past
 
 
 class StaticLayerCache:
@@ -87,11 +87,8 @@ class StaticLayerCache:
                     f"batch {q.shape[0]}, {q.dtype} on {q.device}: it keeps what it was made for"
                 )
 
-    def step(self, k: Tensor, v: Tensor, valid: Tensor | None) -> tuple[Past, Columns]:
-        """Take in the rest of the token given to :meth:`window`; returns what it sees.
-
-        With it, how slots stand beside table rows.
-        """
+    def step(self, k: Tensor, v: Tensor, valid: Tensor | None) -> Past:
+        """Take in the rest of the token given to :meth:`window`; returns what it sees."""
         held = self._tensors
         slot = (held["length"] % self.capacity).reshape(1)
         held["keys"].index_copy_(2, slot, k.transpose(1, 2))
@@ -99,9 +96,8 @@ class StaticLayerCache:
         now = torch.ones_like(held["valid"][:, :1]) if valid is None else valid
         held["valid"].index_copy_(1, slot, now)
         held["start"].add_(((held["start"] == held["length"]) & ~now[:, 0]).long())
-        columns = ring_columns(held["length"], self.capacity, self.capacity, held["valid"])
         held["length"].add_(1)
-        return Past([held["keys"]], [held["values"]], held["valid"]), columns
+        return Past([held["keys"]], [held["values"]], held["valid"], count=held["length"])
 
     def extended(self, k: Tensor, v: Tensor, valid: Tensor | None) -> Past:
         """Not offered: blocks have many lengths."""

@@ -15,7 +15,7 @@ from hypermlp.layers.rotary import rotate
 from hypermlp.layers.short_conv import ShortConv
 from hypermlp.ops.attention import Backend
 from hypermlp.ops.checks import check_attention_mask, check_cu_seqlens
-from hypermlp.ops.decode import Columns, Past
+from hypermlp.ops.decode import Past
 from hypermlp.ops.varlen import sequence_origins, unpacked, zero_padded
 
 NO_GATES = Gates()
@@ -135,7 +135,7 @@ class AttentionLayer(nn.Module, ABC):
             state.append(*unpacked(k, v, x, valid, cu_seqlens))
         elif x.shape[1] == 1:
             k, v = self._newest_keys_values(state.window(x), offset)
-            o = self.attend_step(q, gates, *state.step(zero_padded(k, valid), zero_padded(v, valid), valid))
+            o = self.attend_step(q, gates, state.step(zero_padded(k, valid), zero_padded(v, valid), valid))
         else:
             # a hidden token's keys and values still hold what its convolutions saw of earlier ones
             k, v = (zero_padded(y, valid) for y in self.keys_values(x, None, offset, past=state.inputs(x)))
@@ -199,7 +199,7 @@ class AttentionLayer(nn.Module, ABC):
         """What each head reads, ``[B, T, H, V]``."""
 
     @abstractmethod
-    def attend_step(self, q: Tensor, gates: Gates, past: Past, columns: Columns | None) -> Tensor:
+    def attend_step(self, q: Tensor, gates: Gates, past: Past) -> Tensor:
         """What the newest token, alone, reads from all that ``past`` holds, ``[B, 1, H, V]``."""
 
     @abstractmethod

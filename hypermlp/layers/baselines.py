@@ -13,7 +13,7 @@ from hypermlp.layers.base import AttentionLayer
 from hypermlp.layers.feature_mixing import Gates
 from hypermlp.layers.operator_layer import OperatorLayer
 from hypermlp.ops.attention import Backend
-from hypermlp.ops.decode import Columns, Past, joined
+from hypermlp.ops.decode import Past, joined
 from hypermlp.ops.varlen import key_spans
 
 
@@ -86,9 +86,7 @@ class SoftmaxAttention(AttentionLayer):
         o = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=plain and causal)
         return o.transpose(1, 2)
 
-    def attend_step(self, q: Tensor, gates: Gates, past: Past, columns: Columns | None) -> Tensor:
-        if columns is not None:
-            past = past._replace(valid=columns.readable)
+    def attend_step(self, q: Tensor, gates: Gates, past: Past) -> Tensor:
         return self._read(q, past, None if past.valid is None else past.valid[:, None, None])
 
     def attend_block(self, q: Tensor, gates: Gates, past: Past) -> Tensor:

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from hypermlp.layers.base import AttentionLayer
 from hypermlp.layers.feature_mixing import Gates
-from hypermlp.ops import SequenceMix, hyper_attention
+from hypermlp.ops import SequenceMix, hyper_attention, triton
 from hypermlp.ops.attention import Selection
-from hypermlp.ops.decode import Columns, Past, decode_block, decode_step
+from hypermlp.ops.decode import Past, decode_block, decode_step
 from hypermlp.ops.tiling import Options
 
 
@@ -37,10 +37,11 @@ class OperatorLayer(AttentionLayer):
             attention_mask=attention_mask, cu_seqlens=cu_seqlens, backend=self.backend,
         )  # fmt: skip
 
-    def attend_step(self, q: Tensor, gates: Gates, past: Past, columns: Columns | None) -> Tensor:
+    def attend_step(self, q: Tensor, gates: Gates, past: Past) -> Tensor:
         mixes = self._given_mixes(gates)
+        step = triton.decode_step if self.backend == "triton" else decode_step
         with _no_autocast(q.device.type):
-            return decode_step(q, past, *mixes, self._options, columns)
+            return step(q, past, *mixes, self._options)
 
     def attend_block(self, q: Tensor, gates: Gates, past: Past) -> Tensor:
         mixes = self._given_mixes(gates)

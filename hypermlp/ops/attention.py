@@ -14,7 +14,7 @@ from hypermlp.ops import checks
 from hypermlp.ops.library import cast_for_autocast, chunked_forward
 from hypermlp.ops.mixing import SequenceMix
 from hypermlp.ops.reference import hyper_attention_reference
-from hypermlp.ops.triton import triton_forward, unavailable
+from hypermlp.ops.triton import check_available, triton_forward
 from hypermlp.ops.varlen import zero_padded
 
 Selection = Literal["glu", "relu"]
@@ -160,9 +160,7 @@ def _choose(backend: str, q: Tensor) -> str:
     if _under_transform():
         return "reference"
     if backend == "triton":
-        reason = unavailable(q)
-        if reason is not None:
-            raise ValueError(f"backend='triton' cannot run here: {reason}; backend='auto' takes what can")
+        check_available(q)
     if backend != "auto":
         return backend
     # the kernels have not yet been run on a GPU: until they have, they are taken on request alone

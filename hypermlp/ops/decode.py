@@ -22,18 +22,26 @@ from hypermlp.ops.tiling import Options
 class Past(NamedTuple):
     """What the cache holds of the tokens up to and including the new ones.
 
+    Slots are counted over all segments. They run from the oldest token to the newest one, unless ``count`` says
+    that they are a ring.
+
     Attributes:
         keys: segments ``[B, S*H, n_i, K]``, oldest first.
         values: segments ``[B, H, n_i, V]``, cut at the same places.
         valid: bool ``[B, n]`` over all segments, or None if every token counts.
+        start: int64 ``[B]``, the slot of table row 0, for tables by position; None for tables by lag.
+        count: tokens there have been, a 0-dim int64 tensor, where the one segment holds token ``t`` in slot
+            ``t % n``; it may be on a GPU and is never read by the host.
     """
 
     keys: Sequence[Tensor]
     values: Sequence[Tensor]
     valid: Tensor | None
+    start: Tensor | None = None
+    count: Tensor | None = None
 
 
-class Columns(NamedTuple):
+class _Columns(NamedTuple):
     """How the slots of the cache stand beside the rows of the tables, for one new token.
 
     ``to_columns`` ``[B or 1, c]`` names the slot of each table row, ``to_slots`` ``[B or 1, n]`` the
@@ -48,7 +56,7 @@ class Columns(NamedTuple):
 
 
 def decode_step(
-    q: Tensor, past: Past, routing_mix: SequenceMix, readout_mix: SequenceMix, options: Options, columns: Columns | None
+    q: Tensor, past: Past, routing_mix: SequenceMix, readout_mix: SequenceMix, options: Options
 ) -> Tensor:
     """``o`` ``[B, 1, H, V]`` of the newest token, which ``past`` includes.
 
@@ -57,8 +65,8 @@ def decode_step(
         past: keys and values; hidden tokens hold zeros.
         routing_mix, readout_mix: gates ``[B, 1, heads, R]``.
         options: as everywhere.
-        columns: slots to table rows; None where slots are lags, oldest first, all visible.
     """
+    columns = _columns(past)
     dtype = torch.promote_types(q.dtype, torch.float32)
     batch, _, maps, width = q.shape
     query = q.reshape(batch * maps, 1, width)
@@ -87,14 +95,14 @@ def _weighted_sum(weights: Tensor, segments: Sequence[Tensor]) -> Tensor:
     return torch.baddbmm(o, weights[..., split:], newer.flatten(0, 1))
 
 
-def _to_columns(s: Tensor, columns: Columns | None) -> Tensor:
+def _to_columns(s: Tensor, columns: _Columns | None) -> Tensor:
     if columns is None:
         return s.flip(-1)
     index = columns.to_columns[:, None].expand(s.shape[0], s.shape[1], -1)
     return torch.where(columns.visible[:, None], s.gather(-1, index), 0)
 
 
-def _to_slots(w: Tensor, columns: Columns | None) -> Tensor:
+def _to_slots(w: Tensor, columns: _Columns | None) -> Tensor:
     if columns is None:
         return w.flip(-1)
     index = columns.to_slots[:, None].expand(w.shape[0], w.shape[1], -1)
@@ -120,13 +128,22 @@ def _rows(table: Tensor, count: int, dtype: torch.dtype) -> Tensor:
     return (table if table.shape[1] == count else table.narrow(1, 0, count)).to(dtype)
 
 
-def lag_columns(valid: Tensor) -> Columns:
+def _columns(past: Past) -> _Columns | None:
+    """None where slots are lags, oldest first, all of them visible."""
+    if past.count is not None:
+        return _ring_columns(past.count, past.keys[0].shape[2], past.valid)
+    if past.start is not None:
+        return _position_columns(past.start, sum(keys.shape[2] for keys in past.keys), past.valid)
+    return None if past.valid is None else _lag_columns(past.valid)
+
+
+def _lag_columns(valid: Tensor) -> _Columns:
     """Columns by lag, oldest slot last, for slots some of which are hidden (``valid`` bool ``[B, n]``)."""
     reverse = torch.arange(valid.shape[1] - 1, -1, -1, device=valid.device)[None]
-    return Columns(reverse, valid.flip(-1), reverse, valid)
+    return _Columns(reverse, valid.flip(-1), reverse, valid)
 
 
-def position_columns(start: Tensor, length: int, valid: Tensor | None) -> Columns:
+def _position_columns(start: Tensor, length: int, valid: Tensor | None) -> _Columns:
     """Columns by position, counted from each row's own ``start`` ``[B]``."""
     slots = torch.arange(length, device=start.device)
     to_columns = start[:, None] + slots
@@ -137,21 +154,18 @@ def position_columns(start: Tensor, length: int, valid: Tensor | None) -> Column
     if valid is not None:
         visible = visible & valid.gather(1, to_columns)
         readable = readable & valid
-    return Columns(to_columns, visible, to_slots.clamp_min(0), readable)
+    return _Columns(to_columns, visible, to_slots.clamp_min(0), readable)
 
 
-def ring_columns(position: Tensor, capacity: int, columns: int, valid: Tensor | None) -> Columns:
-    """Columns by lag in a ring whose newest token has number ``position`` (a 0-dim tensor: any length, one graph)."""
-    lags = torch.arange(columns, device=position.device)
-    to_columns = ((position - lags) % capacity)[None]
-    visible = (lags <= position)[None]
-    slots = torch.arange(capacity, device=position.device)
-    to_slots = ((position - slots) % capacity)[None]
-    readable = (to_slots < columns) & (to_slots <= position)
+def _ring_columns(count: Tensor, capacity: int, valid: Tensor | None) -> _Columns:
+    """Columns by lag in a ring that ``count`` tokens have come to: any number, one graph."""
+    # the slot of a lag is found as the lag of a slot is
+    other = ((count - torch.arange(1, capacity + 1, device=count.device)) % capacity)[None]
+    readable = other < count
     if valid is not None:
-        visible = visible & valid.gather(1, to_columns.expand(valid.shape[0], -1))
         readable = readable & valid
-    return Columns(to_columns, visible, to_slots.clamp_max(columns - 1), readable)
+    visible = readable.gather(1, other.expand(readable.shape[0], -1))
+    return _Columns(other, visible, other, readable)
 
 
 def decode_block(q: Tensor, past: Past, routing_mix: SequenceMix, readout_mix: SequenceMix, options: Options) -> Tensor:

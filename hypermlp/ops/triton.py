@@ -1,14 +1,18 @@
 """The Triton path: the kernels of ``hypermlp_kernels`` as an operator of PyTorch.
 
 Forward in fused kernels with memory linear in ``T``; backward through the chunked path, from the
-statistics that the kernels saved. Triton is imported when the path is first taken.
+statistics that the kernels saved; one new token against a cache, for inference. Triton is imported
+when the path is first taken.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from hypermlp.ops.decode import Past
 from hypermlp.ops.library import forward_operator
 from hypermlp.ops.mixing import SequenceMix
 from hypermlp.ops.tiling import Options
@@ -32,6 +36,13 @@ def unavailable(q: Tensor) -> str | None:
     if torch.version.hip is None and torch.cuda.get_device_capability(q.device) < _MIN_CAPABILITY:
         return "the kernels need compute capability 8.0 or later"
     return None
+
+
+def check_available(q: Tensor) -> None:
+    """ValueError where the kernels cannot take ``q``."""
+    reason = unavailable(q)
+    if reason is not None:
+        raise ValueError(f"backend='triton' cannot run here: {reason}; backend='auto' takes what can")
 
 
 def forward(
@@ -66,3 +77,66 @@ def forward(
 
 
 triton_forward = forward_operator("triton_forward", forward)
+
+
+def decode_step(
+    q: Tensor, past: Past, routing_mix: SequenceMix, readout_mix: SequenceMix, options: Options
+) -> Tensor:
+    """``o`` ``[B, 1, H, V]`` of the newest token, as :func:`hypermlp.ops.decode.decode_step`; no gradient."""
+    check_available(q)
+    # the operator is for tracing: called directly, a step is spared its dispatch
+    run = triton_decode if torch.compiler.is_compiling() else _decode
+    return run(
+        q, past.keys, past.values, past.valid, past.start, past.count, *routing_mix[:4], *readout_mix[:4],
+        routing_mix.identity, readout_mix.identity, options.selection, options.norm, options.eps, options.max_lag,
+    )  # fmt: skip
+
+
+def _decode(
+    q: Tensor,
+    keys: Sequence[Tensor],
+    values: Sequence[Tensor],
+    valid: Tensor | None,
+    start: Tensor | None,
+    count: Tensor | None,
+    routing_diag: Tensor | None,
+    routing_down: Tensor | None,
+    routing_up: Tensor | None,
+    routing_gate: Tensor | None,
+    readout_diag: Tensor | None,
+    readout_down: Tensor | None,
+    readout_up: Tensor | None,
+    readout_gate: Tensor | None,
+    routing_identity: bool,
+    readout_identity: bool,
+    selection: str,
+    norm: bool,
+    eps: float,
+    max_lag: int | None,
+) -> Tensor:
+    from hypermlp_kernels.launch import Mix
+    from hypermlp_kernels.launch_decode import decode
+
+    return decode(
+        q,
+        keys,
+        values,
+        Mix(routing_diag, routing_down, routing_up, routing_gate, routing_identity),
+        Mix(readout_diag, readout_down, readout_up, readout_gate, readout_identity),
+        glu=selection == "glu",
+        norm=norm,
+        eps=eps,
+        max_lag=max_lag,
+        valid=valid,
+        start=start,
+        count=count,
+    )
+
+
+triton_decode = torch.library.custom_op("hypermlp::triton_decode", _decode, mutates_args=())
+
+
+@triton_decode.register_fake
+def _(q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], *args: object) -> Tensor:
+    batch, heads, _, width = values[0].shape
+    return q.new_empty(batch, 1, heads, width)

@@ -177,7 +177,10 @@ def score_tile(
     return b_z
 
 
-@triton.jit(do_not_specialize=["valid_batch", "older", "slots", "skip", "num_splits", "num_heads", "batch", "max_lag"])
+@triton.jit(
+    do_not_specialize=["valid_batch", "older", "slots", "skip", "num_splits", "num_heads", "batch", "max_lag"],
+    do_not_specialize_on_alignment=["p_valid"],
+)
 def decode_scores_kernel(
     p_q, p_older, p_newer, p_down, p_valid, p_start, p_count, p_s, p_z,
     q_batch, q_head, k_batch, k_head, k_slot, k_width, down_head, down_row, valid_batch, valid_slot,
@@ -229,7 +232,10 @@ def decode_scores_kernel(
             tl.store(p_out, tl.sum(b_zs, axis=0), mask=o_r < R)
 
 
-@triton.jit(do_not_specialize=["valid_batch", "older", "slots", "num_splits", "num_heads", "batch", "max_lag"])
+@triton.jit(
+    do_not_specialize=["valid_batch", "older", "slots", "num_splits", "num_heads", "batch", "max_lag"],
+    do_not_specialize_on_alignment=["p_valid"],
+)
 def decode_selection_kernel(
     p_s, p_z1, p_diag, p_up, p_gate, p_down, p_valid, p_start, p_count, p_a, p_square, p_z2,
     diag_head, up_head, up_row, gate_batch, gate_head, down_head, down_row, valid_batch, valid_slot,
@@ -293,7 +299,10 @@ def decode_selection_kernel(
         tl.store(p_z2 + i_part * R2 + o_r, tl.sum(b_z, axis=0), mask=o_r < R2)
 
 
-@triton.jit(do_not_specialize=["valid_batch", "older", "slots", "skip", "num_splits", "num_heads", "batch", "max_lag", "eps"])
+@triton.jit(
+    do_not_specialize=["valid_batch", "older", "slots", "skip", "num_splits", "num_heads", "batch", "max_lag", "eps"],
+    do_not_specialize_on_alignment=["p_valid"],
+)
 def decode_readout_kernel(
     p_a, p_square, p_z2, p_diag, p_up, p_gate, p_older, p_newer, p_valid, p_start, p_count, p_o,
     diag_head, up_head, up_row, gate_batch, gate_head, v_batch, v_head, v_slot, v_width, valid_batch, valid_slot,

@@ -48,13 +48,14 @@ class _Segments(NamedTuple):
         older, newer = segments[0], segments[-1]
         if older.stride() != newer.stride():
             raise ValueError(f"segments must be views of one memory, got strides {older.stride()} and {newer.stride()}")
-        # with slots along memory's last dimension a ring's oldest slot may lie anywhere: start where loads are aligned
-        skip = (older.data_ptr() % _ALIGNMENT) // older.element_size() if older.stride(2) == 1 else 0
-        if 0 < skip <= older.storage_offset():
-            older = older.as_strided(older.shape, older.stride(), older.storage_offset() - skip)
-        else:
-            skip = 0
-        return cls(older, newer, skip)
+        # a ring's oldest slot may lie anywhere: the kernels begin a few slots earlier, where loads are aligned
+        slot = older.stride(2) * older.element_size()
+        offsets = ((older.data_ptr() - skip * slot) % _ALIGNMENT for skip in range(_ALIGNMENT))
+        skip = next((skip for skip, offset in enumerate(offsets) if offset == 0), 0)
+        first = older.storage_offset() - skip * older.stride(2)
+        if skip == 0 or first < 0:
+            return cls(older, newer, 0)
+        return cls(older.as_strided(older.shape, older.stride(), first), newer, skip)
 
     @property
     def slots_last(self) -> bool:

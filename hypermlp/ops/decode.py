@@ -55,9 +55,7 @@ class _Columns(NamedTuple):
     readable: Tensor
 
 
-def decode_step(
-    q: Tensor, past: Past, routing_mix: SequenceMix, readout_mix: SequenceMix, options: Options
-) -> Tensor:
+def decode_step(q: Tensor, past: Past, routing_mix: SequenceMix, readout_mix: SequenceMix, options: Options) -> Tensor:
     """``o`` ``[B, 1, H, V]`` of the newest token, which ``past`` includes.
 
     Args:

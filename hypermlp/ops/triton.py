@@ -79,9 +79,7 @@ def forward(
 triton_forward = forward_operator("triton_forward", forward)
 
 
-def decode_step(
-    q: Tensor, past: Past, routing_mix: SequenceMix, readout_mix: SequenceMix, options: Options
-) -> Tensor:
+def decode_step(q: Tensor, past: Past, routing_mix: SequenceMix, readout_mix: SequenceMix, options: Options) -> Tensor:
     """``o`` ``[B, 1, H, V]`` of the newest token, as :func:`hypermlp.ops.decode.decode_step`; no gradient."""
     check_available(q)
     # the operator is for tracing: called directly, a step is spared its dispatch

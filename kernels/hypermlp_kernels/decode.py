@@ -103,7 +103,7 @@ def load_tile(
     wide = (o_w < WIDTH)[None, :]
     if SLOTS_LAST:
         # a comparison along memory's last dimension would split loads into single elements
-        if full:
+        if full:  # noqa: SIM108  two loads, not one with a mask to choose
             b_x = tl.load(p_tile, mask=wide, other=0.0)
         else:
             b_x = tl.load(p_tile, mask=inside[:, None] & wide, other=0.0)
@@ -346,9 +346,7 @@ def decode_readout_kernel(
 
 
 @triton.jit(do_not_specialize=["num_splits"])
-def decode_sum_kernel(
-    p_parts, p_o, num_splits, V: tl.constexpr, ACC: tl.constexpr, BS: tl.constexpr, BV: tl.constexpr
-):
+def decode_sum_kernel(p_parts, p_o, num_splits, V: tl.constexpr, ACC: tl.constexpr, BS: tl.constexpr, BV: tl.constexpr):
     """``o`` ``[B, H, V]`` from the splits' parts."""
     i_row = tl.program_id(0).to(tl.int64)
     v0 = tl.program_id(1) * BV

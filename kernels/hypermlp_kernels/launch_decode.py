@@ -37,25 +37,27 @@ class DecodeTile(NamedTuple):
 
 
 class _Segments(NamedTuple):
-    """The cache's keys or values as the kernels take them."""
+    """The cache's keys or values: the older has ``slots``, and begins ``skip`` slots before the first of them."""
 
     older: Tensor
     newer: Tensor
+    slots: int
     skip: int
 
     @classmethod
     def of(cls, segments: Sequence[Tensor]) -> _Segments:
         older, newer = segments[0], segments[-1]
-        if older.stride() != newer.stride():
-            raise ValueError(f"segments must be views of one memory, got strides {older.stride()} and {newer.stride()}")
+        if older.stride() != newer.stride():  # no longer views of one memory: a compiler has made copies of them
+            older = newer = torch.cat((older, newer), dim=2)
+        slots = older.shape[2]
         # a ring's oldest slot may lie anywhere: the kernels begin a few slots earlier, where loads are aligned
         slot = older.stride(2) * older.element_size()
         offsets = ((older.data_ptr() - skip * slot) % _ALIGNMENT for skip in range(_ALIGNMENT))
         skip = next((skip for skip, offset in enumerate(offsets) if offset == 0), 0)
         first = older.storage_offset() - skip * older.stride(2)
         if skip == 0 or first < 0:
-            return cls(older, newer, 0)
-        return cls(older.as_strided(older.shape, older.stride(), first), newer, skip)
+            return cls(older, newer, slots, 0)
+        return cls(older.as_strided(older.shape, older.stride(), first), newer, slots, skip)
 
     @property
     def slots_last(self) -> bool:
@@ -73,7 +75,6 @@ class _Call(NamedTuple):
     valid: Tensor | None
     start: Tensor | None
     count: Tensor | None
-    older: int
     slots: int
     num_splits: int
     glu: bool
@@ -147,7 +148,8 @@ def decode(
 
     Args:
         q: ``[B, 1, S*H, K]``, gate maps first.
-        keys: one or two segments ``[B, S*H, n, K]``, oldest first, with any strides, the same in both.
+        keys: one or two segments ``[B, S*H, n, K]``, oldest first, with any strides; two are read in place if they
+            are views of one memory.
         values: segments ``[B, H, n, V]``, cut at the same places.
         routing_mix: over ``S*H`` heads, gate ``[B, 1, S*H, R]``.
         readout_mix: over ``H`` heads.
@@ -175,8 +177,7 @@ def decode(
     routing_mix, readout_mix = (_with_unit_strides(mix) for mix in (routing_mix, readout_mix))
     call = _Call(
         _unit_stride(q), key_parts, value_parts, routing_mix, readout_mix, valid, start, count,
-        slots if len(keys) == 1 else keys[0].shape[2], slots, num_splits, glu, norm,
-        slots if max_lag is None else max_lag, chosen or _tile(key_parts, value_parts),
+        slots, num_splits, glu, norm, slots if max_lag is None else max_lag, chosen or _tile(key_parts, value_parts),
     )  # fmt: skip
     o = torch.empty((batch, 1, heads, value_width), dtype=q.dtype, device=q.device)
     with _on_device(q):
@@ -197,15 +198,15 @@ def splits(rows: int, slots: int, processors: int) -> int:
 
 
 def _scores(call: _Call) -> tuple[Tensor, Tensor]:
-    q, (older, newer, skip), mix = call.q, call.keys, call.routing
+    q, keys, mix = call.q, call.keys, call.routing
     maps, width = q.shape[2], q.shape[3]
     s, z1 = call.new(call.batch, maps, call.slots), call.new(call.batch, maps, call.num_splits, mix.rank)
     down = q if mix.down is None else mix.down
     decode_scores_kernel[call.grid](
-        q, older, newer, down, *call.places, s, z1,
-        q.stride(0), q.stride(2), *older.stride(), *_table_strides(mix.down), *call.valid_strides,
-        call.older, call.slots, skip, call.num_splits, call.heads, call.batch, call.max_lag,
-        K=width, R=mix.rank, GLU=call.glu, SLOTS_LAST=call.keys.slots_last,
+        q, keys.older, keys.newer, down, *call.places, s, z1,
+        q.stride(0), q.stride(2), *keys.older.stride(), *_table_strides(mix.down), *call.valid_strides,
+        keys.slots, call.slots, keys.skip, call.num_splits, call.heads, call.batch, call.max_lag,
+        K=width, R=mix.rank, GLU=call.glu, SLOTS_LAST=keys.slots_last,
         BN=call.tile.score_slots, BK=triton.next_power_of_2(width), BR=_padded_rank(mix),
         **call.options(),
     )  # fmt: skip
@@ -224,7 +225,7 @@ def _selection(call: _Call, s: Tensor, z1: Tensor) -> tuple[Tensor, Tensor, Tens
         s, z1, diag, up, gate, down, *call.places, a, square, z2,
         *_table_strides(routing.diag)[:1], *_table_strides(routing.up), gate.stride(0), gate.stride(2),
         *_table_strides(readout.down), *call.valid_strides,
-        call.older, call.slots, call.num_splits, call.heads, call.batch, call.max_lag,
+        call.keys.slots, call.slots, call.num_splits, call.heads, call.batch, call.max_lag,
         R1=routing.rank, R2=readout.rank, GLU=call.glu, NORM=call.norm, ASM=_inline_assembly(),
         BN=call.tile.selection_slots, BS=_SUM_SPLITS, BR1=_padded_rank(routing), BR2=_padded_rank(readout),
         **call.mixing(routing), **call.options(),
@@ -233,16 +234,16 @@ def _selection(call: _Call, s: Tensor, z1: Tensor) -> tuple[Tensor, Tensor, Tens
 
 
 def _readout(call: _Call, a: Tensor, square: Tensor, z2: Tensor, eps: float) -> Tensor:
-    (older, newer, skip), mix = call.values, call.readout
-    width = older.shape[3]
+    values, mix = call.values, call.readout
+    width = values.older.shape[3]
     parts = call.new(call.batch, call.heads, call.num_splits, width)
     diag, up, gate = _tables(mix, call.q)
     decode_readout_kernel[(*call.grid, triton.cdiv(width, call.tile.values))](
-        a, square, z2, diag, up, gate, older, newer, *call.places, parts,
+        a, square, z2, diag, up, gate, values.older, values.newer, *call.places, parts,
         *_table_strides(mix.diag)[:1], *_table_strides(mix.up), gate.stride(0), gate.stride(2),
-        *older.stride(), *call.valid_strides,
-        call.older, call.slots, skip, call.num_splits, call.heads, call.batch, call.max_lag, eps,
-        V=width, R=mix.rank, NORM=call.norm, SLOTS_LAST=call.values.slots_last,
+        *values.older.stride(), *call.valid_strides,
+        values.slots, call.slots, values.skip, call.num_splits, call.heads, call.batch, call.max_lag, eps,
+        V=width, R=mix.rank, NORM=call.norm, SLOTS_LAST=values.slots_last,
         BN=call.tile.readout_slots, BS=_SUM_SPLITS, BR=_padded_rank(mix), BV=call.tile.values,
         **call.mixing(mix), **call.options(),
     )  # fmt: skip

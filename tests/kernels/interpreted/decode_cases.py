@@ -35,7 +35,7 @@ class Decode(Case):
         reach = min(self.T, window or self.T)
         capacity = reach + self.spare
         if self.static:
-            assert not self.spare or self.T <= capacity
+            assert not self.spare or capacity >= self.T
             first = (self.T - reach) % capacity
         else:
             first = self.first

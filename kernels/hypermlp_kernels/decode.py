@@ -20,7 +20,7 @@ from hypermlp_kernels.blocks import LN2, LOG2E, select
 
 
 @triton.jit
-def place(num_heads, batch):
+def row_and_split(num_heads, batch):
     """``(batch row, head, split)`` of this program. Batch rows are neighbours: they read the same table rows."""
     i_b = tl.program_id(0) % batch
     i_h = tl.program_id(0) // batch
@@ -96,7 +96,7 @@ def load_tile(
     p_x, x0, inside, full, seen, slot_stride, width_stride, w0,
     WIDTH: tl.constexpr, SLOTS_LAST: tl.constexpr, BN: tl.constexpr, BW: tl.constexpr,
 ):  # fmt: skip
-    """``[BN, BW]`` of a segment's keys or values: channels ``w0 ..`` of the slots from ``x0``, zero outside."""
+    """``[BN, BW]`` of a segment's keys or values, channels ``w0 ..`` from ``x0`` on: zero outside and where hidden."""
     o_w = w0 + tl.arange(0, BW)
     p_tile = p_x + x0.to(tl.int64) * slot_stride
     p_tile = p_tile + tl.arange(0, BN)[:, None] * slot_stride + o_w[None, :] * width_stride
@@ -107,7 +107,6 @@ def load_tile(
             b_x = tl.load(p_tile, mask=wide, other=0.0)
         else:
             b_x = tl.load(p_tile, mask=inside[:, None] & wide, other=0.0)
-        b_x = tl.where(seen[:, None], b_x, 0.0)
     else:
         b_x = tl.load(p_tile, mask=seen[:, None] & wide, other=0.0)
     return b_x
@@ -171,7 +170,7 @@ def score_tile(
     b_s = tl.sum(b_k.to(ACC) * b_q[None, :], axis=1)
     tl.store(p_s + o_slot, b_s, mask=inside)
     if R > 0:
-        # a query that is not finite makes one of hidden keys' zeros too
+        # replaced, since an infinite query makes NaN of a hidden key's zeros
         b_s = tl.where(seen, b_s, 0.0)
         b_z += b_s[:, None] * load_table(p_down, o_row, seen, down_row, R, BR).to(ACC)
     return b_z
@@ -190,7 +189,7 @@ def decode_scores_kernel(
     BN: tl.constexpr, BK: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
     """``s`` ``[B, S*H, slots]`` and the parts of ``z1`` ``[B, S*H, splits, R]``, of one head's maps and one split."""
-    i_b, i_h, i_split = place(num_heads, batch)
+    i_b, i_h, i_split = row_and_split(num_heads, batch)
     num_maps = num_heads * 2 if GLU else num_heads
     older, filled, newest = extent(p_count, older, slots, RING)
     t_first, t_stop, tiles_older = share(older, filled, skip, num_splits, BN)
@@ -247,7 +246,7 @@ def decode_selection_kernel(
     BN: tl.constexpr, BS: tl.constexpr, BR1: tl.constexpr, BR2: tl.constexpr,
 ):  # fmt: skip
     """``a`` ``[B, H, slots]`` before the norm, and the parts of ``rho^2`` ``[B, H, splits]`` and ``z2`` ``[.., R]``."""
-    i_b, i_h, i_split = place(num_heads, batch)
+    i_b, i_h, i_split = row_and_split(num_heads, batch)
     num_maps = num_heads * 2 if GLU else num_heads
     i_map = i_b * num_maps + i_h
     i_row = i_b * num_heads + i_h
@@ -313,7 +312,7 @@ def decode_readout_kernel(
     BN: tl.constexpr, BS: tl.constexpr, BR: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
     """The parts of ``o`` ``[B, H, splits, V]``: one split, and one block of channels, of one head."""
-    i_b, i_h, i_split = place(num_heads, batch)
+    i_b, i_h, i_split = row_and_split(num_heads, batch)
     i_row = i_b * num_heads + i_h
     v0 = tl.program_id(2) * BV
     older, filled, newest = extent(p_count, older, slots, RING)

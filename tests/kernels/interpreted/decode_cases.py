@@ -103,6 +103,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
 CASES = {
     **{f"{n}-keys": Decode(T=n, splits=3) for n in (1, 2, 15, 16, 17, 65)},
     **{name: Decode(T=37, **options) for name, options in SWITCHES.items()},
+    "norm-below-eps": Decode(size=1e-9),
     "one-split": Decode(splits=1),
     "more-splits-than-tiles": Decode(T=20, splits=7),
     "many-splits": Decode(T=40, splits=20, decode_tile=DecodeTile(2, 4, 2, 8, 1)),

@@ -97,7 +97,7 @@ class StaticLayerCache:
         held["valid"].index_copy_(1, slot, now)
         held["start"].add_(((held["start"] == held["length"]) & ~now[:, 0]).long())
         held["length"].add_(1)
-        return Past([held["keys"]], [held["values"]], held["valid"], count=held["length"])
+        return Past([held["keys"]], [held["values"]], held["valid"], length=held["length"])
 
     def extended(self, k: Tensor, v: Tensor, valid: Tensor | None) -> Past:
         """Not offered: blocks have many lengths."""

@@ -22,7 +22,7 @@ from hypermlp.ops.tiling import Options
 class Past(NamedTuple):
     """What the cache holds of the tokens up to and including the new ones.
 
-    Slots are counted over all segments. They run from the oldest token to the newest one, unless ``count`` says
+    Slots are counted over all segments. They run from the oldest token to the newest one, unless ``length`` says
     that they are a ring.
 
     Attributes:
@@ -30,7 +30,7 @@ class Past(NamedTuple):
         values: segments ``[B, H, n_i, V]``, cut at the same places.
         valid: bool ``[B, n]`` over all segments, or None if every token counts.
         start: int64 ``[B]``, the slot of table row 0, for tables by position; None for tables by lag.
-        count: tokens there have been, a 0-dim int64 tensor, where the one segment holds token ``t`` in slot
+        length: tokens there have been, a 0-dim int64 tensor, where the one segment holds token ``t`` in slot
             ``t % n``; it may be on a GPU and is never read by the host.
     """
 
@@ -38,7 +38,7 @@ class Past(NamedTuple):
     values: Sequence[Tensor]
     valid: Tensor | None
     start: Tensor | None = None
-    count: Tensor | None = None
+    length: Tensor | None = None
 
 
 class _Columns(NamedTuple):
@@ -128,8 +128,8 @@ def _rows(table: Tensor, count: int, dtype: torch.dtype) -> Tensor:
 
 def _columns(past: Past) -> _Columns | None:
     """None where slots are lags, oldest first, all of them visible."""
-    if past.count is not None:
-        return _ring_columns(past.count, past.keys[0].shape[2], past.valid)
+    if past.length is not None:
+        return _ring_columns(past.length, past.keys[0].shape[2], past.valid)
     if past.start is not None:
         return _position_columns(past.start, sum(keys.shape[2] for keys in past.keys), past.valid)
     return None if past.valid is None else _lag_columns(past.valid)
@@ -155,11 +155,11 @@ def _position_columns(start: Tensor, length: int, valid: Tensor | None) -> _Colu
     return _Columns(to_columns, visible, to_slots.clamp_min(0), readable)
 
 
-def _ring_columns(count: Tensor, capacity: int, valid: Tensor | None) -> _Columns:
-    """Columns by lag in a ring that ``count`` tokens have come to: any number, one graph."""
+def _ring_columns(length: Tensor, capacity: int, valid: Tensor | None) -> _Columns:
+    """Columns by lag in a ring that ``length`` tokens have come to: any number, one graph."""
     # the slot of a lag is found as the lag of a slot is
-    other = ((count - torch.arange(1, capacity + 1, device=count.device)) % capacity)[None]
-    readable = other < count
+    other = ((length - torch.arange(1, capacity + 1, device=length.device)) % capacity)[None]
+    readable = other < length
     if valid is not None:
         readable = readable & valid
     visible = readable.gather(1, other.expand(readable.shape[0], -1))

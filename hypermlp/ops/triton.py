@@ -85,7 +85,7 @@ def decode_step(q: Tensor, past: Past, routing_mix: SequenceMix, readout_mix: Se
     # the operator is for tracing: called directly, a step is spared its dispatch
     run = triton_decode if torch.compiler.is_compiling() else _decode
     return run(
-        q, past.keys, past.values, past.valid, past.start, past.count, *routing_mix[:4], *readout_mix[:4],
+        q, past.keys, past.values, past.valid, past.start, past.length, *routing_mix[:4], *readout_mix[:4],
         routing_mix.identity, readout_mix.identity, options.selection, options.norm, options.eps, options.max_lag,
     )  # fmt: skip
 
@@ -96,7 +96,7 @@ def _decode(
     values: Sequence[Tensor],
     valid: Tensor | None,
     start: Tensor | None,
-    count: Tensor | None,
+    length: Tensor | None,
     routing_diag: Tensor | None,
     routing_down: Tensor | None,
     routing_up: Tensor | None,
@@ -127,7 +127,7 @@ def _decode(
         max_lag=max_lag,
         valid=valid,
         start=start,
-        count=count,
+        length=length,
     )
 
 

@@ -10,7 +10,7 @@ numbers a token. With one query there is no skew: the lags of neighbouring slots
 *Slots* are counted over one or two segments of memory, from the older segment's first to the newer one's last.
 By lag the newest token's slot has lag 0 and lags grow towards the older ones; in a ring (one segment) they go on
 from its end. Programs share out tiles of ``BN`` slots, each in one segment. How many tiles there are may be known
-to the device alone (a ring's ``count`` of tokens), so the grid never depends on the length.
+to the device alone (a ring's ``length`` of tokens), so the grid never depends on the length.
 """
 
 import triton
@@ -28,14 +28,14 @@ def row_and_split(num_heads, batch):
 
 
 @triton.jit
-def extent(p_count, older, slots, RING: tl.constexpr):
+def extent(p_length, older, slots, RING: tl.constexpr):
     """``(slots of the older segment, filled slots, slot of the newest token)``."""
     filled = slots
     newest = slots - 1
     if RING:
-        count = tl.load(p_count)
-        filled = tl.minimum(count, slots).to(tl.int32)
-        newest = ((count - 1) % slots).to(tl.int32)
+        length = tl.load(p_length)
+        filled = tl.minimum(length, slots).to(tl.int32)
+        newest = ((length - 1) % slots).to(tl.int32)
     return tl.minimum(older, filled), filled, newest
 
 
@@ -181,7 +181,7 @@ def score_tile(
     do_not_specialize_on_alignment=["p_valid"],
 )
 def decode_scores_kernel(
-    p_q, p_older, p_newer, p_down, p_valid, p_start, p_count, p_s, p_z,
+    p_q, p_older, p_newer, p_down, p_valid, p_start, p_length, p_s, p_z,
     q_batch, q_head, k_batch, k_head, k_slot, k_width, down_head, down_row, valid_batch, valid_slot,
     older, slots, skip, num_splits, num_heads, batch, max_lag,
     K: tl.constexpr, R: tl.constexpr, GLU: tl.constexpr,
@@ -191,7 +191,7 @@ def decode_scores_kernel(
     """``s`` ``[B, S*H, slots]`` and the parts of ``z1`` ``[B, S*H, splits, R]``, of one head's maps and one split."""
     i_b, i_h, i_split = row_and_split(num_heads, batch)
     num_maps = num_heads * 2 if GLU else num_heads
-    older, filled, newest = extent(p_count, older, slots, RING)
+    older, filled, newest = extent(p_length, older, slots, RING)
     t_first, t_stop, tiles_older = share(older, filled, skip, num_splits, BN)
     start = load_start(p_start, i_b, BY_LAG)
     p_hole = p_valid + i_b * valid_batch
@@ -236,7 +236,7 @@ def decode_scores_kernel(
     do_not_specialize_on_alignment=["p_valid"],
 )
 def decode_selection_kernel(
-    p_s, p_z1, p_diag, p_up, p_gate, p_down, p_valid, p_start, p_count, p_a, p_square, p_z2,
+    p_s, p_z1, p_diag, p_up, p_gate, p_down, p_valid, p_start, p_length, p_a, p_square, p_z2,
     diag_head, up_head, up_row, gate_batch, gate_head, down_head, down_row, valid_batch, valid_slot,
     older, slots, num_splits, num_heads, batch, max_lag,
     R1: tl.constexpr, R2: tl.constexpr, GLU: tl.constexpr,
@@ -251,7 +251,7 @@ def decode_selection_kernel(
     i_map = i_b * num_maps + i_h
     i_row = i_b * num_heads + i_h
     scale_map = tl.cast(num_heads, tl.int64)
-    older, filled, newest = extent(p_count, older, slots, RING)
+    older, filled, newest = extent(p_length, older, slots, RING)
     t_first, t_stop, tiles_older = share(older, filled, 0, num_splits, BN)
     start = load_start(p_start, i_b, BY_LAG)
     p_hole = p_valid + i_b * valid_batch
@@ -303,7 +303,7 @@ def decode_selection_kernel(
     do_not_specialize_on_alignment=["p_valid"],
 )
 def decode_readout_kernel(
-    p_a, p_square, p_z2, p_diag, p_up, p_gate, p_older, p_newer, p_valid, p_start, p_count, p_o,
+    p_a, p_square, p_z2, p_diag, p_up, p_gate, p_older, p_newer, p_valid, p_start, p_length, p_o,
     diag_head, up_head, up_row, gate_batch, gate_head, v_batch, v_head, v_slot, v_width, valid_batch, valid_slot,
     older, slots, skip, num_splits, num_heads, batch, max_lag, eps,
     V: tl.constexpr, R: tl.constexpr,
@@ -315,7 +315,7 @@ def decode_readout_kernel(
     i_b, i_h, i_split = row_and_split(num_heads, batch)
     i_row = i_b * num_heads + i_h
     v0 = tl.program_id(2) * BV
-    older, filled, newest = extent(p_count, older, slots, RING)
+    older, filled, newest = extent(p_length, older, slots, RING)
     t_first, t_stop, tiles_older = share(older, filled, skip, num_splits, BN)
     start = load_start(p_start, i_b, BY_LAG)
     p_hole = p_valid + i_b * valid_batch

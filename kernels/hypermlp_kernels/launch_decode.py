@@ -74,7 +74,7 @@ class _Call(NamedTuple):
     readout: Mix
     valid: Tensor | None
     start: Tensor | None
-    count: Tensor | None
+    length: Tensor | None
     slots: int
     num_splits: int
     glu: bool
@@ -103,9 +103,9 @@ class _Call(NamedTuple):
 
     @property
     def places(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Validity, rows' starts and count of tokens; any tensor where there is none."""
+        """Validity, rows' starts and number of tokens so far; any tensor where there is none."""
         valid = self.q if self.valid is None else self.valid.view(torch.uint8)
-        return valid, self.q if self.start is None else self.start, self.q if self.count is None else self.count
+        return valid, self.q if self.start is None else self.start, self.q if self.length is None else self.length
 
     @property
     def valid_strides(self) -> tuple[int, int]:
@@ -115,7 +115,7 @@ class _Call(NamedTuple):
         """What every phase is compiled for."""
         return {
             "BY_LAG": self.start is None,
-            "RING": self.count is not None,
+            "RING": self.length is not None,
             "HOLES": self.valid is not None,
             "ACC": _DTYPES[self.accumulator],
             "num_warps": self.tile.warps,
@@ -138,7 +138,7 @@ def decode(
     max_lag: int | None,
     valid: Tensor | None = None,
     start: Tensor | None = None,
-    count: Tensor | None = None,
+    length: Tensor | None = None,
     chosen: DecodeTile | None = None,
     num_splits: int | None = None,
 ) -> Tensor:
@@ -159,7 +159,7 @@ def decode(
         max_lag: rows of the tables, and by lag the window; None for neither.
         valid: bool ``[B, n]`` over all slots; hidden tokens hold zeros.
         start: int64 ``[B]``: the slot of table row 0, for tables by position. None for tables by lag.
-        count: 0-dim int64 on the device: tokens there have been in a ring, whose one segment has each token in slot
+        length: 0-dim int64 on the device: tokens there have been in a ring, whose one segment has each token in slot
             ``number % n``. None where slots run from the oldest token to the newest.
         chosen: the tile, instead of the rule's.
         num_splits: programs that share a head's slots, instead of the rule's.
@@ -167,8 +167,8 @@ def decode(
     Returns:
         ``[B, 1, H, V]`` in the dtype of ``q``.
     """
-    if count is not None and (len(keys) != 1 or start is not None):
-        raise ValueError(f"count needs one segment and tables by lag, got {len(keys)} segments, start={start}")
+    if length is not None and (len(keys) != 1 or start is not None):
+        raise ValueError(f"length needs one segment and tables by lag, got {len(keys)} segments, start={start}")
     batch, heads, _, value_width = values[0].shape
     slots = sum(part.shape[2] for part in keys)
     key_parts, value_parts = _Segments.of(keys), _Segments.of(values)
@@ -176,7 +176,7 @@ def decode(
         num_splits = splits(batch * heads, slots, _processors(q.device))
     routing_mix, readout_mix = (_with_unit_strides(mix) for mix in (routing_mix, readout_mix))
     call = _Call(
-        _unit_stride(q), key_parts, value_parts, routing_mix, readout_mix, valid, start, count,
+        _unit_stride(q), key_parts, value_parts, routing_mix, readout_mix, valid, start, length,
         slots, num_splits, glu, norm, slots if max_lag is None else max_lag, chosen or _tile(key_parts, value_parts),
     )  # fmt: skip
     o = torch.empty((batch, 1, heads, value_width), dtype=q.dtype, device=q.device)
@@ -271,7 +271,8 @@ def _inline_assembly() -> bool:
 
 def _with_unit_strides(mix: Mix) -> Mix:
     """Parameters and gates as they are, unless someone made their last dimension a strided one."""
-    return Mix(*(x if x is None else _unit_stride(x) for x in mix[:4]), mix.identity)
+    diag, down, up, gate = (x if x is None else _unit_stride(x) for x in mix[:4])
+    return Mix(diag, down, up, gate, mix.identity)
 
 
 def _tables(mix: Mix, otherwise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -284,4 +285,4 @@ def _table_strides(table: Tensor | None) -> tuple[int, int]:
 
 
 def _padded_rank(mix: Mix) -> int:
-    return triton.next_power_of_2(max(1, mix.rank))
+    return int(triton.next_power_of_2(max(1, mix.rank)))

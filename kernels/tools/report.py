@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import report_decode
 import torch
 from virtual_gpu import TARGETS, Resources, resources, virtual_gpu
 
@@ -117,6 +118,8 @@ def main() -> int:
                 )
                 counts = (used.loop[column] for column in COLUMNS)
                 print("| " + " | ".join(str(cell) for cell in (*cells, *counts)) + " |", flush=True)
+    print()
+    found += report_decode.print_report(options.arch, ALLOWED_STACK)
     print("\n".join(found), file=sys.stderr)
     return bool(found)
 

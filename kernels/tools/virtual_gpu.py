@@ -20,10 +20,14 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
+from hypermlp_kernels import decode
 from hypermlp_kernels.readout import readout_kernel
 from hypermlp_kernels.rows import routing_statistic_kernel, selection_statistics_kernel
 
-KERNELS = (routing_statistic_kernel, selection_statistics_kernel, readout_kernel)
+KERNELS = (
+    routing_statistic_kernel, selection_statistics_kernel, readout_kernel,
+    decode.decode_scores_kernel, decode.decode_selection_kernel, decode.decode_readout_kernel, decode.decode_sum_kernel,
+)  # fmt: skip
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
     "sm_86": GPUTarget("cuda", 86, 32),

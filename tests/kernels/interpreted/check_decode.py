@@ -186,5 +186,5 @@ def test_segments_of_two_memories() -> None:
 
 def test_a_ring_is_one_segment() -> None:
     (q, keys, values, *mixes), options = CASES["wrapped"].arguments()
-    with pytest.raises(ValueError, match="count needs one segment"):
-        decode(q, keys, values, *mixes, **options | {"count": torch.tensor(50)})
+    with pytest.raises(ValueError, match="length needs one segment"):
+        decode(q, keys, values, *mixes, **options | {"length": torch.tensor(50)})

@@ -18,7 +18,7 @@ class Decode(Case):
         spare: slots of the cache's memory beyond those tokens.
         first: slot of the oldest of them; the memory wraps where they do not fit after it.
         slots_last: memory ``[.., width, slots]``, else ``[.., slots, width]``.
-        static: the whole memory is handed over with a count of tokens.
+        static: the whole memory is handed over with the number of tokens so far.
         splits: programs that share a head's slots; None for the rule.
     """
 
@@ -60,7 +60,7 @@ class Decode(Case):
             )
         options = {
             "glu": self.selection == "glu", "norm": self.norm, "eps": 1e-12, "max_lag": self.max_lag,
-            "valid": valid, "start": start, "count": torch.tensor(self.T) if self.static else None,
+            "valid": valid, "start": start, "length": torch.tensor(self.T) if self.static else None,
             "chosen": self.decode_tile, "num_splits": self.splits,
         }  # fmt: skip
         mixes = (

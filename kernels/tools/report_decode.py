@@ -17,7 +17,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "decode relu bf16": {"glu": False},
     "decode glu fp32": {"dtype": torch.float32},
     "decode glu bf16 slots last": {"slots_last": True},
-    "decode static bf16 slots last": {"slots_last": True, "static": True},
+    "decode static bf16": {"static": True},
     "decode position bf16": {"position": True},
 }
 

@@ -44,12 +44,12 @@ class Decode(Case):
         if self.mask_tensor is not None:
             valid = self.mask_tensor[:, self.T - reach :]
         if self.layout == "position":
-            start = torch.zeros(self.B, dtype=torch.long)
+            start = torch.zeros(self.B, dtype=torch.long, device=self.q.device)
             if self.mask_tensor is not None:
                 start = torch.where(self.mask_tensor.any(1), self.mask_tensor.int().argmax(1), self.T)
         if self.static:
             slots = (first + torch.arange(reach)) % capacity
-            held = torch.zeros(self.B, capacity, dtype=torch.bool)
+            held = torch.zeros(self.B, capacity, dtype=torch.bool, device=self.q.device)
             held[:, slots] = True if valid is None else valid
             valid = held
         else:
@@ -60,7 +60,7 @@ class Decode(Case):
             )
         options = {
             "glu": self.selection == "glu", "norm": self.norm, "eps": 1e-12, "max_lag": self.max_lag,
-            "valid": valid, "start": start, "length": torch.tensor(self.T) if self.static else None,
+            "valid": valid, "start": start, "length": torch.tensor(self.T, device=self.q.device) if self.static else None,
             "chosen": self.decode_tile, "num_splits": self.splits,
         }  # fmt: skip
         mixes = (
@@ -78,7 +78,7 @@ class Decode(Case):
     def _memory(self, x: torch.Tensor, capacity: int, first: int) -> list[torch.Tensor]:
         batch, tokens, heads, width = x.shape
         shape = (batch, heads, width, capacity) if self.slots_last else (batch, heads, capacity, width)
-        memory = torch.full(shape, float("nan"), dtype=x.dtype)
+        memory = torch.full(shape, float("nan"), dtype=x.dtype, device=x.device)
         view = memory.mT if self.slots_last else memory
         view[:, :, (first + torch.arange(tokens)) % capacity] = x.transpose(1, 2)
         return [view]

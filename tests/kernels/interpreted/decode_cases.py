@@ -47,7 +47,9 @@ class Decode(Case):
             start = torch.zeros(self.B, dtype=torch.long, device=self.q.device)
             if self.mask_tensor is not None:
                 start = torch.where(self.mask_tensor.any(1), self.mask_tensor.int().argmax(1), self.T)
+        length = None
         if self.static:
+            length = torch.tensor(self.T, device=self.q.device)
             slots = (first + torch.arange(reach)) % capacity
             held = torch.zeros(self.B, capacity, dtype=torch.bool, device=self.q.device)
             held[:, slots] = True if valid is None else valid
@@ -60,7 +62,7 @@ class Decode(Case):
             )
         options = {
             "glu": self.selection == "glu", "norm": self.norm, "eps": 1e-12, "max_lag": self.max_lag,
-            "valid": valid, "start": start, "length": torch.tensor(self.T, device=self.q.device) if self.static else None,
+            "valid": valid, "start": start, "length": length,
             "chosen": self.decode_tile, "num_splits": self.splits,
         }  # fmt: skip
         mixes = (

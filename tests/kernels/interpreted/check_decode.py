@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import repairs
 import torch
-from cases import TOLERANCE, error
+from cases import HOLES, TOLERANCE, error
 from decode_cases import CASES, Decode
 from torch._dynamo.testing import CompileCounterWithBackend
 from triton.runtime.interpreter import InterpreterBuilder
@@ -112,6 +112,15 @@ def test_keys_and_values_are_read_once(slots_last: bool, static: bool, monkeypat
         for part in parts:
             assert torch.equal(loads.of(part) > 0, ~part.isnan())
             assert int(loads.of(part).max()) == 1
+
+
+def test_hidden_tokens_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Decode(B=2, mask=HOLES)
+    (q, keys, values, *mixes), arguments = case.arguments()
+    loads = Loads(monkeypatch)
+    decode(q, keys, values, *mixes, **arguments)
+    for part in (keys[0], values[0]):
+        assert torch.equal(loads.of(part), case.mask_tensor[:, None, :, None].expand(part.shape).long())
 
 
 def test_bytes_of_a_token() -> None:

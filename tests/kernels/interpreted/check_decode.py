@@ -63,6 +63,7 @@ def test_nonfinite_is_seen_or_not(stream: str, options: dict) -> None:
     assert torch.equal(o[1], clean[1])
 
 
+@pytest.mark.filterwarnings("ignore:invalid value")
 def test_hidden_tokens_leave_an_infinite_row_alone() -> None:
     """Every score is -inf, so nothing is selected: zero times infinity must not appear where a token is hidden."""
     mask = [[1, 0] * 10 + [1], [1] * 21]

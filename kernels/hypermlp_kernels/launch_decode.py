@@ -216,9 +216,8 @@ def _scores(call: _Call) -> tuple[Tensor, Tensor]:
 def _selection(call: _Call, s: Tensor, z1: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     routing, readout = call.routing, call.readout
     rows = call.batch, call.heads
-    a, square, z2 = call.new(*rows, call.slots), call.new(*rows, call.num_splits), call.new(*rows, call.num_splits, 0)
-    if readout.rank:
-        z2 = call.new(*rows, call.num_splits, readout.rank)
+    a, square = call.new(*rows, call.slots), call.new(*rows, call.num_splits)
+    z2 = call.new(*rows, call.num_splits, readout.rank)
     down = call.q if readout.down is None else readout.down
     diag, up, gate = _tables(routing, call.q)
     decode_selection_kernel[call.grid](
@@ -251,11 +250,11 @@ def _readout(call: _Call, a: Tensor, square: Tensor, z2: Tensor, eps: float) -> 
 
 
 def _tile(keys: _Segments, values: _Segments) -> DecodeTile:
-    """The static rule. Memory's last dimension gets at least 128 bytes of a tile where there are as many."""
+    """The static rule: so many elements, and no fewer slots than two sectors of memory where they lie along it."""
     if interpreted():
         return DecodeTile(16, 16, 16, 16, 1)
     width, value_width = (triton.next_power_of_2(part.older.shape[3]) for part in (keys, values))
-    fewest = 64 if keys.slots_last else 16
+    fewest = 32 if keys.slots_last else 16
     score_slots = min(max(_ELEMENTS["keys"] // width, fewest), 128)
     channels = min(128 if values.slots_last else 256, value_width)
     return DecodeTile(score_slots, 128, min(_ELEMENTS["values"] // channels, 128), channels, 4)

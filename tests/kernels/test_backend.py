@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 
+from hypermlp import HyperCache, HyperGLU
 from hypermlp.ops import hyper_attention
 
 
@@ -16,6 +17,15 @@ def streams(dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
 def test_a_cpu_tensor_is_refused_with_the_reason() -> None:
     with pytest.raises(ValueError, match=r"backend='triton' cannot run here: .* q is on cpu"):
         hyper_attention(*streams(), backend="triton")
+
+
+def test_a_step_with_a_cache_is_refused_with_the_reason() -> None:
+    layer, cache, x = HyperGLU(8, max_lag=4, layer_idx=0), HyperCache(), torch.randn(1, 3, 8)
+    with torch.no_grad():
+        layer(x[:, :2], cache=cache)
+        layer.backend = "triton"
+        with pytest.raises(ValueError, match=r"backend='triton' cannot run here: .* q is on cpu"):
+            layer(x[:, 2:], cache=cache)
 
 
 def test_auto_takes_the_chunked_path_on_the_cpu() -> None:

@@ -103,7 +103,7 @@ class Loads:
 def test_keys_and_values_are_read_once(slots_last: bool, static: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every element that the query sees once, and nothing beside: not the room left, not what passed the window."""
     options = {"T": 21, "static": True, "spare": 30} if static else {"T": 70, "rows": 49, "first": 42}
-    case = Decode(H=2, K=5, V=33, B=2, slots_last=slots_last, dtype=torch.bfloat16, splits=3, **options)
+    case = Decode(H=2, K=5, V=20, slots_last=slots_last, dtype=torch.bfloat16, splits=3, **options)
     (q, keys, values, *mixes), arguments = case.arguments()
     loads = Loads(monkeypatch)
     decode(q, keys, values, *mixes, **arguments)

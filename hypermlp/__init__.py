@@ -1,5 +1,7 @@
 """HyperMLP and HyperGLU: drop-in attention layers for PyTorch (Lu & Yang, arXiv 2602.12601)."""
 
+from typing import Any
+
 from hypermlp.cache import HyperCache
 from hypermlp.config import HyperConfig, MixConfig
 from hypermlp.layers import HyperGLU, HyperMLP, ReLUAttention, SoftmaxAttention, build_layer
@@ -18,4 +20,15 @@ __all__ = [
     "SoftmaxAttention",
     "build_layer",
     "hyper_attention",
+    "restore_attention",
+    "swap_attention",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """``swap_attention`` and ``restore_attention``, loaded when they are first asked for."""
+    if name in ("restore_attention", "swap_attention"):
+        from hypermlp import integrations
+
+        return getattr(integrations, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

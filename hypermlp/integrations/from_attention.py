@@ -1,0 +1,106 @@
+"""Starting a layer from the softmax attention it replaces."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from hypermlp.config import HyperConfig
+from hypermlp.integrations.host import Host, Projection, Projections
+from hypermlp.layers import AttentionLayer, HyperMLP
+from hypermlp.layers.feature_mixing import Gate
+
+
+def fields_from_attention(host: Host, options: dict[str, Any]) -> dict[str, Any]:
+    """Fields of :class:`~hypermlp.HyperConfig` that reusing the host's weights fixes, checked against ``options``."""
+    if host.projections is None:
+        raise ValueError("init='from_attention' is not offered for this host: use init='fresh'")
+    p = host.projections()
+    heads, width = p.query.weight.shape[:2]
+    parts = (p.query, p.key, p.value)
+    biased = any(part.bias is not None for part in parts) or (p.output is not None and p.output[1] is not None)
+    fixed = {"num_heads": heads, "v_dim": heads * p.value.weight.shape[1]}
+    for name, value in fixed.items():
+        if options.get(name, value) != value:
+            raise ValueError(
+                f"{name}={options[name]} does not fit init='from_attention', which keeps the host's {value}: "
+                "leave it out or use init='fresh'"
+            )
+    if biased and not options.get("bias", True):
+        raise ValueError("bias=False does not fit init='from_attention': the host's projections have biases")
+    fields = {**fixed, "bias": biased or options.get("bias", False)}
+    if options["mixer"] in ("relu", "softmax") and options.get("qk_dim") is None:
+        fields["qk_dim"] = heads * width
+    return fields
+
+
+@torch.no_grad()
+def start_from_attention(layer: AttentionLayer, host: Host) -> None:
+    """Give ``layer`` the host's value and output projections and what fits of its queries and keys.
+
+    Sequence mixing and convolutions start as the identity and gates as constants, which the output
+    projection makes up for: all of them can learn from there.
+    """
+    assert host.projections is not None
+    p = host.projections()
+    config = layer.config
+    _neutral(layer)
+    # a softmax layer divides by sqrt(K) itself
+    scale = p.scaling * (config.qk_width**0.5 if config.mixer == "softmax" else 1.0)
+    query, key = _leading(p, config, scale / _resting(layer.q_gate))
+    value = p.value.expanded(config.num_heads)
+    for linear, part in ((layer.q_proj, query), (layer.k_proj, key), (layer.v_proj, value)):
+        _copy(linear, part.weight.flatten(0, 1), None if part.bias is None else part.bias.flatten())
+    if p.output is not None:
+        weight, bias = p.output
+        _copy(layer.o_proj, weight / _resting(layer.output_gate), bias)
+
+
+def _leading(p: Projections, config: HyperConfig, scale: float) -> tuple[Projection, Projection]:
+    """Queries and keys of every score map: the leading part of the host's head, each map its share."""
+    key = p.key.expanded(config.num_heads)
+    maps, width = config.num_maps, config.qk_width
+    parts = []
+    for projection, factor in ((p.query, scale), (key, 1.0)):
+        rows = [_rows(projection, n * width, width, factor) for n in range(maps)]
+        weight = torch.cat([row.weight for row in rows])
+        bias = None if projection.bias is None else torch.cat([cast(Tensor, row.bias) for row in rows])
+        parts.append(Projection(weight, bias))
+    return parts[0], parts[1]
+
+
+def _rows(p: Projection, start: int, count: int, factor: float) -> Projection:
+    """Channels ``start`` to ``start + count`` of every head, from the first again where they end."""
+    index = torch.arange(start, start + count, device=p.weight.device) % p.weight.shape[1]
+    return Projection(p.weight[:, index] * factor, None if p.bias is None else p.bias[:, index] * factor)
+
+
+def _copy(linear: nn.Linear, weight: Tensor, bias: Tensor | None) -> None:
+    linear.weight.copy_(weight)
+    if linear.bias is not None:
+        linear.bias.zero_()
+        if bias is not None:
+            linear.bias.copy_(bias)
+
+
+def _neutral(layer: AttentionLayer) -> None:
+    """Convolutions and mixings as the identity, gates constant."""
+    for conv in (layer.k_conv, layer.v_conv):
+        if conv is not None:
+            conv.weight.zero_()
+            conv.weight[:, -1] = 1
+    if isinstance(layer, HyperMLP):
+        for mix in (layer.routing_mix, layer.readout_mix):
+            if mix is not None and mix.up is not None:
+                mix.up.zero_()  # down stays random: a product of two zeros would never learn
+    for gate in (layer.q_gate, layer.output_gate):
+        if gate is not None:
+            gate.proj.weight.zero_()
+            gate.proj.bias.fill_(0.0 if gate.activation == "sigmoid" else 1.0)
+
+
+def _resting(gate: Gate | None) -> float:
+    """What :func:`_neutral` makes a gate multiply by."""
+    return 0.5 if gate is not None and gate.activation == "sigmoid" else 1.0

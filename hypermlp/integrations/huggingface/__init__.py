@@ -1,0 +1,1 @@
+"""Hugging Face transformers: what its models ask of an attention module."""

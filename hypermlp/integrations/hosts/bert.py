@@ -30,10 +30,10 @@ class BertAdapter(HuggingFaceAdapter):
 def _projections(module: nn.Module) -> Projections:
     attention: Any = module
     heads = attention.config.num_attention_heads
-    parts = (
+    query, key, value = (
         Projection.of(linear.weight, linear.bias, heads) for linear in (attention.query, attention.key, attention.value)
     )
-    return Projections(*parts, output=None, scaling=attention.attention_head_size**-0.5)
+    return Projections(query, key, value, output=None, scaling=attention.attention_head_size**-0.5)
 
 
 register(BertAdapter(), "BertSelfAttention")

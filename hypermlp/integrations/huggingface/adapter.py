@@ -19,7 +19,8 @@ class HuggingFaceAdapter(Adapter):
     """Wraps the layer in a module with the host's calling convention, and notes the swap in the config."""
 
     def wrap(self, layer: AttentionLayer, module: Any, host: Host) -> nn.Module:
-        replacement: nn.Module = attention_class(type(module))(layer, module.config, host.output_dropout)
+        host_class: Any = type(module)
+        replacement: nn.Module = attention_class(host_class)(layer, module.config, host.output_dropout)
         # hooks on the host, such as those that record attention maps, go on to be called
         replacement._forward_hooks = module._forward_hooks
         replacement._forward_pre_hooks = module._forward_pre_hooks

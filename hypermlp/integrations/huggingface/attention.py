@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from functools import cache
 from typing import Any
 
@@ -34,6 +35,8 @@ class HuggingFaceAttention(nn.Module):
         self.mixer, self.config = mixer, config
         self.layer_idx, self.is_causal = mixer.layer_idx, mixer.config.causal
         self.output_dropout = output_dropout
+        # when weights are loaded, transformers starts what it takes for a host module: there is nothing of its own here
+        self._is_hf_initialized = True
 
     def forward(
         self,
@@ -121,13 +124,13 @@ class HuggingFaceAttention(nn.Module):
 
 
 @cache
-def attention_class(host_class: Any) -> type[HuggingFaceAttention]:
+def attention_class(host_class: Hashable) -> type[HuggingFaceAttention]:
     """:class:`HuggingFaceAttention` that is also a ``host_class``: transformers records outputs by class."""
-    name = f"Hyper{host_class.__name__}"
-    return type(name, (HuggingFaceAttention, host_class), {"host_class": host_class, "__module__": __name__})
+    host: Any = host_class
+    return type(f"Hyper{host.__name__}", (HuggingFaceAttention, host), {"host_class": host, "__module__": __name__})
 
 
-def _blank(host_class: type[nn.Module]) -> HuggingFaceAttention:
+def _blank(host_class: Hashable) -> HuggingFaceAttention:
     """An empty instance, for pickle and copy: a class made at run time has no name to find it by."""
     cls = attention_class(host_class)
     return cls.__new__(cls)

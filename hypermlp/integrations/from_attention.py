@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from hypermlp.layers.feature_mixing import Gate
 
 
 def fields_from_attention(host: Host, options: dict[str, Any]) -> dict[str, Any]:
-    """Fields of :class:`~hypermlp.HyperConfig` that reusing the host's weights fixes, checked against ``options``."""
+    """``options`` with what reusing the host's weights fixes; ValueError where they differ."""
     if host.projections is None:
         raise ValueError("init='from_attention' is not offered for this host: use init='fresh'")
     p = host.projections()
@@ -30,9 +30,13 @@ def fields_from_attention(host: Host, options: dict[str, Any]) -> dict[str, Any]
             )
     if biased and not options.get("bias", True):
         raise ValueError("bias=False does not fit init='from_attention': the host's projections have biases")
-    fields = {**fixed, "bias": biased or options.get("bias", False)}
+    fields: dict[str, Any] = options | fixed | {"bias": biased or options.get("bias", False)}
     if options["mixer"] in ("relu", "softmax") and options.get("qk_dim") is None:
         fields["qk_dim"] = heads * width
+    if "rope" not in options and host.rope_theta is not None:
+        made = HyperConfig(hidden_size=host.hidden_size, **fields)
+        if _has_pairs(width, made.qk_width):
+            fields |= {"rope": True, "rope_theta": options.get("rope_theta", host.rope_theta)}
     return fields
 
 
@@ -51,30 +55,46 @@ def start_from_attention(layer: AttentionLayer, host: Host) -> None:
     scale = p.scaling * (config.qk_width**0.5 if config.mixer == "softmax" else 1.0)
     query, key = _leading(p, config, scale / _resting(layer.q_gate))
     value = p.value.expanded(config.num_heads)
+    resting = _resting(layer.output_gate)
     for linear, part in ((layer.q_proj, query), (layer.k_proj, key), (layer.v_proj, value)):
         _copy(linear, part.weight.flatten(0, 1), None if part.bias is None else part.bias.flatten())
     if p.output is not None:
         weight, bias = p.output
-        _copy(layer.o_proj, weight / _resting(layer.output_gate), bias)
+        _copy(layer.o_proj, weight / resting, bias)
+    else:
+        for parameter in layer.v_proj.parameters():
+            parameter.div_(resting)
 
 
 def _leading(p: Projections, config: HyperConfig, scale: float) -> tuple[Projection, Projection]:
-    """Queries and keys of every score map: the leading part of the host's head, each map its share."""
+    """Queries and keys of every score map: the leading part of the host's head."""
     key = p.key.expanded(config.num_heads)
-    maps, width = config.num_maps, config.qk_width
+    index = _channels(p.query.weight.shape[1], config).to(p.query.weight.device)
     parts = []
     for projection, factor in ((p.query, scale), (key, 1.0)):
-        rows = [_rows(projection, n * width, width, factor) for n in range(maps)]
-        weight = torch.cat([row.weight for row in rows])
-        bias = None if projection.bias is None else torch.cat([cast(Tensor, row.bias) for row in rows])
-        parts.append(Projection(weight, bias))
+        weight, bias = projection
+        weight = (weight[:, index] * factor).repeat(config.num_maps, 1, 1)
+        parts.append(Projection(weight, None if bias is None else (bias[:, index] * factor).repeat(config.num_maps, 1)))
     return parts[0], parts[1]
 
 
-def _rows(p: Projection, start: int, count: int, factor: float) -> Projection:
-    """Channels ``start`` to ``start + count`` of every head, from the first again where they end."""
-    index = torch.arange(start, start + count, device=p.weight.device) % p.weight.shape[1]
-    return Projection(p.weight[:, index] * factor, None if p.bias is None else p.bias[:, index] * factor)
+def _channels(width: int, config: HyperConfig) -> Tensor:
+    """Which of a head's ``width`` channels a score map keeps, in its order.
+
+    Rotated channels come in pairs ``(c, c + width / 2)`` of falling frequency. Pairs evenly spaced are
+    those that the narrower layer's own frequencies belong to.
+    """
+    kept = config.qk_width
+    if config.rope and _has_pairs(width, kept):
+        first = torch.arange(kept // 2) * (width // kept)
+        return torch.cat((first, first + width // 2))
+    if kept > width:
+        raise ValueError(f"qk_dim={config.qk_dim} gives score maps of {kept} channels and the host's heads have {width}")
+    return torch.arange(kept)
+
+
+def _has_pairs(width: int, kept: int) -> bool:
+    return kept % 2 == 0 and width % kept == 0
 
 
 def _copy(linear: nn.Linear, weight: Tensor, bias: Tensor | None) -> None:

@@ -256,7 +256,7 @@ def _config(host: Host, mixer: Mixer, init: Init, options: dict[str, Any]) -> Hy
     elif fields.get("max_lag") is None:
         fields["max_lag"] = host.window
     if init == "from_attention":
-        fields |= fields_from_attention(host, fields)
+        fields = fields_from_attention(host, fields)
     if not host.output_projection and fields.get("v_dim", host.hidden_size) != host.hidden_size:
         raise ValueError(
             f"v_dim={fields['v_dim']}: this module has no output projection, "

@@ -89,7 +89,9 @@ def _channels(width: int, config: HyperConfig) -> Tensor:
         first = torch.arange(kept // 2) * (width // kept)
         return torch.cat((first, first + width // 2))
     if kept > width:
-        raise ValueError(f"qk_dim={config.qk_dim} gives score maps of {kept} channels and the host's heads have {width}")
+        raise ValueError(
+            f"qk_dim={config.qk_dim} gives score maps of {kept} channels and the host's heads have {width}"
+        )
     return torch.arange(kept)
 
 

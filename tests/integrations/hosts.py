@@ -63,9 +63,11 @@ def stock(name: str, seed: int = 0, **options: Any) -> nn.Module:
     return model
 
 
-def swapped(name: str, seed: int = 0, *, attn: str = "sdpa", mixer: str = "hyperglu", **options: Any) -> nn.Module:
+def swapped(
+    name: str, *, seed: int = 0, attn: str = "sdpa", mixer: str = "hyperglu", num_hidden_layers: int = 2, **options: Any
+) -> nn.Module:
     """The same with hyper layers."""
-    model = stock(name, seed, attn_implementation=attn)
+    model = stock(name, seed, attn_implementation=attn, num_hidden_layers=num_hidden_layers)
     swap_attention(model, mixer, **options)
     return model
 

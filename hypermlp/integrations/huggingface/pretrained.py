@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
 from hypermlp.integrations.huggingface.adapter import CONFIG_KEY
-from hypermlp.integrations.swap import swap_attention
+from hypermlp.integrations.swap import swap_attention, swapped_layers
 
 
 def from_pretrained(
@@ -20,7 +20,7 @@ def from_pretrained(
 
     The stock ``from_pretrained`` does not know hyper layers: it warns that the attention weights
     are missing and starts them at random. This one builds the layers that the config describes and
-    fails if a weight is missing.
+    fails if one of their weights is missing.
 
     Args:
         path: what to open.
@@ -28,7 +28,7 @@ def from_pretrained(
         kwargs: as for that class's own ``from_pretrained`` (``dtype``, ``device_map``, ...).
 
     Raises:
-        ValueError: the config knows no swap, or weights are missing or left over.
+        ValueError: the config knows no swap, or weights of hyper layers are missing or left over.
     """
     config = kwargs.pop("config", None) or AutoConfig.from_pretrained(path)
     swaps = getattr(config, CONFIG_KEY, None)
@@ -40,12 +40,19 @@ def from_pretrained(
     wants_info = kwargs.pop("output_loading_info", False)
     model, info = _building(stock, swaps).from_pretrained(path, config=config, output_loading_info=True, **kwargs)
     model.__class__ = stock
-    wrong = {
-        name: sorted(info[name]) for name in ("missing_keys", "unexpected_keys", "mismatched_keys") if info.get(name)
-    }
+    wrong = _of_our_layers(model, info)
     if wrong:
-        raise ValueError(f"the weights in {os.fspath(path)!r} do not fit the swapped {stock.__name__}: {wrong}")
+        raise ValueError(f"the weights in {os.fspath(path)!r} do not fit the hyper layers of {stock.__name__}: {wrong}")
     return (model, info) if wants_info else model
+
+
+def _of_our_layers(model: nn.Module, info: dict[str, Any]) -> dict[str, list[str]]:
+    """Keys that do not match; those of other parts (another head, say) transformers reports itself."""
+    ours = tuple(f"{name}." for name in swapped_layers(model))
+    kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
+    found = {kind: sorted(str(key) for key in info.get(kind) or ()) for kind in kinds}
+    found = {kind: [key for key in keys if ".mixer." in key or key.startswith(ours)] for kind, keys in found.items()}
+    return {kind: keys for kind, keys in found.items() if keys}
 
 
 def _building(stock: type[PreTrainedModel], swaps: list[dict[str, Any]]) -> type[PreTrainedModel]:

@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--model", help="a pretrained causal language model; without, a small GPT-2 is trained first")
     parser.add_argument("--data", type=Path, help="a text file or a folder of them")
     parser.add_argument("--mixer", default="hyperglu", choices=["hyperglu", "hypermlp"])
-    parser.add_argument("--steps", type=int, default=200, help="steps that train the small GPT-2")
+    parser.add_argument("--steps", type=int, default=300, help="steps that train the small GPT-2")
     parser.add_argument("--tune-steps", type=int, default=50, help="steps of fine-tuning after the swap")
     parser.add_argument("--lr", type=float, help="of fine-tuning; 1e-3 for the small model, else 1e-4")
     parser.add_argument("--seq-len", type=int, default=128)

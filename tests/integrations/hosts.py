@@ -18,7 +18,7 @@ _SIZES = {
     "vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
     "intermediate_size": 48, "max_position_embeddings": 64,
 }  # fmt: skip
-_TOKENS = {"bos_token_id": 1, "eos_token_id": None, "pad_token_id": 0}
+_TOKENS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}  # generate() is told to go on past the end
 
 
 def _model(model: str, config: str, **fields: Any) -> Callable[..., nn.Module]:

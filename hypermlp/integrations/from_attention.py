@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from hypermlp.config import HyperConfig
 from hypermlp.integrations.host import Host, Projection, Projections
 from hypermlp.layers import AttentionLayer, HyperMLP
-from hypermlp.layers.feature_mixing import Gate
 
 
 def fields_from_attention(host: Host, options: dict[str, Any]) -> dict[str, Any]:
@@ -53,9 +52,9 @@ def start_from_attention(layer: AttentionLayer, host: Host) -> None:
     _neutral(layer)
     # a softmax layer divides by sqrt(K) itself
     scale = p.scaling * (config.qk_width**0.5 if config.mixer == "softmax" else 1.0)
-    query, key = _leading(p, config, scale / _resting(layer.q_gate))
+    query, key = _leading(p, config, scale / _resting(config, config.q_gate))
     value = p.value.expanded(config.num_heads)
-    resting = _resting(layer.output_gate)
+    resting = _resting(config, config.output_gate)
     for linear, part in ((layer.q_proj, query), (layer.k_proj, key), (layer.v_proj, value)):
         _copy(linear, part.weight.flatten(0, 1), None if part.bias is None else part.bias.flatten())
     if p.output is not None:
@@ -117,12 +116,12 @@ def _neutral(layer: AttentionLayer) -> None:
         for mix in (layer.routing_mix, layer.readout_mix):
             if mix is not None and mix.up is not None:
                 mix.up.zero_()  # down stays random: a product of two zeros would never learn
-    for gate in (layer.q_gate, layer.output_gate):
-        if gate is not None:
-            gate.proj.weight.zero_()
-            gate.proj.bias.fill_(0.0 if gate.activation == "sigmoid" else 1.0)
+    if layer.gate is not None:
+        rows = sum(layer.gate.widths[:2])  # those of queries and output; the mixings' cores multiply zeros
+        layer.gate.proj.weight[:rows] = 0
+        layer.gate.proj.bias[:rows] = 0.0 if layer.config.gate_activation == "sigmoid" else 1.0
 
 
-def _resting(gate: Gate | None) -> float:
+def _resting(config: HyperConfig, gated: bool) -> float:
     """What :func:`_neutral` makes a gate multiply by."""
-    return 0.5 if gate is not None and gate.activation == "sigmoid" else 1.0
+    return 0.5 if gated and config.gate_activation == "sigmoid" else 1.0

@@ -43,22 +43,22 @@ def attention_map(
         valid = None if attention_mask is None else check_attention_mask(attention_mask, hidden_states)
         x = zero_padded(hidden_states, valid)
         offset = layer._rotary_offset(x, valid, cu_seqlens)
-        q = layer.queries(x, offset)
+        gates = layer.gates(x)
         k, v = layer.keys_values(x, cu_seqlens, offset)
-        unit = _unit(v, x.shape[1])
-        return layer.attend(x, q, k, unit.transpose(1, 2), valid, cu_seqlens).transpose(1, 2)
+        unit = _unit(v, x.shape[1]).transpose(1, 2)
+        return layer.attend(layer.queries(x, gates, offset), k, unit, gates, valid, cu_seqlens).transpose(1, 2)
     if not isinstance(state, LayerCache):
         raise ValueError("a map over earlier tokens needs a growing cache: this one is static")
     valid = layer._new_tokens_mask(attention_mask, hidden_states, state)
     x = zero_padded(hidden_states, valid)
     offset = state.offset(valid)
-    q = layer.queries(x, offset)
+    gates = layer.gates(x)
     k, v = (zero_padded(part, valid) for part in layer.keys_values(x, None, offset, past=state.inputs(x)))
     past = state.extended(k, v, valid)
     bounds = list(accumulate((part.shape[2] for part in past.values), initial=0))
     unit = _unit(v, bounds[-1])
     values = [unit[:, :, start:stop] for start, stop in pairwise(bounds)]
-    weights = layer.attend_block(x, q, past._replace(values=values)).transpose(1, 2)
+    weights = layer.attend_block(layer.queries(x, gates, offset), gates, past._replace(values=values)).transpose(1, 2)
     # tokens before the window
     return F.pad(weights, (state.length + x.shape[1] - bounds[-1], 0))
 

@@ -208,7 +208,24 @@ def _sites(model: nn.Module) -> tuple[list[_Site], list[Left]]:
             sites[id(module)] = _Site([name], module, adapter)
     if not sites:
         raise ValueError(_unknown(model, left))
-    return list(sites.values()), left
+    return list(sites.values()), left + _without_adapter(model, inside)
+
+
+def _without_adapter(model: nn.Module, known: tuple[str, ...]) -> list[Left]:
+    """Modules that call themselves attention, have no adapter, and hold or are in none that has (``known``)."""
+    left: list[Left] = []
+    taken = known
+    for name, module in model.named_modules():
+        place = f"{name}."
+        apart = name and not place.startswith(taken) and not any(other.startswith(place) for other in known)
+        if apart and _is_attention(type(module)):
+            left.append(Left(name, type(module).__name__, "no adapter is registered for its class"))
+            taken += (place,)
+    return left
+
+
+def _is_attention(cls: type) -> bool:
+    return "attention" in cls.__name__.lower() or "attn" in cls.__name__.lower()
 
 
 def _chosen(layers: Iterable[int] | None, sites: list[_Site]) -> list[_Site]:
@@ -301,8 +318,9 @@ def _count(model: nn.Module) -> int:
 
 
 def _unknown(model: nn.Module, left: list[Left]) -> str:
-    seen = {type(module).__name__ for module in model.modules() if not type(module).__module__.startswith("torch.nn")}
-    attention = {name for name in seen if "attention" in name.lower() or "attn" in name.lower()}
+    classes = {type(module) for module in model.modules() if not type(module).__module__.startswith("torch.nn")}
+    seen = {cls.__name__ for cls in classes}
+    attention = {cls.__name__ for cls in classes if _is_attention(cls)}
     skipped = "".join(f" {entry.name} ({entry.was}) is left alone: {entry.reason}." for entry in left)
     return (
         f"no attention of {type(model).__name__} is known.{skipped} "

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from hypermlp import swap_attention
 from hypermlp.cache import LayerCache
 from hypermlp.integrations.huggingface import attention as attention_module
 from hypermlp.integrations.huggingface.attention import HuggingFaceAttention
 from hypermlp.integrations.huggingface.cache import CacheLayer, HyperStaticLayer
 from hypermlp.integrations.huggingface.masks import Tokens, read_mask
 from tests.integrations import checks
-from tests.integrations.hosts import BUILD, DECODERS, FOUR, cache_of, logits, swapped, tokens, transformers
+from tests.integrations.hosts import BUILD, DECODERS, FOUR, cache_of, logits, stock, swapped, tokens, transformers
 
 ATTENTION = ["sdpa", "eager"]
 
@@ -139,6 +141,36 @@ def test_generate_from_ragged_prompts(name: str, kwargs: dict[str, Any]) -> None
     checks.check_generate_padded(swapped(name), **kwargs)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FOUR)
+def test_generate_with_a_compiled_step(name: str) -> None:
+    """A static cache's step is one graph; transformers compiles it by itself on a GPU."""
+    model: Any = swapped(name)
+    ids = tokens(2, 7)
+    compiling = transformers.CompileConfig(fullgraph=True, backend="aot_eager", mode=None)
+    compiling._compile_all_devices = True
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    out = checks.generate(model, ids, cache_implementation="static", compile_config=compiling, disable_compile=False)
+    assert torch.equal(out, checks.generate(model, ids, use_cache=False))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    torch._dynamo.reset()
+
+
+def test_cross_attention_goes_on_beside() -> None:
+    for name in ("gpt2", "bert_decoder"):
+        model: Any = stock(name, add_cross_attention=True)
+        report = swap_attention(model)
+        assert all("crossattention" in entry.name for entry in report.left)
+        assert len(report.left) == 2
+        ids, read = tokens(2, 7), torch.randn(2, 4, 32)
+        whole = logits(model, ids, encoder_hidden_states=read, use_cache=False)
+        with torch.no_grad():
+            cache = model(ids[:, :4], encoder_hidden_states=read, use_cache=True).past_key_values
+        rest = logits(model, ids[:, 4:], encoder_hidden_states=read, past_key_values=cache, use_cache=True)
+        assert checks.error(rest, whole[:, 4:]) < checks.TOLERANCE
+
+
 def test_generate_from_one_token() -> None:
     model = swapped("llama")
     ids = tokens(2, 1)
@@ -194,8 +226,6 @@ def test_part_of_the_layers() -> None:
 
 
 def test_repeat_select_reset_and_copy_of_a_cache() -> None:
-    import copy
-
     model: Any = swapped("llama")
     ids = tokens(2, 9)
     whole = logits(model, ids)

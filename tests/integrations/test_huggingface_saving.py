@@ -15,7 +15,7 @@ from torch import nn
 from hypermlp import restore_attention, swap_attention
 from hypermlp.integrations.huggingface import from_pretrained, rebuild
 from tests.integrations import checks
-from tests.integrations.hosts import BUILD, logits, stock, swapped, tokens
+from tests.integrations.hosts import BUILD, logits, stock, swapped, tokens, transformers
 
 
 @pytest.fixture(autouse=True)
@@ -85,6 +85,32 @@ def test_dtype_and_class_can_be_given(tmp_path: Path) -> None:
     again = from_pretrained(tmp_path, model_class=inner, dtype=torch.bfloat16)
     assert type(again) is inner
     assert {parameter.dtype for parameter in again.parameters()} == {torch.bfloat16}
+
+
+def test_sharded_files_and_a_device_map(tmp_path: Path) -> None:
+    pytest.importorskip("accelerate", reason="needs accelerate")
+    model: Any = swapped("llama")
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    ids = tokens(2, 9)
+    again = from_pretrained(tmp_path, device_map="cpu").eval()
+    assert torch.equal(logits(again, ids), logits(model, ids))
+
+
+def test_trainer_and_its_checkpoint(tmp_path: Path) -> None:
+    pytest.importorskip("accelerate", reason="needs accelerate")
+    model: Any = swapped("llama")
+    before = logits(model, tokens(2, 9))
+    data = [{"input_ids": ids, "labels": ids} for ids in tokens(4, 9)]
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path), max_steps=2, save_steps=2, per_device_train_batch_size=2, learning_rate=1e-2,
+        report_to=[], disable_tqdm=True, use_cpu=True,
+    )  # fmt: skip
+    transformers.Trainer(model, arguments, train_dataset=data).train()
+    model.eval()
+    after = logits(model, tokens(2, 9))
+    assert checks.error(after, before) > 1e-2
+    assert torch.equal(logits(from_pretrained(tmp_path / "checkpoint-2").eval(), tokens(2, 9)), after)
 
 
 def test_state_dict_into_a_model_swapped_alike() -> None:

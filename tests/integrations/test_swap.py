@@ -158,6 +158,23 @@ def test_what_is_left_alone_is_named(adapter: ToyAdapter) -> None:
     assert "1.attention: ToyAttention left, it asks to be" in str(report)
 
 
+def test_attention_without_an_adapter_is_named_too(adapter: ToyAdapter) -> None:
+    class OtherAttention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner_attn = ToyAttention()
+
+    class LinearAttention(nn.Linear): ...
+
+    class CrossAttn(nn.Sequential): ...
+
+    model = nn.Sequential(ToyBlock(), OtherAttention(), CrossAttn(LinearAttention(2, 2)))
+    report = swap_attention(model)
+    # the one that holds a known one is not what is left, and of nested ones the outer
+    assert [entry.name for entry in report.swapped] == ["0.attention", "1.inner_attn"]
+    assert [entry[:] for entry in report.left] == [("2", "CrossAttn", "no adapter is registered for its class")]
+
+
 def test_device_dtype_and_mode_are_kept(adapter: ToyAdapter) -> None:
     model = build().to(torch.float64).eval()
     model[2].train()

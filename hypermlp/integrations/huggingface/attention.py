@@ -79,12 +79,14 @@ class HuggingFaceAttention(nn.Module):
 
     def _cacheable(self, hidden_states: Tensor, tokens: Tokens, cache: CacheLayer) -> bool:
         """Whether to fill the cache. Models make one even to train; it stays empty and says so if used."""
-        wanted = hidden_states.requires_grad or any(p.requires_grad for p in self.mixer.parameters())
-        if torch.is_grad_enabled() and wanted and cache.empty:
+        if torch.is_grad_enabled() and cache.empty and self._trained(hidden_states):
             cache.unusable = "it was passed to a call that records gradients; call under torch.no_grad()"
         elif tokens.cu_seqlens is not None:
             cache.unusable = "it was passed to a call with packed documents, which cannot be continued"
         return cache.unusable is None
+
+    def _trained(self, hidden_states: Tensor) -> bool:
+        return hidden_states.requires_grad or any(parameter.requires_grad for parameter in self.mixer.parameters())
 
     def _compute(self, hidden_states: Tensor, tokens: Tokens, cache: CacheLayer | None) -> Tensor:
         if cache is not None:

@@ -1,11 +1,14 @@
 """HyperMLP and HyperGLU: drop-in attention layers for PyTorch (Lu & Yang, arXiv 2602.12601)."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hypermlp.cache import HyperCache
 from hypermlp.config import HyperConfig, MixConfig
 from hypermlp.layers import HyperGLU, HyperMLP, ReLUAttention, SoftmaxAttention, build_layer
 from hypermlp.ops import SequenceMix, hyper_attention
+
+if TYPE_CHECKING:
+    from hypermlp.integrations import restore_attention, swap_attention
 
 __version__ = "0.1.0"
 

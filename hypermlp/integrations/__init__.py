@@ -2,7 +2,8 @@
 
 from hypermlp.integrations.host import Host, Projection, Projections
 from hypermlp.integrations.registry import Adapter, register
-from hypermlp.integrations.swap import SwapReport, restore_attention, swap_attention
+from hypermlp.integrations.report import SwapReport
+from hypermlp.integrations.swap import restore_attention, swap_attention
 
 __all__ = [
     "Adapter",

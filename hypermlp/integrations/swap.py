@@ -3,92 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 from torch import nn
 
 from hypermlp.config import HyperConfig, Mixer
-from hypermlp.integrations import registry
 from hypermlp.integrations.from_attention import fields_from_attention, start_from_attention
 from hypermlp.integrations.host import Host, NoProjection, placement
+from hypermlp.integrations.registry import Adapter
+from hypermlp.integrations.report import Left, Swapped, SwapReport
+from hypermlp.integrations.sites import Site, find_sites
 from hypermlp.layers import AttentionLayer, build_layer
 
 Init = Literal["fresh", "from_attention"]
 
 # tables of more lags would outgrow the projections; a longer context is a window
 _MOST_LAGS = 2048
-_MARK = "_replaced_attention"
 _FROM_HOST = ("hidden_size", "causal", "mixer", "layer_idx", "device", "dtype")
-
-
-class Swapped(NamedTuple):
-    """A replaced module: where, what it was, and the layer that stands there now."""
-
-    name: str
-    was: str
-    layer: AttentionLayer
-
-
-class Left(NamedTuple):
-    """A module left as it is, and why."""
-
-    name: str
-    was: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class SwapReport:
-    """What :func:`swap_attention` did; ``print`` it.
-
-    Attributes:
-        swapped: replaced modules, in the model's order.
-        left: attention modules left as they are, each with the reason.
-        parameters_before: numbers in the model's parameters before, shared ones once.
-        parameters_after: and after.
-    """
-
-    swapped: tuple[Swapped, ...]
-    left: tuple[Left, ...]
-    parameters_before: int
-    parameters_after: int
-
-    def __str__(self) -> str:
-        change = self.parameters_after / max(1, self.parameters_before) - 1
-        lines = [
-            f"{len(self.swapped)} attention modules swapped, {len(self.left)} left; parameters "
-            f"{self.parameters_before:,} -> {self.parameters_after:,} ({change:+.1%})"
-        ]
-        lines += [f"  {s.name}: {s.was} -> {type(s.layer).__name__}({s.layer.extra_repr()})" for s in self.swapped]
-        lines += [f"  {left.name}: {left.was} left, {left.reason}" for left in self.left]
-        return "\n".join(lines)
-
-
-class _Replaced(NamedTuple):
-    """What a replacement remembers of the module whose place it took."""
-
-    adapter: registry.Adapter
-    was: str
-    layer: AttentionLayer
-    original: nn.Module | None
-
-
-class _Site(NamedTuple):
-    """An attention module that is known, under all the names it has in the model."""
-
-    names: list[str]
-    module: nn.Module
-    adapter: registry.Adapter
-
-    @property
-    def was(self) -> str:
-        return type(self.module).__name__
-
-    @property
-    def replaced(self) -> _Replaced | None:
-        found: _Replaced | None = self.module.__dict__.get(_MARK)
-        return found
 
 
 def swap_attention(
@@ -130,16 +61,18 @@ def swap_attention(
         if name in options:
             raise ValueError(f"{name} is taken from the model: leave it out")
     before = _count(model)
-    sites, left = _sites(model)
+    sites, left = find_sites(model)
     chosen = _chosen(layers, sites)
     built = [(site, *_replacement(site, mixer, init, options)) for site in chosen]
     for site, layer, new in built:
-        new.train(site.module.training)
-        original = site.module if keep_originals else None
-        # a tuple, so that the original is no submodule: its parameters are not the model's any more
-        setattr(new, _MARK, _Replaced(site.adapter, site.was, layer, original))
-        _put(model, site.names, new)
-    _finish(model)
+        site.mark(new, layer, keep_original=keep_originals)
+        site.put(model, new.train(site.module.training))
+    try:
+        _finish(model)
+    except Exception:
+        for site in chosen:
+            site.put(model, site.module)
+        raise
     swapped = tuple(Swapped(site.names[0], site.was, layer) for site, layer, _ in built)
     names = {s.name for s in swapped}
     left += [
@@ -162,7 +95,7 @@ def restore_attention(model: nn.Module) -> tuple[str, ...]:
     Raises:
         ValueError: if none was replaced, or one without ``keep_originals``; nothing changes.
     """
-    sites = [site for site in _sites(model)[0] if site.replaced]
+    sites = [site for site in find_sites(model)[0] if site.replaced]
     if not sites:
         raise ValueError("no attention of this model has been swapped: there is nothing to restore")
     lost = [site.names[0] for site in sites if site.replaced and site.replaced.original is None]
@@ -173,7 +106,7 @@ def restore_attention(model: nn.Module) -> tuple[str, ...]:
         original = site.replaced.original
         assert original is not None
         device, dtype = placement(site.module)
-        _put(model, site.names, original.to(device, dtype).train(site.module.training))
+        site.put(model, original.to(device, dtype).train(site.module.training))
     adapters = [site.replaced.adapter for site in sites if site.replaced]
     _finish(model, adapters)
     return tuple(site.names[0] for site in sites)
@@ -181,54 +114,10 @@ def restore_attention(model: nn.Module) -> tuple[str, ...]:
 
 def swapped_layers(model: nn.Module) -> dict[str, AttentionLayer]:
     """The hyper layers that stand in a model, by the name of the module they belong to."""
-    return {site.names[0]: site.replaced.layer for site in _sites(model)[0] if site.replaced}
+    return {site.names[0]: site.replaced.layer for site in find_sites(model)[0] if site.replaced}
 
 
-def _sites(model: nn.Module) -> tuple[list[_Site], list[Left]]:
-    """Attention modules that can be or have been replaced, in order, and those left alone."""
-    sites: dict[int, _Site] = {}
-    left: list[Left] = []
-    inside: tuple[str, ...] = ()
-    for name, module in model.named_modules(remove_duplicate=False):
-        if inside and name.startswith(inside):
-            continue
-        replaced: _Replaced | None = module.__dict__.get(_MARK)
-        adapter = replaced.adapter if replaced else registry.find(module)
-        if adapter is None:
-            continue
-        if name == "":
-            raise ValueError(f"the model is itself a {type(module).__name__}: give the model that holds it")
-        inside += (f"{name}.",)
-        reason = None if replaced else adapter.skip(module)
-        if reason is not None:
-            left.append(Left(name, type(module).__name__, reason))
-        elif id(module) in sites:
-            sites[id(module)].names.append(name)
-        else:
-            sites[id(module)] = _Site([name], module, adapter)
-    if not sites:
-        raise ValueError(_unknown(model, left))
-    return list(sites.values()), left + _without_adapter(model, inside)
-
-
-def _without_adapter(model: nn.Module, known: tuple[str, ...]) -> list[Left]:
-    """Modules that call themselves attention, have no adapter, and hold or are in none that has (``known``)."""
-    left: list[Left] = []
-    taken = known
-    for name, module in model.named_modules():
-        place = f"{name}."
-        apart = name and not place.startswith(taken) and not any(other.startswith(place) for other in known)
-        if apart and _is_attention(type(module)):
-            left.append(Left(name, type(module).__name__, "no adapter is registered for its class"))
-            taken += (place,)
-    return left
-
-
-def _is_attention(cls: type) -> bool:
-    return "attention" in cls.__name__.lower() or "attn" in cls.__name__.lower()
-
-
-def _chosen(layers: Iterable[int] | None, sites: list[_Site]) -> list[_Site]:
+def _chosen(layers: Iterable[int] | None, sites: list[Site]) -> list[Site]:
     if layers is None:
         chosen = [site for site in sites if not site.replaced]
         if not chosen:
@@ -247,7 +136,7 @@ def _chosen(layers: Iterable[int] | None, sites: list[_Site]) -> list[_Site]:
     return chosen
 
 
-def _replacement(site: _Site, mixer: Mixer, init: Init, options: dict[str, Any]) -> tuple[AttentionLayer, nn.Module]:
+def _replacement(site: Site, mixer: Mixer, init: Init, options: dict[str, Any]) -> tuple[AttentionLayer, nn.Module]:
     """The new layer and what takes the module's place; ValueError with the module's name."""
     try:
         host = site.adapter.describe(site.module)
@@ -289,15 +178,9 @@ def _table_rows(host: Host) -> int:
     return min(rows, _MOST_LAGS, host.window or rows)
 
 
-def _put(model: nn.Module, names: list[str], module: nn.Module) -> None:
-    for name in names:
-        parent, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, module)
-
-
-def _finish(model: nn.Module, adapters: Iterable[registry.Adapter] = ()) -> None:
+def _finish(model: nn.Module, adapters: Iterable[Adapter] = ()) -> None:
     """Tell each adapter what stands in the model now."""
-    sites = _sites(model)[0]
+    sites = find_sites(model)[0]
     groups: list[tuple[HyperConfig, list[int]]] = []
     for place, site in enumerate(sites):
         if not site.replaced:
@@ -315,17 +198,3 @@ def _finish(model: nn.Module, adapters: Iterable[registry.Adapter] = ()) -> None
 
 def _count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _unknown(model: nn.Module, left: list[Left]) -> str:
-    classes = {type(module) for module in model.modules() if not type(module).__module__.startswith("torch.nn")}
-    seen = {cls.__name__ for cls in classes}
-    attention = {cls.__name__ for cls in classes if _is_attention(cls)}
-    skipped = "".join(f" {entry.name} ({entry.was}) is left alone: {entry.reason}." for entry in left)
-    return (
-        f"no attention of {type(model).__name__} is known.{skipped} "
-        f"Classes seen: {', '.join(sorted(attention or seen)) or 'those of torch.nn alone'}. "
-        f"Known: {', '.join(registry.known_classes())}. "
-        "Register an adapter: subclass hypermlp.integrations.Adapter, say in describe() what the module is, "
-        'and call hypermlp.integrations.register(MyAdapter(), "ItsClassName")'
-    )

@@ -5,102 +5,19 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
+import hypermlp
 from hypermlp import HyperGLU, HyperMLP
-from hypermlp.integrations import (
-    Adapter,
-    Host,
-    Projection,
-    Projections,
-    register,
-    registry,
-    restore_attention,
-    swap_attention,
-)
+from hypermlp.integrations import register, restore_attention, swap_attention
 from hypermlp.integrations.swap import swapped_layers
+from tests.integrations.toy import ToyAdapter, ToyAttention, ToyBlock, adapter, assert_unchanged, build, state
 
-
-class ToyAttention(nn.Module):
-    """Softmax attention called as ``attention(x)``."""
-
-    def __init__(self, width: int = 16, heads: int = 4, causal: bool = True, bias: bool = True) -> None:
-        super().__init__()
-        self.width, self.heads, self.causal = width, heads, causal
-        self.qkv = nn.Linear(width, 3 * width, bias=bias)
-        self.out = nn.Linear(width, width, bias=bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=-1))
-        o: Tensor = self.out(F.scaled_dot_product_attention(q, k, v, is_causal=self.causal).transpose(1, 2).flatten(2))
-        return o
-
-
-class ToyBlock(nn.Module):
-    def __init__(self, **options: Any) -> None:
-        super().__init__()
-        self.norm, self.attention = nn.LayerNorm(16), ToyAttention(**options)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = x + self.attention(self.norm(x))
-        return out
-
-
-class ToyAdapter(Adapter):
-    def __init__(self) -> None:
-        self.told: list[list[dict[str, Any]]] = []
-
-    def describe(self, module: Any) -> Host:
-        return Host(
-            hidden_size=module.width, num_heads=module.heads, causal=module.causal, max_length=32,
-            projections=lambda: self.projections(module),
-        )  # fmt: skip
-
-    def skip(self, module: Any) -> str | None:
-        return "it asks to be" if getattr(module, "leave", False) else None
-
-    def finish(self, model: nn.Module, swaps: Sequence[Mapping[str, Any]]) -> None:
-        self.told.append([dict(swap) for swap in swaps])
-
-    @staticmethod
-    def projections(module: Any) -> Projections:
-        biases = module.qkv.bias.chunk(3) if module.qkv.bias is not None else (None,) * 3
-        parts = [
-            Projection.of(weight, bias, module.heads)
-            for weight, bias in zip(module.qkv.weight.chunk(3), biases, strict=True)
-        ]
-        scaling = (module.width // module.heads) ** -0.5
-        return Projections(parts[0], parts[1], parts[2], (module.out.weight, module.out.bias), scaling)
-
-
-@pytest.fixture
-def adapter(monkeypatch: pytest.MonkeyPatch) -> Iterator[ToyAdapter]:
-    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
-    toy = ToyAdapter()
-    register(toy, "ToyAttention")
-    return toy
-
-
-def build(layers: int = 3, **options: Any) -> nn.Sequential:
-    return nn.Sequential(*(ToyBlock(**options) for _ in range(layers)))
-
-
-def state(model: nn.Module) -> tuple[dict[str, nn.Module], dict[str, Tensor]]:
-    return dict(model.named_modules()), {name: x.clone() for name, x in model.state_dict().items()}
-
-
-def assert_unchanged(model: nn.Module, before: tuple[dict[str, nn.Module], dict[str, Tensor]]) -> None:
-    modules, tensors = state(model)
-    assert list(modules) == list(before[0])
-    assert all(modules[name] is before[0][name] for name in modules)
-    assert tensors.keys() == before[1].keys()
-    assert all(torch.equal(tensors[name], before[1][name]) for name in tensors)
+__all__ = ["adapter"]  # a fixture
 
 
 def test_swapping_and_back(adapter: ToyAdapter) -> None:
@@ -242,6 +159,18 @@ def test_an_error_in_the_last_layer_changes_nothing(adapter: ToyAdapter) -> None
     assert_unchanged(model, before)
 
 
+def test_an_error_after_the_last_layer_changes_nothing(adapter: ToyAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any) -> None:
+        raise RuntimeError("the host will not have it")
+
+    monkeypatch.setattr(ToyAdapter, "finish", refuse)
+    model = build()
+    before = state(model)
+    with pytest.raises(RuntimeError, match="will not have it"):
+        swap_attention(model)
+    assert_unchanged(model, before)
+
+
 def test_swapping_as_it_goes_would_be_noticed(adapter: ToyAdapter) -> None:
     model = build()
     before = state(model)
@@ -309,66 +238,5 @@ def test_importing_and_swapping_load_no_transformers() -> None:
 
 
 def test_an_unknown_name_of_the_package_is_an_attribute_error() -> None:
-    import hypermlp
-
     with pytest.raises(AttributeError, match="no attribute 'swap'"):
         hypermlp.swap  # noqa: B018
-
-
-# from_attention
-
-
-@pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("bias", [True, False])
-def test_softmax_from_attention_is_the_host(adapter: ToyAdapter, causal: bool, bias: bool) -> None:
-    """With the same selection, full width and no parts of its own, nothing may change."""
-    model = build(causal=causal, bias=bias).double()
-    x = torch.randn(2, 9, 16, dtype=torch.float64)
-    out = model(x)
-    swap_attention(model, "softmax", init="from_attention")
-    torch.testing.assert_close(model(x), out, rtol=1e-12, atol=1e-12)
-    restore_attention(model)
-    swap_attention(model, "softmax")
-    assert not torch.allclose(model(x), out)
-
-
-def test_new_parts_start_neutral(adapter: ToyAdapter) -> None:
-    """Gates, convolutions, mixings: all present, all as if they were not, and all learning."""
-    x = torch.randn(2, 9, 16, dtype=torch.float64)
-    plain = build().double()
-    full = copy.deepcopy(plain)
-    swap_attention(plain, "relu", init="from_attention", qk_dim=16)
-    swap_attention(full, "hypermlp", init="from_attention", qk_dim=16)
-    torch.testing.assert_close(full(x), plain(x), rtol=1e-12, atol=1e-12)
-    full(x).square().sum().backward()
-    still = [name for name, parameter in full.named_parameters() if not parameter.grad.any()]
-    # the tables before a zero one start to learn one step later
-    assert {name.rpartition("mix.")[2] for name in still} <= {"down"}
-
-
-def test_identity_gates_start_neutral_too(adapter: ToyAdapter) -> None:
-    x = torch.randn(2, 9, 16, dtype=torch.float64)
-    model, other = build().double(), build().double()
-    other.load_state_dict(model.state_dict())
-    swap_attention(model, "hyperglu", init="from_attention", gate_activation="identity")
-    swap_attention(other, "hyperglu", init="from_attention")
-    torch.testing.assert_close(model(x), other(x), rtol=1e-12, atol=1e-12)
-
-
-def test_the_leading_part_is_the_hosts(adapter: ToyAdapter) -> None:
-    model = build(1)
-    host = model[0].attention
-    swap_attention(model, "hyperglu", init="from_attention", qk_dim=16)
-    layer = model[0].attention
-    q, k, v = host.qkv.weight.chunk(3)
-    # two maps of four heads, two channels each, queries scaled by 4 ** -0.5 and by the gate's rest of a half
-    torch.testing.assert_close(layer.q_proj.weight.view(2, 4, 2, 16)[0], q.view(4, 4, 16)[:, :2])
-    torch.testing.assert_close(layer.k_proj.weight.view(2, 4, 2, 16)[1], k.view(4, 4, 16)[:, :2])
-    torch.testing.assert_close(layer.v_proj.weight, v)
-    torch.testing.assert_close(layer.o_proj.weight, 2 * host.out.weight)
-
-
-def test_a_host_without_projections_is_refused(adapter: ToyAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ToyAdapter, "describe", lambda self, module: Host(module.width, module.heads, max_length=32))
-    with pytest.raises(ValueError, match="use init='fresh'"):
-        swap_attention(build(), init="from_attention")

@@ -19,7 +19,7 @@ test-all: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 -m ""
 
 test-hf-oldest: $(HF_OLDEST)/.ready
-	$(HF_OLDEST)/bin/python -m pytest -n 2 tests/integrations
+	$(HF_OLDEST)/bin/python -m pytest -n 2 tests/integrations tests/models
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

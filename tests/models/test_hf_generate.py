@@ -82,6 +82,21 @@ def test_one_token_prompts(way):
     torch.testing.assert_close(run(model, ids, **WAYS[way]), uncached(model, ids, **WAYS[way]), rtol=0, atol=0)
 
 
+def test_embeddings_may_be_the_prompt():
+    model, ids = tiny(), tokens(2, 6)
+    prompt = model.get_input_embeddings()(ids)
+    found = model.generate(inputs_embeds=prompt, max_new_tokens=NEW, do_sample=False)
+    assert torch.equal(found, uncached(model, ids)[:, 6:])
+
+
+def test_the_end_token_ends_it():
+    model, ids = tiny(), tokens(1, 6)
+    told = uncached(model, ids)[0, 6:].tolist()
+    model.generation_config.eos_token_id = told[3]
+    found = model.generate(ids, max_new_tokens=NEW, do_sample=False)[0, 6:].tolist()
+    assert found == told[: told.index(told[3]) + 1]
+
+
 def test_assistant_model():
     for seed in range(3):
         model, assistant, ids = tiny(seed=seed), tiny("softmax", seed + 100), tokens(1, 6, seed)

@@ -21,6 +21,13 @@ _FAMILY = {
     "AutoModelForSequenceClassification": "HyperMLPForSequenceClassification",
 }
 
+# how LanguageModelConfig calls what has another name in Transformers
+_PLAIN_NAMES = {
+    "num_layers": "num_hidden_layers",
+    "context_length": "max_position_embeddings",
+    "norm_eps": "rms_norm_eps",
+}
+
 
 class HyperMLPConfig(PreTrainedConfig):
     """What a HyperMLP language model computes.
@@ -102,11 +109,20 @@ class HyperMLPConfig(PreTrainedConfig):
     def _layer_model(self, attention: dict[str, Any]) -> LanguageModelConfig:
         """The plain language model of these sizes: the one home of their checks and defaults."""
         sizes = {"hidden_size": self.hidden_size, "num_heads": self.num_attention_heads}
+        try:
+            return self._checked(HyperConfig(**(sizes | attention)))
+        except (TypeError, ValueError) as error:
+            message = str(error)
+            for plain, name in _PLAIN_NAMES.items():
+                message = message.replace(plain, name)
+            raise type(error)(message) from None
+
+    def _checked(self, attention: HyperConfig) -> LanguageModelConfig:
         return LanguageModelConfig(
             vocab_size=self.vocab_size,
             hidden_size=self.hidden_size,
             num_layers=self.num_hidden_layers,
-            attention=HyperConfig(**(sizes | attention)),
+            attention=attention,
             intermediate_size=self.intermediate_size,  # type: ignore[arg-type]
             context_length=self.max_position_embeddings,
             tie_embeddings=self.tie_word_embeddings,

@@ -82,6 +82,39 @@ def test_one_token_prompts(way):
     torch.testing.assert_close(run(model, ids, **WAYS[way]), uncached(model, ids, **WAYS[way]), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("way", ["greedy", "beams", "static", "lookup", "chunks"])
+def test_layers_of_different_kinds_in_one_model(way):
+    model = tiny(attention=[ATTENTION["softmax"], ATTENTION["hyperglu"]])
+    ids = tokens(1, 7)
+    assert torch.equal(run(model, ids, **WAYS[way]), uncached(model, ids, **WAYS[way]))
+
+
+def test_tables_by_position():
+    model = tiny(attention={**ATTENTION["hyperglu"], "layout": "position", "max_lag": 24})
+    ids, mask = left_padded([3, 8])
+    together = run(model, ids, mask)
+    for row, length in enumerate((3, 8)):
+        assert torch.equal(together[row, -NEW:], uncached(model, ids[row : row + 1, -length:])[0, -NEW:])
+    for way in ({}, {"use_cache": False}):
+        with pytest.raises(ValueError, match="24"):
+            run(model, ids, mask, max_new_tokens=20, **way)
+    with pytest.raises(ValueError, match="layout='lag'"):
+        run(model, ids, mask, cache_implementation="static")
+
+
+@pytest.mark.parametrize("mixer", ["hyperglu", "hypermlp"])
+def test_far_past_the_window(mixer):
+    model, ids = tiny(mixer), tokens(1, 60)
+    cache, held = DynamicCache(config=model.config), []
+    found = run(model, ids, past_key_values=cache, max_new_tokens=40)
+    held.append(cache.layers[0].memory.nbytes)
+    longer = run(model, found, past_key_values=cache, max_new_tokens=60)
+    held.append(cache.layers[0].memory.nbytes)
+    assert torch.equal(longer, uncached(model, ids, max_new_tokens=100))
+    if mixer == "hyperglu":  # 11 tokens and what crop may take back
+        assert held[0] == held[1]
+
+
 def test_embeddings_may_be_the_prompt():
     model, ids = tiny(), tokens(2, 6)
     prompt = model.get_input_embeddings()(ids)

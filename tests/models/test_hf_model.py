@@ -324,6 +324,11 @@ def test_packed_equals_separate(mixer, how):
         assert (first[1] == 0).all()
         assert (first[0] != 0).any()
         assert out.hidden_states[0].shape == (2, 9, 16)
+        mask = torch.ones_like(ids)
+        mask[1, 0] = 0  # hidden in its document, which goes on without it
+        masked = model(ids, mask, cu_seq_lens_q=packed_bounds(positions)).logits
+        torch.testing.assert_close(masked[0], out.logits[0], **CLOSE)
+        torch.testing.assert_close(masked[1, 1], model(ids[1:, 1:2]).logits[0, 0], **CLOSE)
     one = torch.arange(3, 12).expand(2, -1)
     torch.testing.assert_close(model(ids, position_ids=one).logits, model(ids).logits, **CLOSE)
 

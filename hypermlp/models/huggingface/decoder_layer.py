@@ -42,7 +42,7 @@ class HyperMLPDecoderLayer(GradientCheckpointingLayer, TransformerBlock):
         Args:
             hidden_states: ``[B, T, hidden_size]``.
             attention_mask: 0/1 ``[B, T]``.
-            cu_seqlens: bounds of packed sequences in the batch's rows laid end to end; without mask and cache.
+            cu_seqlens: bounds of packed sequences in the batch's rows laid end to end; not with a cache.
             past_key_values: earlier tokens, which these follow and are added to.
             output_attentions: return the attention map too.
 
@@ -63,7 +63,8 @@ class _Attention:
     def __init__(
         self, layer: AttentionLayer, mask: Tensor | None, cu_seqlens: Tensor | None, past_key_values: Cache | None
     ) -> None:
-        self.layer, self.mask, self.cu_seqlens = layer, mask, cu_seqlens
+        self.layer, self.cu_seqlens = layer, cu_seqlens
+        self.mask = mask if mask is None or cu_seqlens is None else mask.flatten()[None]
         self.cache = None if past_key_values is None else join_cache(past_key_values, layer.layer_idx)
 
     def read(self, x: Tensor) -> Tensor:

@@ -98,8 +98,10 @@ class HyperMLPModel(HyperMLPPreTrainedModel):
             past_key_values: earlier tokens, which these follow and are added to; for inference.
             inputs_embeds: ``[B, T, hidden_size]`` in place of ``input_ids``.
             use_cache: return a cache. None: as the configuration says, and not while gradients are on.
+                Packed documents have none.
             output_attentions: return each layer's map from values to what its heads read.
-            cu_seq_lens_q: bounds of packed documents, as ``DataCollatorWithFlattening`` gives them.
+            cu_seq_lens_q: bounds of packed documents, int32 or int64 ``[N + 1]``, in the batch's rows laid
+                end to end, as ``DataCollatorWithFlattening`` gives them.
             kwargs: what Transformers' decorators and collators add.
         """
         if (input_ids is None) == (inputs_embeds is None):

@@ -2,10 +2,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# the oldest transformers that is supported, in an environment of its own
+HF_OLDEST := .venv-hf-oldest
 STEPS ?=
 DATA ?=
 
-.PHONY: demo test test-all lint format bench docs pictures kernel-report clean
+.PHONY: demo test test-all test-hf-oldest lint format bench docs pictures kernel-report clean
 
 demo: $(VENV)/.test
 	$(BIN)/hypermlp demo $(if $(STEPS),--steps $(STEPS)) $(if $(DATA),--data "$(DATA)")
@@ -15,6 +17,9 @@ test: $(VENV)/.test
 
 test-all: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 -m ""
+
+test-hf-oldest: $(HF_OLDEST)/.ready
+	$(HF_OLDEST)/bin/python -m pytest -n 2 tests/integrations tests/models
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -40,11 +45,16 @@ kernel-report: $(VENV)/.test
 	$(BIN)/python kernels/tools/report.py
 
 clean:
-	rm -rf $(VENV) build dist site
+	rm -rf $(VENV) $(HF_OLDEST) build dist site
 
 $(VENV)/pyvenv.cfg:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.%: $(VENV)/pyvenv.cfg pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$*]"
+	touch $@
+
+$(HF_OLDEST)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(HF_OLDEST)
+	$(HF_OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]" "transformers==5.5.*"
 	touch $@

@@ -1,9 +1,14 @@
 """HyperMLP and HyperGLU: drop-in attention layers for PyTorch (Lu & Yang, arXiv 2602.12601)."""
 
+from typing import TYPE_CHECKING, Any
+
 from hypermlp.cache import HyperCache
 from hypermlp.config import HyperConfig, MixConfig
 from hypermlp.layers import HyperGLU, HyperMLP, ReLUAttention, SoftmaxAttention, build_layer
 from hypermlp.ops import SequenceMix, hyper_attention
+
+if TYPE_CHECKING:
+    from hypermlp.integrations import restore_attention, swap_attention
 
 __version__ = "0.1.0"
 
@@ -18,4 +23,15 @@ __all__ = [
     "SoftmaxAttention",
     "build_layer",
     "hyper_attention",
+    "restore_attention",
+    "swap_attention",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """``swap_attention`` and ``restore_attention``, loaded when they are first asked for."""
+    if name in ("restore_attention", "swap_attention"):
+        from hypermlp import integrations
+
+        return getattr(integrations, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

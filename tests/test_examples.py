@@ -35,6 +35,27 @@ def test_train_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert "going on from step 4" in run("train_text.py", [str(text), *size], monkeypatch, capsys)
 
 
+def test_load_official(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    out = run("load_official.py", [], monkeypatch, capsys)
+    assert all(float(found) < 1e-5 for found in re.findall(r"relative difference (\S+?),?\s", out))
+    assert len(re.findall("relative difference", out)) == 2
+
+
+def test_swap_gpt2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("transformers", minversion="5.5", reason="needs the hf extra")
+    text = tmp_path / "text.txt"
+    text.write_text("".join(f"{n} and {n} are {2 * n}. " for n in range(400)))
+    size = ["--steps", "60", "--tune-steps", "10", "--seq-len", "16", "--batch-size", "4", "--data", str(text)]
+    out = run("swap_gpt2.py", [*size, "--out", str(tmp_path / "swapped")], monkeypatch, capsys)
+    losses = {
+        name.strip(): (float(a), float(b)) for name, a, b in re.findall(r"^(s.+?)\s+(\d\.\d+)\s+(\d\.\d+)", out, re.M)
+    }
+    kept, fresh, reused = losses.values()
+    assert kept[0] < reused[0] < fresh[0]
+    assert f"is {kept[0]:.3f} again" in out
+    assert (tmp_path / "swapped" / "model.safetensors").exists()
+
+
 def test_stream(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     out = run("stream.py", ["--windows", "10", "--max-lag", "16", "--seconds", "0"], monkeypatch, capsys)
     rows = [line.split() for line in out.rsplit("cache bytes", 1)[1].strip().splitlines()]

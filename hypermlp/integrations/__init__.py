@@ -1,1 +1,17 @@
 """Bridges to other libraries and to other people's checkpoints, one small file each."""
+
+from hypermlp.integrations.host import Host, Projection, Projections
+from hypermlp.integrations.registry import Adapter, register
+from hypermlp.integrations.report import SwapReport
+from hypermlp.integrations.swap import restore_attention, swap_attention
+
+__all__ = [
+    "Adapter",
+    "Host",
+    "Projection",
+    "Projections",
+    "SwapReport",
+    "register",
+    "restore_attention",
+    "swap_attention",
+]

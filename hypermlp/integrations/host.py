@@ -1,0 +1,103 @@
+"""What is known of an attention module of somebody else's model, before it is replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Projection(NamedTuple):
+    """A linear map from hidden states to several heads.
+
+    Attributes:
+        weight: ``[heads, width, hidden_size]``.
+        bias: ``[heads, width]`` or None.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+
+    @classmethod
+    def of(cls, weight: Tensor, bias: Tensor | None, heads: int) -> Projection:
+        """From a linear layer's ``[heads * width, hidden_size]`` and ``[heads * width]``."""
+        return cls(weight.reshape(heads, -1, weight.shape[1]), None if bias is None else bias.reshape(heads, -1))
+
+    def expanded(self, heads: int) -> Projection:
+        """Each of fewer heads as often as query heads share it (grouped keys), ``heads`` in all."""
+        times = heads // self.weight.shape[0]
+        if times == 1:
+            return self
+        bias = None if self.bias is None else self.bias.repeat_interleave(times, 0)
+        return Projection(self.weight.repeat_interleave(times, 0), bias)
+
+
+class Projections(NamedTuple):
+    """The four projections of a softmax attention layer; scores are ``scaling * q . k``.
+
+    Attributes:
+        query, key, value: keys and values may have fewer heads than queries.
+        output: weight ``[hidden_size, heads * width]`` and bias ``[hidden_size]`` or None; None if
+            the module has no output projection.
+        scaling: factor of the scores.
+    """
+
+    query: Projection
+    key: Projection
+    value: Projection
+    output: tuple[Tensor, Tensor | None] | None
+    scaling: float
+
+
+@dataclass(frozen=True)
+class Host:
+    """One attention module of a host model, as its adapter describes it.
+
+    Attributes:
+        hidden_size: width of the module's input and output.
+        num_heads: query heads.
+        causal: whether later tokens are hidden.
+        layer_idx: place in the model's cache, if it has one.
+        max_length: tokens the model was made for; None if it does not say.
+        window: tokens a query sees where the host has a sliding window.
+        output_projection: whether the module projects its output. If not (BERT), the replacement
+            does not either.
+        rope_theta: base of the rotary frequencies where queries and keys are rotated in full.
+        output_dropout: probability of dropout after the output projection, inside the module.
+        projections: reads the weights, for ``init="from_attention"``; None if that is not offered.
+    """
+
+    hidden_size: int
+    num_heads: int
+    causal: bool = True
+    layer_idx: int | None = None
+    max_length: int | None = None
+    window: int | None = None
+    output_projection: bool = True
+    rope_theta: float | None = None
+    output_dropout: float = 0.0
+    projections: Callable[[], Projections] | None = None
+
+
+def placement(module: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Device and dtype of a module's weights; ValueError where they are not plain numbers."""
+    kinds = {(parameter.device, parameter.dtype) for parameter in module.parameters() if parameter.ndim > 1}
+    if len(kinds) != 1:
+        raise ValueError(
+            f"the weights of {type(module).__name__} are in {len(kinds)} places or dtypes, {sorted(map(str, kinds))}: "
+            "bring each attention module to one device and dtype first"
+        )
+    device, dtype = kinds.pop()
+    if not dtype.is_floating_point:
+        raise ValueError(f"the weights of {type(module).__name__} are quantised ({dtype}): swap before quantising")
+    return device, dtype
+
+
+class NoProjection(nn.Identity):
+    """Stands for an output projection that the host makes itself."""
+
+    def reset_parameters(self) -> None:
+        """Nothing to start."""

@@ -1,0 +1,138 @@
+"""A hyper layer under the calling convention of transformers' attention modules."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hypermlp.integrations.huggingface.cache import CacheLayer, join_cache
+from hypermlp.integrations.huggingface.masks import Tokens, read_mask
+from hypermlp.layers import AttentionLayer
+from hypermlp.layers.maps import attention_map
+
+# the others hand over no mask, or one of their own kind, even for padded batches
+_READABLE = ("sdpa", "eager")
+
+
+class HuggingFaceAttention(nn.Module):
+    """Takes what a transformers block passes to its attention and returns ``(output, map or None)``.
+
+    Positions that the host hands over (rotary angles) are not used: the layer knows lags.
+
+    Args:
+        mixer: the layer that computes.
+        config: the host's config.
+        output_dropout: probability of dropout after the output projection.
+    """
+
+    def __init__(self, mixer: AttentionLayer, config: Any, output_dropout: float = 0.0) -> None:
+        nn.Module.__init__(self)  # a subclass is also the host's class, whose parts it does not make
+        self.mixer, self.config = mixer, config
+        self.layer_idx, self.is_causal = mixer.layer_idx, mixer.config.causal
+        self.output_dropout = output_dropout
+        # when weights are loaded, transformers starts what it takes for a host module: there is nothing of its own here
+        self._is_hf_initialized = True
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        past_key_values: Any = None,
+        layer_past: Any = None,
+        output_attentions: bool | None = False,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """``[B, T, hidden_size]`` to the same and, where asked for, maps ``[B, heads, T, S]``.
+
+        Args:
+            hidden_states: ``[B, T, hidden_size]``.
+            attention_mask: as transformers makes it for sdpa and eager attention: None, or
+                ``[B, 1, T, S]``, bool or additive; padding, packed documents and nothing else.
+            past_key_values: a transformers cache; ``layer_past`` is its name in GPT-NeoX.
+            output_attentions: return what each head's output weighs the values by.
+            kwargs: positions and switches that a hyper layer has no use for.
+        """
+        self._check_host()
+        c = self.mixer.config
+        cache = self._cache(past_key_values if past_key_values is not None else layer_past)
+        first = 0 if cache is None else cache.first_column(hidden_states.shape[1])
+        window = c.max_lag if c.layout == "lag" else None
+        tokens = read_mask(attention_mask, hidden_states, first, causal=c.causal, window=window)
+        if cache is not None and not self._cacheable(hidden_states, tokens, cache):
+            cache = None
+        weights = self._map(hidden_states, tokens, cache) if self._map_wanted(output_attentions) else None
+        out = self._compute(hidden_states, tokens, cache)
+        return F.dropout(out, self.output_dropout, self.training), weights
+
+    def _cache(self, cache: Any) -> CacheLayer | None:
+        if cache is None:
+            return None
+        joined = join_cache(cache, self.layer_idx)
+        if joined.unusable:
+            raise RuntimeError(f"this cache holds nothing: {joined.unusable}")
+        return joined
+
+    def _cacheable(self, hidden_states: Tensor, tokens: Tokens, cache: CacheLayer) -> bool:
+        """Whether to fill the cache. Models make one even to train; it stays empty and says so if used."""
+        if torch.is_grad_enabled() and cache.empty and self._trained(hidden_states):
+            cache.unusable = "it was passed to a call that records gradients; call under torch.no_grad()"
+        elif tokens.cu_seqlens is not None:
+            cache.unusable = "it was passed to a call with packed documents, which cannot be continued"
+        return cache.unusable is None
+
+    def _trained(self, hidden_states: Tensor) -> bool:
+        return hidden_states.requires_grad or any(parameter.requires_grad for parameter in self.mixer.parameters())
+
+    def _compute(self, hidden_states: Tensor, tokens: Tokens, cache: CacheLayer | None) -> Tensor:
+        if cache is not None:
+            return cache.run(self.mixer, hidden_states, tokens.valid)
+        if tokens.cu_seqlens is None:
+            out: Tensor = self.mixer(hidden_states, tokens.valid)
+            return out
+        flat: Tensor = self.mixer(*tokens.flat(hidden_states), cu_seqlens=tokens.cu_seqlens)
+        return flat.view_as(hidden_states)
+
+    def _map(self, hidden_states: Tensor, tokens: Tokens, cache: CacheLayer | None) -> Tensor:
+        if cache is not None:
+            return cache.map(self.mixer, hidden_states, tokens.valid)
+        if tokens.cu_seqlens is None:
+            return attention_map(self.mixer, hidden_states, tokens.valid)
+        batch, length = hidden_states.shape[:2]
+        flat = attention_map(self.mixer, *tokens.flat(hidden_states), cu_seqlens=tokens.cu_seqlens)
+        rows = flat.view(-1, batch, length, batch, length).diagonal(dim1=1, dim2=3)
+        return rows.permute(3, 0, 1, 2)
+
+    def _map_wanted(self, output_attentions: bool | None) -> bool:
+        if output_attentions or getattr(self.config, "output_attentions", False):
+            return True
+        # some hosts keep the wish to themselves and record by a hook what eager attention always returns
+        return self.config._attn_implementation == "eager" and bool(self._forward_hooks)
+
+    def _check_host(self) -> None:
+        implementation = self.config._attn_implementation
+        if implementation not in _READABLE:
+            raise ValueError(
+                f"attn_implementation={implementation!r} hands over no mask that can be read: "
+                "call model.set_attn_implementation('sdpa')"
+            )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _blank, (type(self).host_class,), self.__dict__  # type: ignore[attr-defined]
+
+
+@cache
+def attention_class(host_class: Hashable) -> type[HuggingFaceAttention]:
+    """:class:`HuggingFaceAttention` that is also a ``host_class``: transformers records outputs by class."""
+    host: Any = host_class
+    return type(f"Hyper{host.__name__}", (HuggingFaceAttention, host), {"host_class": host, "__module__": __name__})
+
+
+def _blank(host_class: Hashable) -> HuggingFaceAttention:
+    """An empty instance, for pickle and copy: a class made at run time has no name to find it by."""
+    cls = attention_class(host_class)
+    return cls.__new__(cls)

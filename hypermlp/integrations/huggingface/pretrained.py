@@ -1,0 +1,86 @@
+"""Opening a swapped model that ``save_pretrained`` wrote."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import transformers
+from torch import nn
+from transformers import AutoConfig, PreTrainedModel
+
+from hypermlp.integrations.huggingface.adapter import CONFIG_KEY
+from hypermlp.integrations.swap import swap_attention, swapped_layers
+
+
+def from_pretrained(
+    path: str | os.PathLike[str], *, model_class: type[PreTrainedModel] | None = None, **kwargs: Any
+) -> PreTrainedModel:
+    """A swapped model from the folder or hub name that its ``save_pretrained`` wrote.
+
+    The stock ``from_pretrained`` does not know hyper layers: it warns that the attention weights
+    are missing and starts them at random. This one builds the layers that the config describes and
+    fails if one of their weights is missing.
+
+    Args:
+        path: what to open.
+        model_class: the transformers class; None for the one that was saved.
+        kwargs: as for that class's own ``from_pretrained`` (``dtype``, ``device_map``, ...).
+
+    Raises:
+        ValueError: the config knows no swap, or weights of hyper layers are missing or left over.
+    """
+    config = kwargs.pop("config", None) or AutoConfig.from_pretrained(path)
+    swaps = getattr(config, CONFIG_KEY, None)
+    if not swaps:
+        raise ValueError(
+            f"{os.fspath(path)!r} is no swapped model (no {CONFIG_KEY!r} in its config): use {_stock(config)}"
+        )
+    stock = model_class or _saved_class(config)
+    wants_info = kwargs.pop("output_loading_info", False)
+    model, info = _building(stock, swaps).from_pretrained(path, config=config, output_loading_info=True, **kwargs)
+    model.__class__ = stock
+    wrong = _of_our_layers(model, info)
+    if wrong:
+        raise ValueError(f"the weights in {os.fspath(path)!r} do not fit the hyper layers of {stock.__name__}: {wrong}")
+    return (model, info) if wants_info else model
+
+
+def _of_our_layers(model: nn.Module, info: dict[str, Any]) -> dict[str, list[str]]:
+    """Keys that do not match; those of other parts (another head, say) transformers reports itself."""
+    ours = tuple(f"{name}." for name in swapped_layers(model))
+    kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
+    found = {kind: sorted(str(key) for key in info.get(kind) or ()) for kind in kinds}
+    found = {kind: [key for key in keys if ".mixer." in key or key.startswith(ours)] for kind, keys in found.items()}
+    return {kind: keys for kind, keys in found.items() if keys}
+
+
+def _building(stock: type[PreTrainedModel], swaps: list[dict[str, Any]]) -> type[PreTrainedModel]:
+    """``stock``, swapped as soon as it is made, so that its own loader fills the hyper layers."""
+
+    def make(self: PreTrainedModel, config: Any, *args: Any, **kwargs: Any) -> None:
+        stock.__init__(self, config, *args, **kwargs)
+        rebuild(self, swaps)
+
+    # transformers knows classes by their names
+    names = {"__init__": make, "__module__": stock.__module__, "__qualname__": stock.__qualname__}
+    return type(stock.__name__, (stock,), names)
+
+
+def rebuild(model: nn.Module, swaps: list[dict[str, Any]]) -> None:
+    """Swap ``model`` as the config of a saved one describes; the weights are new."""
+    for swap in swaps:
+        fields = {name: value for name, value in swap["config"].items() if name not in ("hidden_size", "causal")}
+        swap_attention(model, layers=swap["layers"], keep_originals=False, **fields)
+
+
+def _saved_class(config: Any) -> type[PreTrainedModel]:
+    names = config.architectures or []
+    found: type[PreTrainedModel] | None = getattr(transformers, names[0], None) if names else None
+    if found is None:
+        raise ValueError(f"the config's architectures are {names}: say which class it is with model_class=")
+    return found
+
+
+def _stock(config: Any) -> str:
+    return f"{(config.architectures or ['AutoModel'])[0]}.from_pretrained"

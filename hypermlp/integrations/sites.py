@@ -1,0 +1,109 @@
+"""Where the attention modules of a model are: those that can be replaced, have been, or are left alone."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import nn
+
+from hypermlp.integrations import registry
+from hypermlp.integrations.report import Left
+from hypermlp.layers import AttentionLayer
+
+_MARK = "_replaced_attention"
+
+
+class Replaced(NamedTuple):
+    """What a replacement remembers of the module whose place it took."""
+
+    adapter: registry.Adapter
+    was: str
+    layer: AttentionLayer
+    original: nn.Module | None
+
+
+class Site(NamedTuple):
+    """An attention module that is known, under all the names it has in the model."""
+
+    names: list[str]
+    module: nn.Module
+    adapter: registry.Adapter
+
+    @property
+    def was(self) -> str:
+        return type(self.module).__name__
+
+    @property
+    def replaced(self) -> Replaced | None:
+        found: Replaced | None = self.module.__dict__.get(_MARK)
+        return found
+
+    def put(self, model: nn.Module, module: nn.Module) -> None:
+        """Let ``module`` take this place in ``model``, under all its names."""
+        for name in self.names:
+            parent, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(parent), leaf, module)
+
+    def mark(self, replacement: nn.Module, layer: AttentionLayer, *, keep_original: bool) -> None:
+        """Note in ``replacement`` whose place it takes."""
+        original = self.module if keep_original else None
+        # a tuple, so that the original is no submodule: its parameters are not the model's any more
+        setattr(replacement, _MARK, Replaced(self.adapter, self.was, layer, original))
+
+
+def find_sites(model: nn.Module) -> tuple[list[Site], list[Left]]:
+    """Attention modules that can be or have been replaced, in order, and those left alone."""
+    sites: dict[int, Site] = {}
+    left: list[Left] = []
+    inside: tuple[str, ...] = ()
+    for name, module in model.named_modules(remove_duplicate=False):
+        if inside and name.startswith(inside):
+            continue
+        replaced: Replaced | None = module.__dict__.get(_MARK)
+        adapter = replaced.adapter if replaced else registry.find(module)
+        if adapter is None:
+            continue
+        if name == "":
+            raise ValueError(f"the model is itself a {type(module).__name__}: give the model that holds it")
+        inside += (f"{name}.",)
+        reason = None if replaced else adapter.skip(module)
+        if reason is not None:
+            left.append(Left(name, type(module).__name__, reason))
+        elif id(module) in sites:
+            sites[id(module)].names.append(name)
+        else:
+            sites[id(module)] = Site([name], module, adapter)
+    if not sites:
+        raise ValueError(_unknown(model, left))
+    return list(sites.values()), left + _without_adapter(model, inside)
+
+
+def _without_adapter(model: nn.Module, known: tuple[str, ...]) -> list[Left]:
+    """Modules that call themselves attention, have no adapter, and hold or are in none that has (``known``)."""
+    left: list[Left] = []
+    taken = known
+    for name, module in model.named_modules():
+        place = f"{name}."
+        apart = name and not place.startswith(taken) and not any(other.startswith(place) for other in known)
+        if apart and _is_attention(type(module)):
+            left.append(Left(name, type(module).__name__, "no adapter is registered for its class"))
+            taken += (place,)
+    return left
+
+
+def _is_attention(cls: type) -> bool:
+    return "attention" in cls.__name__.lower() or "attn" in cls.__name__.lower()
+
+
+def _unknown(model: nn.Module, left: list[Left]) -> str:
+    classes = {type(module) for module in model.modules() if not type(module).__module__.startswith("torch.nn")}
+    seen = {cls.__name__ for cls in classes}
+    attention = {cls.__name__ for cls in classes if _is_attention(cls)}
+    skipped = "".join(f" {entry.name} ({entry.was}) is left alone: {entry.reason}." for entry in left)
+    return (
+        f"no attention of {type(model).__name__} is known.{skipped} "
+        f"Classes seen: {', '.join(sorted(attention or seen)) or 'those of torch.nn alone'}. "
+        f"Known: {', '.join(registry.known_classes())}. "
+        "Register an adapter: subclass hypermlp.integrations.Adapter, say in describe() what the module is, "
+        'and call hypermlp.integrations.register(MyAdapter(), "ItsClassName")'
+    )

@@ -1,0 +1,200 @@
+"""``swap_attention``: hyper layers in the place of a model's own attention, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal, cast, get_args
+
+from torch import nn
+
+from hypermlp.config import HyperConfig, Mixer
+from hypermlp.integrations.from_attention import fields_from_attention, start_from_attention
+from hypermlp.integrations.host import Host, NoProjection, placement
+from hypermlp.integrations.registry import Adapter
+from hypermlp.integrations.report import Left, Swapped, SwapReport
+from hypermlp.integrations.sites import Site, find_sites
+from hypermlp.layers import AttentionLayer, build_layer
+
+Init = Literal["fresh", "from_attention"]
+
+# tables of more lags would outgrow the projections; a longer context is a window
+_MOST_LAGS = 2048
+_FROM_HOST = ("hidden_size", "causal", "mixer", "layer_idx", "device", "dtype")
+
+
+def swap_attention(
+    model: nn.Module,
+    mixer: Mixer = "hyperglu",
+    layers: Iterable[int] | None = None,
+    init: Init = "fresh",
+    *,
+    keep_originals: bool = True,
+    **options: Any,
+) -> SwapReport:
+    """Replace the attention of a model by hyper layers, in place. An error changes nothing.
+
+    Replacements take over device, dtype, training mode and ``layer_idx``. Their parameters are
+    new, so make the optimiser afterwards.
+
+    Args:
+        model: a model with attention modules that are known, see :func:`register`.
+        mixer: ``"hyperglu"``, ``"hypermlp"``, or the baselines ``"relu"`` and ``"softmax"``.
+        layers: which attention modules, counted from 0 in the model's order, negative ones from
+            the end; None for all.
+        init: ``"fresh"``, or ``"from_attention"``: value and output projections are the host's,
+            query and key projections its leading part, everything else starts neutral. There is
+            still no softmax, so the model does not compute what it did; it starts nearer to it.
+        keep_originals: keep the replaced modules for :func:`restore_attention`; False frees them.
+        options: fields of :class:`~hypermlp.HyperConfig`, and ``backend``. ``max_lag`` is by default
+            what the model was made for, at most 2048 where attention is causal.
+
+    Returns:
+        What was replaced, what was left and why, and the parameters before and after.
+
+    Raises:
+        ValueError: no attention that is known (naming the classes seen and how to register one),
+            a layer that does not exist or is swapped already, options that do not fit.
+    """
+    if init not in get_args(Init):
+        raise ValueError(f"init must be one of {get_args(Init)}, got {init!r}")
+    for name in _FROM_HOST:
+        if name in options:
+            raise ValueError(f"{name} is taken from the model: leave it out")
+    before = _count(model)
+    sites, left = find_sites(model)
+    chosen = _chosen(layers, sites)
+    built = [(site, *_replacement(site, mixer, init, options)) for site in chosen]
+    for site, layer, new in built:
+        site.mark(new, layer, keep_original=keep_originals)
+        site.put(model, new.train(site.module.training))
+    try:
+        _finish(model)
+    except Exception:
+        for site in chosen:
+            site.put(model, site.module)
+        raise
+    swapped = tuple(Swapped(site.names[0], site.was, layer) for site, layer, _ in built)
+    names = {s.name for s in swapped}
+    left += [
+        Left(site.names[0], site.was, "swapped before" if site.replaced else "not among layers")
+        for site in sites
+        if site.names[0] not in names
+    ]
+    return SwapReport(swapped, tuple(left), before, _count(model))
+
+
+def restore_attention(model: nn.Module) -> tuple[str, ...]:
+    """Put the modules back that :func:`swap_attention` replaced, the very same objects.
+
+    They follow the model where it has been moved, cast or switched between training and
+    evaluation since. What the hyper layers learned is dropped.
+
+    Returns:
+        Names of the modules put back.
+
+    Raises:
+        ValueError: if none was replaced, or one without ``keep_originals``; nothing changes.
+    """
+    sites = [site for site in find_sites(model)[0] if site.replaced]
+    if not sites:
+        raise ValueError("no attention of this model has been swapped: there is nothing to restore")
+    lost = [site.names[0] for site in sites if site.replaced and site.replaced.original is None]
+    if lost:
+        raise ValueError(f"{lost} were swapped with keep_originals=False: load the model anew to have them back")
+    for site in sites:
+        assert site.replaced is not None
+        original = site.replaced.original
+        assert original is not None
+        device, dtype = placement(site.module)
+        site.put(model, original.to(device, dtype).train(site.module.training))
+    adapters = [site.replaced.adapter for site in sites if site.replaced]
+    _finish(model, adapters)
+    return tuple(site.names[0] for site in sites)
+
+
+def swapped_layers(model: nn.Module) -> dict[str, AttentionLayer]:
+    """The hyper layers that stand in a model, by the name of the module they belong to."""
+    return {site.names[0]: site.replaced.layer for site in find_sites(model)[0] if site.replaced}
+
+
+def _chosen(layers: Iterable[int] | None, sites: list[Site]) -> list[Site]:
+    if layers is None:
+        chosen = [site for site in sites if not site.replaced]
+        if not chosen:
+            raise ValueError("all attention of this model is swapped already: restore_attention(model) first")
+        return chosen
+    places = list(layers)
+    for place in places:
+        if not isinstance(place, int) or isinstance(place, bool) or not -len(sites) <= place < len(sites):
+            raise ValueError(f"layers must be among 0 to {len(sites) - 1} for this model, got {place!r}")
+    chosen = [sites[place] for place in sorted({place % len(sites) for place in places})]
+    if not chosen:
+        raise ValueError("layers is empty: name at least one, or leave it out for all")
+    again = [site.names[0] for site in chosen if site.replaced]
+    if again:
+        raise ValueError(f"{again} are swapped already: restore_attention(model) first, or choose other layers")
+    return chosen
+
+
+def _replacement(site: Site, mixer: Mixer, init: Init, options: dict[str, Any]) -> tuple[AttentionLayer, nn.Module]:
+    """The new layer and what takes the module's place; ValueError with the module's name."""
+    try:
+        host = site.adapter.describe(site.module)
+        device, dtype = placement(site.module)
+        fields = {key: value for key, value in options.items() if key != "backend"}
+        layer = build_layer(
+            _config(host, mixer, init, fields),
+            backend=options.get("backend", "auto"), layer_idx=host.layer_idx, device=device, dtype=dtype,
+        )  # fmt: skip
+        if not host.output_projection:
+            layer.o_proj = cast(nn.Linear, NoProjection())
+        if init == "from_attention":
+            start_from_attention(layer, host)
+        return layer, site.adapter.wrap(layer, site.module, host)
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"{site.names[0]} ({site.was}): {error}") from error
+
+
+def _config(host: Host, mixer: Mixer, init: Init, options: dict[str, Any]) -> HyperConfig:
+    fields = {"mixer": mixer, "causal": host.causal, **options}
+    if fields.get("max_lag") is None and mixer in ("hyperglu", "hypermlp"):
+        fields["max_lag"] = _table_rows(host)
+    elif fields.get("max_lag") is None:
+        fields["max_lag"] = host.window
+    if init == "from_attention":
+        fields = fields_from_attention(host, fields)
+    if not host.output_projection and fields.get("v_dim", host.hidden_size) != host.hidden_size:
+        raise ValueError(
+            f"v_dim={fields['v_dim']}: this module has no output projection, "
+            f"so v_dim must be its width {host.hidden_size}"
+        )
+    return HyperConfig(hidden_size=host.hidden_size, **fields)
+
+
+def _table_rows(host: Host) -> int:
+    rows = _MOST_LAGS if host.max_length is None else host.max_length
+    if not host.causal:
+        return rows
+    return min(rows, _MOST_LAGS, host.window or rows)
+
+
+def _finish(model: nn.Module, adapters: Iterable[Adapter] = ()) -> None:
+    """Tell each adapter what stands in the model now."""
+    sites = find_sites(model)[0]
+    groups: list[tuple[HyperConfig, list[int]]] = []
+    for place, site in enumerate(sites):
+        if not site.replaced:
+            continue
+        config = site.replaced.layer.config
+        known = [places for other, places in groups if other == config]
+        if known:
+            known[0].append(place)
+        else:
+            groups.append((config, [place]))
+    swaps = [{"layers": places, "config": config.to_dict()} for config, places in groups]
+    for adapter in {id(a): a for a in [*adapters, *(site.adapter for site in sites if site.replaced)]}.values():
+        adapter.finish(model, swaps)
+
+
+def _count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -1,0 +1,169 @@
+"""The configuration of the Hugging Face form of the language model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from transformers import PreTrainedConfig
+
+from hypermlp.config import HyperConfig
+from hypermlp.models.language_model import LanguageModelConfig
+
+# module that a checkpoint carries, and what it offers to the Auto classes
+_FINDER = "find_hypermlp"
+_FAMILY = {
+    "AutoConfig": "HyperMLPConfig",
+    "AutoModel": "HyperMLPModel",
+    "AutoModelForCausalLM": "HyperMLPForCausalLM",
+    "AutoModelForSequenceClassification": "HyperMLPForSequenceClassification",
+}
+
+# how LanguageModelConfig calls what has another name in Transformers
+_PLAIN_NAMES = {
+    "num_layers": "num_hidden_layers",
+    "context_length": "max_position_embeddings",
+    "norm_eps": "rms_norm_eps",
+}
+
+
+class HyperMLPConfig(PreTrainedConfig):
+    """What a HyperMLP language model computes.
+
+    What an attention layer computes stands in a :class:`~hypermlp.HyperConfig`, as everywhere in
+    this library; here it is held as plain values, all resolved, so that ``config.json`` says
+    everything and a later version's defaults change no checkpoint.
+
+    Args:
+        vocab_size: number of tokens.
+        hidden_size: width of the model.
+        intermediate_size: width inside each block's SwiGLU. None: ``8/3 * hidden_size``, rounded up
+            to a multiple of 16.
+        num_hidden_layers: Transformer blocks.
+        num_attention_heads: heads of every attention layer that does not say its own ``num_heads``.
+        attention: fields of :class:`~hypermlp.HyperConfig`, ``hidden_size`` and ``num_heads`` left
+            out or equal: a mapping, a HyperConfig, or a sequence of those, one per layer. None: its
+            defaults, HyperGLU.
+        max_position_embeddings: tokens the model was trained to look back over. Nothing is cut off
+            there; evaluation tools read it.
+        rms_norm_eps: of the RMSNorms.
+        use_cache: return a cache from calls without gradients.
+        tie_word_embeddings: let the head share the embedding's weights.
+        pad_token_id, bos_token_id, eos_token_id: as everywhere in Transformers.
+
+    Example:
+        >>> config = HyperMLPConfig(vocab_size=256, hidden_size=64, num_hidden_layers=2, attention={"max_lag": 128})
+        >>> config.attention_config(0).mixer
+        'hyperglu'
+    """
+
+    model_type = "hypermlp"
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    # attention is whole on every device: its few wide heads share lag tables with no style to split them
+    base_model_tp_plan: ClassVar[dict[str, str]] = {
+        "layers.*.mlp.gate_proj": "colwise",
+        "layers.*.mlp.up_proj": "colwise",
+        "layers.*.mlp.down_proj": "rowwise",
+    }
+
+    vocab_size: int = 32000
+    hidden_size: int = 768
+    intermediate_size: int | None = None
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 2
+    attention: Any = None
+    max_position_embeddings: int = 2048
+    rms_norm_eps: float = 1e-6
+    use_cache: bool = True
+    tie_word_embeddings: bool = True
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        layers = [self._layer_model(layer) for layer in self._attention_fields()]
+        self.intermediate_size = layers[0].intermediate_size
+        attention = [layer.attention.to_dict() for layer in layers]
+        self.attention = attention[0] if len(attention) == 1 else attention
+        super().__post_init__(**kwargs)
+
+    def _attention_fields(self) -> list[dict[str, Any]]:
+        """The fields given for each layer, or those of all layers once."""
+        given = self.attention
+        if isinstance(given, Sequence) and not isinstance(given, str):
+            if len(given) != self.num_hidden_layers:
+                raise ValueError(
+                    f"attention must be one description or num_hidden_layers={self.num_hidden_layers} of them, "
+                    f"got {len(given)}"
+                )
+            entries = list(given)
+        else:
+            entries = [{} if given is None else given]
+        for entry in entries:
+            if not isinstance(entry, (Mapping, HyperConfig)):
+                raise TypeError(f"attention must be fields of HyperConfig, got {entry!r}")
+        return [entry.to_dict() if isinstance(entry, HyperConfig) else dict(entry) for entry in entries]
+
+    def _layer_model(self, attention: dict[str, Any]) -> LanguageModelConfig:
+        """The plain language model of these sizes: the one home of their checks and defaults."""
+        sizes = {"hidden_size": self.hidden_size, "num_heads": self.num_attention_heads}
+        try:
+            return self._checked(HyperConfig(**(sizes | attention)))
+        except (TypeError, ValueError) as error:
+            message = str(error)
+            for plain, name in _PLAIN_NAMES.items():
+                message = message.replace(plain, name)
+            raise type(error)(message) from None
+
+    def _checked(self, attention: HyperConfig) -> LanguageModelConfig:
+        return LanguageModelConfig(
+            vocab_size=self.vocab_size,
+            hidden_size=self.hidden_size,
+            num_layers=self.num_hidden_layers,
+            attention=attention,
+            intermediate_size=self.intermediate_size,  # type: ignore[arg-type]
+            context_length=self.max_position_embeddings,
+            tie_embeddings=self.tie_word_embeddings,
+            norm_eps=self.rms_norm_eps,
+        )
+
+    @classmethod
+    def from_language_model(cls, config: LanguageModelConfig, **options: Any) -> HyperMLPConfig:
+        """The Hugging Face form of a plain language model's description.
+
+        Args:
+            config: of a :class:`~hypermlp.models.LanguageModel`.
+            options: other fields, which win.
+        """
+        fields: dict[str, Any] = {
+            "vocab_size": config.vocab_size,
+            "hidden_size": config.hidden_size,
+            "intermediate_size": config.intermediate_size,
+            "num_hidden_layers": config.num_layers,
+            "num_attention_heads": config.attention.num_heads,
+            "attention": config.attention,
+            "rms_norm_eps": config.norm_eps,
+            "tie_word_embeddings": config.tie_embeddings,
+        }
+        if config.context_length is not None:
+            fields["max_position_embeddings"] = config.context_length
+        return cls(**(fields | options))
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Write ``config.json``, and beside it where tools that never heard of this library find the family.
+
+        With ``trust_remote_code=True`` they open the checkpoint wherever hypermlp is installed.
+        """
+        self.auto_map = {auto: f"{_FINDER}.{name}" for auto, name in _FAMILY.items()}
+        super().save_pretrained(save_directory, *args, **kwargs)
+        names = ", ".join(sorted(_FAMILY.values()))
+        (Path(save_directory) / f"{_FINDER}.py").write_text(
+            f"from hypermlp.models.huggingface import {names}  # noqa: F401  (pip install 'hypermlp[hf]')\n"
+        )
+
+    def attention_config(self, layer_idx: int) -> HyperConfig:
+        """What the attention of layer ``layer_idx`` computes."""
+        fields = self.attention[layer_idx] if isinstance(self.attention, list) else self.attention
+        return HyperConfig(**fields)

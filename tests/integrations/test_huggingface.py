@@ -1,0 +1,244 @@
+"""Hyper layers in models of transformers: calls, masks, caches; each check with a module that fails it."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hypermlp import swap_attention
+from hypermlp.cache import LayerCache
+from hypermlp.integrations.huggingface import attention as attention_module
+from hypermlp.integrations.huggingface.attention import HuggingFaceAttention
+from hypermlp.integrations.huggingface.cache import CacheLayer, HyperStaticLayer
+from hypermlp.integrations.huggingface.masks import Tokens, read_mask
+from tests.integrations import checks
+from tests.integrations.hosts import BUILD, DECODERS, FOUR, cache_of, logits, stock, swapped, tokens, transformers
+
+ATTENTION = ["sdpa", "eager"]
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> None:
+    checks.quiet()
+
+
+def fails(check: Any, *args: Any, **kwargs: Any) -> None:
+    with pytest.raises(AssertionError):
+        check(*args, **kwargs)
+
+
+@pytest.mark.parametrize("name", BUILD)
+def test_every_layer_is_called_and_rows_are_independent(name: str) -> None:
+    checks.check_called(swapped(name))
+
+
+def test_a_bare_tensor_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = swapped("gpt2")
+    forward = HuggingFaceAttention.forward
+    monkeypatch.setattr(HuggingFaceAttention, "forward", lambda self, *args, **kw: forward(self, *args, **kw)[0])
+    with pytest.raises((AssertionError, ValueError)):
+        checks.check_called(model)
+
+
+@pytest.mark.parametrize("attn", ATTENTION)
+@pytest.mark.parametrize("name", DECODERS)
+def test_causality(name: str, attn: str) -> None:
+    checks.check_causal(swapped(name, attn=attn))
+
+
+def test_a_look_ahead_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = swapped("llama")
+    for layer in checks.attentions(model):
+        forward = layer.mixer.forward
+        layer.mixer.forward = lambda x, *args, forward=forward, **kw: forward(x, *args, **kw) + 0.1 * x.roll(-1, 1)
+    fails(checks.check_causal, model)
+
+
+@pytest.mark.parametrize("attn", ATTENTION)
+@pytest.mark.parametrize("name", DECODERS)
+def test_stepwise_equals_whole(name: str, attn: str) -> None:
+    model = swapped(name, attn=attn)
+    checks.check_stepwise(model)
+    checks.check_stepwise(model, sizes=(1, 6, 2), cache=transformers.DynamicCache())
+    checks.check_stepwise(model, sizes=(5, 1, 1, 3), cache=cache_of(model, static=12))
+
+
+@pytest.mark.parametrize("mixer", ["hypermlp", "relu", "softmax"])
+def test_every_mixer(mixer: str) -> None:
+    model = swapped("llama", mixer=mixer)
+    checks.check_stepwise(model)
+    checks.check_padding(model)
+    checks.check_packed(model)
+
+
+def test_a_lost_convolution_state_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LayerCache, "inputs", lambda self, like: like.new_zeros(like.shape[0], 3, like.shape[2]))
+    fails(checks.check_stepwise, swapped("llama"))
+
+
+def test_a_window_shorter_than_the_sequence() -> None:
+    model = swapped("llama", max_lag=4)
+    checks.check_stepwise(model)
+    checks.check_stepwise(model, sizes=(3, 1, 1, 1), cache=cache_of(model, static=6))
+    checks.check_padding(model)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("attn", ATTENTION)
+@pytest.mark.parametrize("name", BUILD)
+def test_padding_is_as_if_it_were_not_there(name: str, attn: str, side: str) -> None:
+    checks.check_padding(swapped(name, attn=attn), side)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "bert"])
+def test_an_ignored_mask_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention_module, "read_mask", lambda *args, **kwargs: Tokens())
+    fails(checks.check_padding, swapped(name))
+
+
+@pytest.mark.parametrize("attn", ATTENTION)
+@pytest.mark.parametrize("name", FOUR)
+def test_packed_documents_are_separate(name: str, attn: str) -> None:
+    model = swapped(name, attn=attn)
+    checks.check_packed(model)
+    checks.check_packed(model, batch=2)
+
+
+def test_ignored_packing_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(*args: Any, **kwargs: Any) -> Tokens:
+        return read_mask(*args, **kwargs)._replace(cu_seqlens=None)
+
+    monkeypatch.setattr(attention_module, "read_mask", read)
+    fails(checks.check_packed, swapped("llama"))
+
+
+@pytest.mark.parametrize("kind", checks.GENERATE)
+@pytest.mark.parametrize("name", FOUR)
+def test_generate(name: str, kind: str) -> None:
+    checks.check_generate(swapped(name), kind, seeds=2 if kind in ("beam", "lookup") else 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", checks.GENERATE)
+@pytest.mark.parametrize("attn", ATTENTION)
+@pytest.mark.parametrize("name", DECODERS)
+def test_generate_often(name: str, attn: str, kind: str) -> None:
+    checks.check_generate(swapped(name, attn=attn), kind, seeds=6)
+
+
+@pytest.mark.parametrize("kind", ["greedy", "static", "beam"])
+def test_generate_under_eager_masks(kind: str) -> None:
+    checks.check_generate(swapped("llama", attn="eager"), kind)
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"cache_implementation": "static"}, {"num_beams": 3}], ids=str)
+@pytest.mark.parametrize("name", FOUR)
+def test_generate_from_ragged_prompts(name: str, kwargs: dict[str, Any]) -> None:
+    checks.check_generate_padded(swapped(name), **kwargs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FOUR)
+def test_generate_with_a_compiled_step(name: str) -> None:
+    """A static cache's step is one graph; transformers compiles it by itself on a GPU."""
+    model: Any = swapped(name)
+    ids = tokens(2, 7)
+    compiling = transformers.CompileConfig(fullgraph=True, backend="aot_eager", mode=None)
+    compiling._compile_all_devices = True
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    out = checks.generate(model, ids, cache_implementation="static", compile_config=compiling, disable_compile=False)
+    assert torch.equal(out, checks.generate(model, ids, use_cache=False))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    torch._dynamo.reset()
+
+
+def test_cross_attention_goes_on_beside() -> None:
+    for name in ("gpt2", "bert_decoder"):
+        model: Any = stock(name, add_cross_attention=True)
+        report = swap_attention(model)
+        assert all("crossattention" in entry.name for entry in report.left)
+        assert len(report.left) == 2
+        ids, read = tokens(2, 7), torch.randn(2, 4, 32)
+        whole = logits(model, ids, encoder_hidden_states=read, use_cache=False)
+        with torch.no_grad():
+            cache = model(ids[:, :4], encoder_hidden_states=read, use_cache=True).past_key_values
+        rest = logits(model, ids[:, 4:], encoder_hidden_states=read, past_key_values=cache, use_cache=True)
+        assert checks.error(rest, whole[:, 4:]) < checks.TOLERANCE
+
+
+def test_generate_from_one_token() -> None:
+    model = swapped("llama")
+    ids = tokens(2, 1)
+    assert torch.equal(checks.generate(model, ids), checks.generate(model, ids, use_cache=False))
+
+
+def test_a_second_generate_goes_on_from_the_cache() -> None:
+    model: Any = swapped("llama")
+    ids = tokens(1, 6)
+    cache = cache_of(model)
+    first = checks.generate(model, ids, past_key_values=cache, new_tokens=4)
+    longer = torch.cat((first, tokens(1, 3, seed=5)), dim=1)
+    assert torch.equal(
+        checks.generate(model, longer, past_key_values=cache), checks.generate(model, longer, use_cache=False)
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "owner", "name"),
+    [
+        ("beam", CacheLayer, "reorder_cache"),
+        ("static beam", HyperStaticLayer, "reorder_cache"),
+        ("lookup", CacheLayer, "crop"),
+    ],
+)
+def test_a_cache_that_does_not_follow_is_noticed(
+    kind: str, owner: type, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(owner, name, lambda *args: None, raising=False)
+    with pytest.raises((AssertionError, RuntimeError, ValueError)):
+        checks.check_generate(swapped("llama"), kind, seeds=6)
+
+
+def test_host_without_its_name_for_the_cache_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """GPT-NeoX says ``layer_past``."""
+    forward = HuggingFaceAttention.forward
+
+    def deaf(self: Any, *args: Any, layer_past: Any = None, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(HuggingFaceAttention, "forward", deaf)
+    fails(checks.check_stepwise, swapped("gpt_neox"))
+
+
+def test_part_of_the_layers() -> None:
+    for layers in ([0], [1]):
+        for name in ("llama", "gpt2"):
+            model = swapped(name, layers=layers)
+            checks.check_stepwise(model)
+            checks.check_generate(model, "beam")
+            checks.check_generate(model, "static")
+            checks.check_padding(model)
+
+
+def test_repeat_select_reset_and_copy_of_a_cache() -> None:
+    model: Any = swapped("llama")
+    ids = tokens(2, 9)
+    whole = logits(model, ids)
+    cache = cache_of(model)
+    logits(model, ids[:, :5], past_key_values=cache, use_cache=True)
+    kept = copy.deepcopy(cache)
+    cache.batch_repeat_interleave(2)
+    cache.batch_select_indices(torch.tensor([3, 0]))
+    rest = logits(model, ids[:, 5:].flip(0), past_key_values=cache, use_cache=True)
+    assert checks.error(rest, whole[:, 5:].flip(0)) < checks.TOLERANCE
+    assert (
+        checks.error(logits(model, ids[:, 5:], past_key_values=kept, use_cache=True), whole[:, 5:]) < checks.TOLERANCE
+    )
+    cache.reset()
+    assert cache.get_seq_length() == 0
+    assert checks.error(logits(model, ids, past_key_values=cache, use_cache=True), whole) < checks.TOLERANCE

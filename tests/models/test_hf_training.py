@@ -1,0 +1,143 @@
+"""Training the Hugging Face family: gradients, checkpointing, compilation, Trainer, adapters."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+from tests.models.families import ATTENTION, PAD, left_padded, tiny, tokens
+
+from transformers import DynamicCache, Trainer, TrainingArguments  # isort: skip
+from transformers.generation import CompileConfig  # isort: skip
+
+MIXERS = list(ATTENTION)
+CLOSE = {"rtol": 0, "atol": 1e-10}
+
+
+def gradients(model, **inputs):
+    model.zero_grad()
+    model(**inputs).loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointing_changes_no_gradient(mixer, reentrant):
+    model, (ids, mask) = tiny(mixer).train(), left_padded([5, 9])
+    inputs = {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}
+    expected = gradients(model, **inputs)
+    assert set(expected) == {name for name, _ in model.named_parameters()}
+    assert all(g.isfinite().all() and g.any() for g in expected.values())
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    calls = []
+    model.model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
+    found = gradients(model, **inputs)
+    assert len(calls) == 2, "nothing was recomputed"
+    for name, g in expected.items():
+        torch.testing.assert_close(found[name], g, **CLOSE, msg=name)
+    model.gradient_checkpointing_disable()
+    calls.clear()
+    gradients(model, **inputs)
+    assert len(calls) == 1
+
+
+def test_checkpointing_and_a_cache_do_not_meet(caplog):
+    model, ids = tiny().train(), tokens(2, 5)
+    assert model(ids).past_key_values is None  # no cache while gradients are on, unless asked for
+    model.gradient_checkpointing_enable()
+    with caplog.at_level(logging.WARNING):
+        assert model(ids, use_cache=True).past_key_values is None
+    with torch.no_grad():
+        assert isinstance(model.eval()(ids).past_key_values, DynamicCache)
+        assert model(ids, use_cache=False).past_key_values is None
+        model.config.use_cache = False
+        assert model(ids).past_key_values is None
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_trainer(packed, tmp_path):
+    pytest.importorskip("accelerate", reason="Trainer needs accelerate")
+    from transformers import DataCollatorWithFlattening
+
+    model = tiny(dtype=torch.float32, pad_token_id=PAD).train()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    texts = [tokens(1, length, seed)[0].tolist() for seed, length in enumerate([6, 9, 6, 3] * 4)]
+    rows = [
+        {"input_ids": text[:3] if not packed else text, "labels": text[:3] if not packed else text} for text in texts
+    ]
+    trainer = Trainer(
+        model=model,
+        args=TrainingArguments(
+            output_dir=str(tmp_path),
+            max_steps=12,
+            per_device_train_batch_size=4,
+            learning_rate=3e-2,
+            use_cpu=True,
+            report_to=[],
+            disable_tqdm=True,
+            logging_steps=4,
+            save_strategy="no",
+            seed=0,
+        ),
+        train_dataset=rows,
+        eval_dataset=rows,
+        data_collator=DataCollatorWithFlattening(return_flash_attn_kwargs=True) if packed else None,
+    )
+    first = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] < 0.8 * first
+    assert not any(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    trainer.save_model(str(tmp_path / "m"))
+    again = type(model).from_pretrained(tmp_path / "m")
+    ids = tokens(1, 5)
+    torch.testing.assert_close(again(ids).logits, model.eval()(ids).logits, rtol=0, atol=0)
+
+
+def test_low_rank_adapters_merge():
+    peft = pytest.importorskip("peft", reason="adapters need peft")
+    model, ids = tiny(), tokens(2, 7)
+    plain = model(ids).logits
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=targets, init_lora_weights=False))
+    out = adapted(input_ids=ids, labels=ids)
+    out.loss.backward()
+    assert not torch.allclose(out.logits, plain)
+    assert all((p.grad is not None) == ("lora" in name) for name, p in adapted.named_parameters())
+    merged = adapted.merge_and_unload()
+    torch.testing.assert_close(merged(ids).logits, out.logits, **CLOSE)
+    options = {"max_new_tokens": 5, "do_sample": False}
+    assert torch.equal(merged.generate(ids, **options), merged.generate(ids, use_cache=False, **options))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mixer", ["hyperglu", "softmax"])
+def test_compiled_training_step(mixer):
+    model, ids = tiny(mixer).train(), tokens(2, 8)
+    expected = gradients(model, input_ids=ids, labels=ids)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    model.zero_grad()
+    compiled(input_ids=ids, labels=ids).loss.backward()
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p.grad, expected[name], **CLOSE, msg=name)
+
+
+@pytest.mark.slow
+def test_a_compiled_static_step_generates_the_same():
+    model, (ids, mask) = tiny(), left_padded([4, 7])
+    options = {"max_new_tokens": 8, "do_sample": False, "attention_mask": mask}
+    expected = model.generate(ids, use_cache=False, **options)
+    compile_config = CompileConfig(fullgraph=True, mode=None, backend="aot_eager")
+    compile_config._compile_all_devices = True
+    found = model.generate(ids, cache_implementation="static", compile_config=compile_config, **options)
+    assert torch.equal(found, expected)
+
+
+def test_labels_may_be_hidden():
+    model, ids = tiny(), tokens(2, 6)
+    labels = ids.clone()
+    labels[:, :4] = -100
+    logits = model(ids).logits[:, 3:5]
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), ids[:, 4:].flatten())
+    torch.testing.assert_close(model(ids, labels=labels).loss, expected, rtol=1e-6, atol=1e-6)

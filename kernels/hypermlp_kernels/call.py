@@ -112,15 +112,19 @@ def precision_of(dtype: torch.dtype, allow_tf32: bool) -> Precision:
     return "tf32" if allow_tf32 else "ieee"
 
 
+def candidates(kernel: Kernel, call: Call) -> tuple[Tile, ...]:
+    """The tiles that a launch may take, preferred ones first."""
+    if call.chosen is not None:
+        return (call.chosen[kernel],)
+    if interpreted():
+        return (_INTERPRETER_TILE,)
+    target = triton.runtime.driver.active.get_current_target()
+    return tiles(kernel, call.precision, call.v.shape[-1], family_of(target.backend, target.arch))
+
+
 def run(kernel: Kernel, call: Call, launch: Callable[[Tile], None]) -> None:
     """Launch with the first tile that the device has shared memory for."""
-    if call.chosen is not None:
-        choices: tuple[Tile, ...] = (call.chosen[kernel],)
-    elif interpreted():
-        choices = (_INTERPRETER_TILE,)
-    else:
-        target = triton.runtime.driver.active.get_current_target()
-        choices = tiles(kernel, call.precision, call.v.shape[-1], family_of(target.backend, target.arch))
+    choices = candidates(kernel, call)
     if not any(_fits(launch, choice) for choice in choices[:-1]):
         launch(choices[-1])
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import torch
 import triton
@@ -12,6 +13,7 @@ from hypermlp_kernels.call import (
     LN2,
     Call,
     Mix,
+    candidates,
     first_scale,
     gate_of,
     holes,
@@ -24,10 +26,12 @@ from hypermlp_kernels.call import (
     tile_options,
     unit_stride,
 )
+from hypermlp_kernels.plan import Chunk, chunks, slot_rows
 from hypermlp_kernels.readout import readout_kernel
 from hypermlp_kernels.rows import routing_statistic_kernel, selection_statistics_kernel
 from hypermlp_kernels.schedule import sequences
-from hypermlp_kernels.tiles import Kernel, Tile, pad_width
+from hypermlp_kernels.stored import stored_readout_kernel
+from hypermlp_kernels.tiles import Design, Kernel, Tile, pad_width
 
 __all__ = ["Mix", "forward", "interpreted", "precision_of"]
 
@@ -49,6 +53,8 @@ def forward(
     cu_seqlens: Tensor | None = None,
     allow_tf32: bool = False,
     chosen: Mapping[Kernel, Tile] | None = None,
+    design: Design = "recompute",
+    scratch_limit: int = 256 * 2**20,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The operator and its row statistics, in memory linear in ``T``.
 
@@ -92,10 +98,43 @@ def forward(
     with on_device(q):
         if routing_mix.rank:
             _routing_statistic(call)
-        if norm or readout_mix.rank:
-            _selection_statistics(call)
-        _readout(call, o)
+        if design == "store":
+            _store_and_read(call, o, scratch_limit)
+        else:
+            if norm or readout_mix.rank:
+                _selection_statistics(call)(None)
+            _readout(call, o)
     return o, z1, rho, z2
+
+
+class _Stored(NamedTuple):
+    """One chunk of the stored map, for both kernels."""
+
+    map: Tensor
+    blocks: Tensor
+    num_blocks: int
+    per_block: int
+    rows: int
+    chunk: Chunk
+
+
+def _store_and_read(call: Call, o: Tensor, limit: int) -> None:
+    """Chunk by chunk, the map into the scratch and out of it again."""
+    rows = slot_rows(candidates("selection_statistics", call), candidates("stored_readout", call))
+    blocks, num_blocks, per_block = call.blocks(rows)
+    length = call.sizes[1]
+    columns = min(length, call.max_lag) if call.by_lag else length
+    parts = chunks(
+        num_blocks, per_block, rows, columns, call.mix_dtype.itemsize, limit,
+        grows=call.causal and call.sequences is None,
+    )  # fmt: skip
+    size = max(part.slots * part.pitch for part in parts) * rows
+    scratch = torch.empty(size, dtype=call.mix_dtype, device=call.q.device)
+    store, read = _selection_statistics(call), _stored_readout(call, o)
+    for part in parts:
+        stored = _Stored(scratch, blocks, num_blocks, per_block, rows, part)
+        store(stored)
+        read(stored)
 
 
 def _routing_statistic(call: Call) -> None:
@@ -114,25 +153,54 @@ def _routing_statistic(call: Call) -> None:
     run("routing_statistic", call, launch)
 
 
-def _selection_statistics(call: Call) -> None:
+def _selection_statistics(call: Call) -> Callable[[_Stored | None], None]:
     dtype, routing, readout = call.mix_dtype, call.routing, call.readout
     scale, up = first_scale(call), padded_table(routing.up, dtype, call.q)
     down = padded_table(readout.down, dtype, call.q)
     valid, gate = holes(call), gate_of(routing, call.q)
 
-    def launch(tile: Tile) -> None:
-        blocks, num_blocks, programs = call.blocks(tile.rows)
-        selection_statistics_kernel[(num_blocks * programs,)](
-            call.q, call.k, scale, up, gate, call.z1, down, call.rho, call.z2, blocks, valid,
+    def launch(tile: Tile, stored: _Stored | None) -> None:
+        if stored is None:
+            blocks, num_blocks, per_block = call.blocks(tile.rows)
+            programs, chunk, rows, kept = num_blocks * per_block, Chunk(0, 0, 0), 0, call.q
+        else:
+            kept, blocks, num_blocks, per_block, rows, chunk = stored
+            programs = chunk.slots * (rows // tile.rows)
+        selection_statistics_kernel[(programs,)](
+            call.q, call.k, scale, up, gate, call.z1, down, call.rho, call.z2, kept, blocks, valid,
             *call.q.stride()[:3], *call.k.stride()[:3], *gate.stride()[:3],
-            call.sizes[1], call.max_lag, num_blocks, call.sizes[2], call.eps,
+            call.sizes[1], call.max_lag, num_blocks, call.sizes[2], per_block, chunk.first, chunk.pitch, call.eps,
             **call.options(), R1=routing.rank, R2=readout.rank, HOLES=call.attention_mask is not None,
-            SCALE1=routing.scale_mode, GATED1=routing.gate is not None, NORM=call.norm,
+            SCALE1=routing.scale_mode, GATED1=routing.gate is not None, NORM=call.norm, SLOT=rows,
             BR1=pad_width(routing.rank), BR2=pad_width(readout.rank),
             **tile_options(tile),
         )  # fmt: skip
 
-    run("selection_statistics", call, launch)
+    return lambda stored: run("selection_statistics", call, lambda tile: launch(tile, stored))
+
+
+def _stored_readout(call: Call, o: Tensor) -> Callable[[_Stored], None]:
+    readout, width = call.readout, o.shape[-1]
+    scale = scale_table(readout, LN2 if call.glu else 1.0, call)
+    up, gate = padded_table(readout.up, call.mix_dtype, call.q), gate_of(readout, call.q)
+    valid, count = holes(call), _count_nonfinite(call.v)
+    options = {key: value for key, value in call.options().items() if key not in ("K", "BK", "PACKED")}
+
+    def launch(tile: Tile, stored: _Stored) -> None:
+        value_blocks, chunk = triton.cdiv(width, tile.values), stored.chunk
+        stored_readout_kernel[(chunk.slots * (stored.rows // tile.rows) * value_blocks,)](
+            stored.map, call.v, scale, up, gate, call.z2, call.rho, count, o, stored.blocks, valid,
+            *call.v.stride()[:3], *gate.stride()[:3],
+            call.sizes[1], call.max_lag, stored.num_blocks, call.sizes[2], stored.per_block,
+            chunk.first, chunk.pitch, value_blocks,
+            **options, V=width, R2=readout.rank, HOLES=call.attention_mask is not None,
+            SCALE2=readout.scale_mode, GATED2=readout.gate is not None, NORM=call.norm,
+            EARLY=call.norm and call.q.dtype == torch.float16,
+            SLOT=stored.rows, BV=tile.values, BR2=pad_width(readout.rank),
+            **tile_options(tile),
+        )  # fmt: skip
+
+    return lambda stored: run("stored_readout", call, lambda tile: launch(tile, stored))
 
 
 def _readout(call: Call, o: Tensor) -> None:

@@ -26,13 +26,13 @@ from hypermlp_kernels.skew import rotate, rotation_index
 
 
 @triton.jit
-def load_values(p_v, p_count, t, n, stride, num_heads, WIDTH: tl.constexpr, BN: tl.constexpr, BV: tl.constexpr):
-    """``[BN, BV]``: a tile of values, zero for tokens that hold a NaN or an infinity.
+def load_values(p_v, p_count, t, i_v, n, stride, num_heads, WIDTH: tl.constexpr, BN: tl.constexpr, BV: tl.constexpr):
+    """``[BN, BV]``: a tile of values, channel block ``i_v``, zero for tokens that hold a NaN or an infinity.
 
     A hidden key has weight zero, and zero times NaN is NaN. ``p_count`` counts such tokens before each.
     """
     o_j = t * BN + tl.arange(0, BN)
-    o_v = tl.program_id(1) * BV + tl.arange(0, BV)
+    o_v = i_v * BV + tl.arange(0, BV)
     inside = (o_j >= 0) & (o_j < n)
     before = tl.load(p_count + o_j * num_heads, mask=inside, other=0)
     after = tl.load(p_count + (o_j + 1) * num_heads, mask=inside, other=0)
@@ -41,6 +41,29 @@ def load_values(p_v, p_count, t, n, stride, num_heads, WIDTH: tl.constexpr, BN: 
         mask = mask & (o_v < WIDTH)[None, :]
     p_first = p_v + tl.cast(t * BN, tl.int64) * stride
     return tl.load(p_first + tl.arange(0, BN)[:, None] * stride + o_v[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def store_output(
+    b_o, p_o, p_count, i0, i_v, n, max_lag, num_heads,
+    WIDTH: tl.constexpr, BY_LAG: tl.constexpr, CAUSAL: tl.constexpr, BM: tl.constexpr, BV: tl.constexpr,
+):  # fmt: skip
+    """Store a block of output; a row that sees a value that is not finite becomes NaN."""
+    o_m = tl.arange(0, BM)
+    inside = i0 + o_m < n
+    o_last = i0 + o_m + 1
+    o_first = tl.zeros((BM,), tl.int32)
+    if BY_LAG:
+        o_first = tl.maximum(o_last - max_lag, 0)
+    if not CAUSAL:
+        o_last = tl.zeros((BM,), tl.int32) + n
+    seen_bad = tl.load(p_count + o_last * num_heads, mask=inside, other=0)
+    seen_bad = seen_bad - tl.load(p_count + o_first * num_heads, mask=inside, other=0)
+    b_o = tl.where((seen_bad > 0)[:, None], float("nan"), b_o)
+    o_v = i_v * BV + tl.arange(0, BV)
+    mask = inside[:, None] & (o_v < WIDTH)[None, :]
+    p_first = p_o + i0.to(tl.int64) * num_heads * WIDTH
+    tl.store(p_first + o_m[:, None] * (num_heads * WIDTH) + o_v[None, :], b_o.to(p_o.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["length", "max_lag", "num_blocks"])
@@ -152,21 +175,10 @@ def readout_kernel(
             b_weights = b_turned_weights
         if EARLY:
             b_weights = b_weights * b_inverse[:, None]
-        b_v = load_values(p_vh, p_bad, t_value, n, v_token, num_heads, V, BN, BV)
+        b_v = load_values(p_vh, p_bad, t_value, tl.program_id(1), n, v_token, num_heads, V, BN, BV)
         b_o = tl.dot(b_weights.to(b_v.dtype), b_v, b_o, input_precision=PRECISION, out_dtype=ACC)
 
     if NORM and not EARLY:
         b_o = b_o * b_inverse[:, None]
-    o_last = i0 + o_m + 1
-    o_first = tl.zeros((BM,), tl.int32)
-    if BY_LAG:
-        o_first = tl.maximum(o_last - max_lag, 0)
-    if not CAUSAL:
-        o_last = tl.zeros((BM,), tl.int32) + n
-    seen_bad = tl.load(p_bad + o_last * num_heads, mask=inside, other=0)
-    seen_bad = seen_bad - tl.load(p_bad + o_first * num_heads, mask=inside, other=0)
-    b_o = tl.where((seen_bad > 0)[:, None], float("nan"), b_o)
-    o_v = tl.program_id(1) * BV + tl.arange(0, BV)
-    mask = inside[:, None] & (o_v < V)[None, :]
-    p_first = p_o + ((first_token + i0) * num_heads + i_h) * V
-    tl.store(p_first + o_m[:, None] * (num_heads * V) + o_v[None, :], b_o.to(p_o.dtype.element_ty), mask=mask)
+    p_first = p_o + (first_token * num_heads + i_h) * V
+    store_output(b_o, p_first, p_bad, i0, tl.program_id(1), n, max_lag, num_heads, V, BY_LAG, CAUSAL, BM, BV)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple, get_args
 
-Kernel = Literal["routing_statistic", "selection_statistics", "readout"]
+Design = Literal["recompute", "store"]
+Kernel = Literal["routing_statistic", "selection_statistics", "readout", "stored_readout"]
 Family = Literal["hopper", "ampere"]
 Precision = Literal["bf16", "fp16", "tf32", "ieee"]
 
@@ -61,7 +62,7 @@ def family_of(backend: str, arch: int | str) -> Family:
 
 def tiles(kernel: Kernel, precision: Precision, value_width: int, family: Family) -> tuple[Tile, ...]:
     """Tiles to try, in order; a value block is no wider than the values are."""
-    if kernel != "readout":
+    if kernel in ("routing_statistic", "selection_statistics"):
         return _STATISTICS[precision]
     preferred = _HOPPER_READOUT.get(precision, ()) if family == "hopper" else ()
     widest = pad_width(value_width)

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -74,12 +75,12 @@ class Case:
         moved.cu_seqlens = None if self.cu_seqlens is None else self.cu_seqlens.to(device)
         return moved
 
-    def kernels(self) -> tuple[torch.Tensor, ...]:
+    def kernels(self, **options: Any) -> tuple[torch.Tensor, ...]:
         return launch.forward(
             self.q, self.k, self.v, *(launch.Mix(*mix) for mix in self.mixes),
             glu=self.selection == "glu", norm=self.norm, eps=1e-12, causal=self.causal, by_lag=self.layout == "lag",
             max_lag=self.max_lag, attention_mask=self.mask_tensor, cu_seqlens=self.cu_seqlens,
-            chosen=self.tile and dict.fromkeys(KERNELS, self.tile),
+            chosen=self.tile and dict.fromkeys(KERNELS, self.tile), **options,
         )  # fmt: skip
 
     def reference(self) -> torch.Tensor:

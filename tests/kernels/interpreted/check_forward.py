@@ -3,6 +3,8 @@
 Not collected by name: ``tests/kernels/test_interpreted.py`` runs this file in a process of its own.
 """
 
+from typing import Any
+
 import pytest
 import repairs
 import torch
@@ -21,10 +23,20 @@ def _poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "empty", lambda *args, **kwargs: empty(*args, **kwargs).fill_(float("nan")))
 
 
+# the second scratch is so small that every slot is a chunk of its own, the third holds a few slots
+DESIGNS: dict[str, dict[str, Any]] = {
+    "recompute": {"design": "recompute"},
+    "store": {"design": "store"},
+    "store-slots": {"design": "store", "scratch_limit": 1},
+    "store-chunks": {"design": "store", "scratch_limit": 3 * 32 * 64 * 8},
+}
+
+
+@pytest.mark.parametrize("design", DESIGNS)
 @pytest.mark.parametrize("name", CASES)
-def test_forward(name: str) -> None:
+def test_forward(name: str, design: str) -> None:
     case = CASES[name]
-    o, *statistics = case.kernels()
+    o, *statistics = case.kernels(**DESIGNS[design])
     assert o.dtype == torch.promote_types(case.dtype, torch.float32)
     assert error(o, case.reference()) < TOLERANCE[case.dtype]
     for statistic, expected in zip(statistics, case.statistics(), strict=True):

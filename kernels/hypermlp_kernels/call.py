@@ -11,9 +11,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hypermlp_kernels.schedule import block_table
+from hypermlp_kernels.autotune import TUNED
+from hypermlp_kernels.schedule import block_table, count_blocks
 from hypermlp_kernels.skew import rotate
-from hypermlp_kernels.tiles import Kernel, Precision, Tile, family_of, pad_width, tiles
+from hypermlp_kernels.tiles import Design, Kernel, Precision, Tile, family_of, pad_width, tiles
 
 LOG2E, LN2 = 1.4426950408889634, 0.6931471805599453
 _DTYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32, torch.float64: tl.float64}
@@ -66,6 +67,8 @@ class Call(NamedTuple):
     attention_mask: Tensor | None
     sequences: tuple[Tensor, Tensor, Tensor] | None
     chosen: Mapping[Kernel, Tile] | None
+    design: Design = "recompute"
+    autotune: bool = False
 
     @property
     def sizes(self) -> tuple[int, int, int]:
@@ -96,13 +99,33 @@ class Call(NamedTuple):
             "BK": pad_width(self.q.shape[-1]),
         }
 
-    def blocks(self, rows: int) -> tuple[Tensor, int, int]:
-        """Block table (or any tensor), its length, and programs for each of its blocks."""
+    def key(self, kernel: Kernel) -> str:
+        """What a tuned tile is remembered by: all that a kernel is compiled for, so never the number of tokens."""
+        target = triton.runtime.driver.active.get_current_target()
+        mixes = (
+            f"{mix.scale_mode}/{mix.rank}{'/gated' if mix.gate is not None else ''}"
+            for mix in (self.routing, self.readout)
+        )
+        switches = {
+            "glu": self.glu, "by_lag": self.by_lag, "causal": self.causal, "norm": self.norm,
+            "masked": self.attention_mask is not None, "blocks": self.sequences is not None,
+        }  # fmt: skip
+        widths = f"K{self.q.shape[-1]} V{self.v.shape[-1]} H{self.sizes[2]}"
+        on = " ".join(name for name, switch in switches.items() if switch)
+        return f"{target.arch} {kernel} {self.design} {self.precision} {widths} {' '.join(mixes)} {on}".rstrip()
+
+    def count_blocks(self, rows: int) -> tuple[int, int]:
+        """Blocks of ``rows`` rows, and programs for each of them."""
         batch, length, heads = self.sizes
         if self.sequences is None:
-            return self.q, triton.cdiv(length, rows), batch * heads
-        table = block_table(self.sequences, batch, length, rows)
-        return table, table.shape[0], heads
+            return triton.cdiv(length, rows), batch * heads
+        return count_blocks(self.sequences, batch, length, rows), heads
+
+    def blocks(self, rows: int) -> tuple[Tensor, int, int]:
+        """Block table (or any tensor), its length, and programs for each of its blocks."""
+        if self.sequences is None:
+            return self.q, *self.count_blocks(rows)
+        return block_table(self.sequences, *self.sizes[:2], rows), *self.count_blocks(rows)
 
 
 def precision_of(dtype: torch.dtype, allow_tf32: bool) -> Precision:
@@ -119,12 +142,16 @@ def candidates(kernel: Kernel, call: Call) -> tuple[Tile, ...]:
     if interpreted():
         return (_INTERPRETER_TILE,)
     target = triton.runtime.driver.active.get_current_target()
-    return tiles(kernel, call.precision, call.v.shape[-1], family_of(target.backend, target.arch))
+    found = tiles(kernel, call.precision, call.v.shape[-1], family_of(target.backend, target.arch))
+    tuned = TUNED.get(call.key(kernel))
+    return found if tuned is None else tuple(dict.fromkeys((tuned, *found)))
 
 
 def run(kernel: Kernel, call: Call, launch: Callable[[Tile], None]) -> None:
-    """Launch with the first tile that the device has shared memory for."""
+    """Launch with the first tile that the device has shared memory for, or with the fastest if asked to search."""
     choices = candidates(kernel, call)
+    if call.autotune and len(choices) > 1:
+        choices = (TUNED.search(call.key(kernel), choices, launch),)
     if not any(_fits(launch, choice) for choice in choices[:-1]):
         launch(choices[-1])
 
@@ -176,6 +203,14 @@ def first_scale(call: Call) -> Tensor:
     unit = torch.ones(call.q.shape[2], 1, dtype=call.accumulator, device=call.q.device)
     unit[heads:] *= LOG2E
     return scale_table(call.routing, unit, call)
+
+
+def multiprocessors() -> int:
+    """Of the current device; 1 in the interpreter."""
+    if interpreted():
+        return 1
+    device = triton.runtime.driver.active
+    return int(device.utils.get_device_properties(device.get_current_device())["multiprocessor_count"])
 
 
 def on_device(x: Tensor) -> AbstractContextManager[object]:

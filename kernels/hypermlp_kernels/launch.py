@@ -18,6 +18,7 @@ from hypermlp_kernels.call import (
     gate_of,
     holes,
     interpreted,
+    multiprocessors,
     on_device,
     padded_table,
     precision_of,
@@ -26,7 +27,7 @@ from hypermlp_kernels.call import (
     tile_options,
     unit_stride,
 )
-from hypermlp_kernels.plan import Chunk, chunks, slot_rows
+from hypermlp_kernels.plan import Chunk, Tiles, Widths, chunks, modelled_clocks, slot_rows
 from hypermlp_kernels.readout import readout_kernel
 from hypermlp_kernels.rows import routing_statistic_kernel, selection_statistics_kernel
 from hypermlp_kernels.schedule import sequences
@@ -53,10 +54,11 @@ def forward(
     cu_seqlens: Tensor | None = None,
     allow_tf32: bool = False,
     chosen: Mapping[Kernel, Tile] | None = None,
-    design: Design = "recompute",
+    design: Design | None = None,
     scratch_limit: int = 256 * 2**20,
+    autotune: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The operator and its row statistics, in memory linear in ``T``.
+    """The operator and its row statistics, in memory linear in ``T`` and a scratch of bounded size.
 
     Args:
         q: ``[B, T, S*H, K]``, gate maps first; any strides with a last one of 1 are taken as they are.
@@ -74,10 +76,17 @@ def forward(
         cu_seqlens: bounds of packed sequences, with a batch of 1.
         allow_tf32: whether float32 may be multiplied as tf32.
         chosen: each kernel's tile, instead of the table's.
+        design: "recompute" makes the map again for every block of values, "store" keeps it in a scratch
+            (``stored.py``); None takes what ``plan.py`` models as faster.
+        scratch_limit: bytes that the scratch may take.
+        autotune: time the table's tiles where that has not been done, and keep the fastest (``autotune.py``).
 
     Returns:
         ``o [B, T, H, V]``, ``z1 [B, T, S*H, R]``, ``rho [B, T, H]`` and ``z2 [B, T, H, R]``, all in
         float32 (float64 for float64): the backward needs ``o`` unrounded.
+
+    Raises:
+        ValueError: ``design="store"`` and a block of rows does not fit into ``scratch_limit``.
     """
     q, k, v = (unit_stride(x) for x in (q, k, v))
     batch, length, heads = v.shape[:3]
@@ -94,17 +103,26 @@ def forward(
     call = Call(
         q, k, v, routing_mix, readout_mix, z1, rho, z2, glu, by_lag, causal, norm, eps,
         length if max_lag is None else max_lag, precision_of(q.dtype, allow_tf32), attention_mask, kept, chosen,
+        autotune=autotune,
     )  # fmt: skip
     with on_device(q):
+        layout = _layout(call, scratch_limit, design)
         if routing_mix.rank:
             _routing_statistic(call)
-        if design == "store":
-            _store_and_read(call, o, scratch_limit)
+        if layout is not None:
+            _store_and_read(call._replace(design="store"), o, layout)
         else:
             if norm or readout_mix.rank:
                 _selection_statistics(call)(None)
             _readout(call, o)
     return o, z1, rho, z2
+
+
+class _Layout(NamedTuple):
+    """Of the stored map: rows of a slot, and the chunks."""
+
+    rows: int
+    chunks: list[Chunk]
 
 
 class _Stored(NamedTuple):
@@ -118,16 +136,33 @@ class _Stored(NamedTuple):
     chunk: Chunk
 
 
-def _store_and_read(call: Call, o: Tensor, limit: int) -> None:
-    """Chunk by chunk, the map into the scratch and out of it again."""
-    rows = slot_rows(candidates("selection_statistics", call), candidates("stored_readout", call))
-    blocks, num_blocks, per_block = call.blocks(rows)
-    length = call.sizes[1]
+def _layout(call: Call, limit: int, design: Design | None) -> _Layout | None:
+    """How the map is stored, or None if it is not."""
+    if design == "recompute":
+        return None
+    storing = call._replace(design="store")
+    statistics, stored_readout = candidates("selection_statistics", storing), candidates("stored_readout", storing)
+    rows = slot_rows(statistics, stored_readout)
+    length, size = call.sizes[1], call.mix_dtype.itemsize
     columns = min(length, call.max_lag) if call.by_lag else length
-    parts = chunks(
-        num_blocks, per_block, rows, columns, call.mix_dtype.itemsize, limit,
-        grows=call.causal and call.sequences is None,
-    )  # fmt: skip
+    grows = call.causal and call.sequences is None
+    parts = chunks(*call.count_blocks(rows), rows, columns, size, limit, grows=grows)
+    if design == "store":
+        if not parts:
+            raise ValueError(f"scratch_limit={limit} bytes does not hold {rows} rows of {columns}; raise it")
+    elif parts:
+        rank = max(call.routing.rank, call.readout.rank)
+        widths = Widths(call.precision, call.glu, call.q.shape[-1], call.v.shape[-1], rank, size)
+        preferred = Tiles(statistics[0], candidates("readout", call)[0], stored_readout[0])
+        again, stored = modelled_clocks(widths, preferred, parts, rows, multiprocessors())
+        parts = parts if stored < again else []
+    return _Layout(rows, parts) if parts else None
+
+
+def _store_and_read(call: Call, o: Tensor, layout: _Layout) -> None:
+    """Chunk by chunk, the map into the scratch and out of it again."""
+    rows, parts = layout
+    blocks, num_blocks, per_block = call.blocks(rows)
     size = max(part.slots * part.pitch for part in parts) * rows
     scratch = torch.empty(size, dtype=call.mix_dtype, device=call.q.device)
     store, read = _selection_statistics(call), _stored_readout(call, o)

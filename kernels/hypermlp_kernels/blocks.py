@@ -42,6 +42,19 @@ def locate(p_blocks, length, num_blocks, num_heads, HAS_BLOCKS: tl.constexpr, BM
 
 
 @triton.jit
+def head_of(p_x, i_b, start, i_h, batch, token, head, ALIGNED: tl.constexpr):
+    """First token of a sequence in a head; ``ALIGNED``: all strides are multiples of 16 elements.
+
+    Strides over all tokens change with their number, and a kernel specialized to whether 16 divides them would be
+    compiled again for another. They are not, and what loads need to know about alignment is said here.
+    """
+    offset = i_b * batch + i_h * head
+    if ALIGNED:
+        offset = offset // 16 * 16
+    return p_x + offset + start.to(tl.int64) * token
+
+
+@triton.jit
 def key_tiles(i0, n, max_lag, BY_LAG: tl.constexpr, CAUSAL: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
     """First key tile that a row sees, and one past the last."""
     first = 0

@@ -172,6 +172,11 @@ def unit_stride(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
+def aligned(*streams: Tensor) -> bool:
+    """Whether every row of every head begins at a multiple of 16 elements: of a compact tensor, whatever its length."""
+    return all(stride % 16 == 0 for x in streams for stride in x.stride()[:3])
+
+
 def gate_of(mix: Mix, otherwise: Tensor) -> Tensor:
     return otherwise if mix.gate is None else unit_stride(mix.gate)
 

@@ -9,7 +9,7 @@ is consecutive and a tile goes to memory and back without a conversion of layout
 import triton
 import triton.language as tl
 
-from hypermlp_kernels.blocks import LN2, gated_statistic, hide, key_tiles, mix, place
+from hypermlp_kernels.blocks import LN2, gated_statistic, head_of, hide, key_tiles, mix, place
 from hypermlp_kernels.readout import load_values, store_output
 from hypermlp_kernels.skew import rotate, rotation_index
 
@@ -75,7 +75,12 @@ def load_map(p_map, row, x0, pitch, BY_LAG: tl.constexpr, BM: tl.constexpr, BN: 
     return from_fragments(tl.load(p_map + row * pitch + offsets, mask=inside, other=0.0), BM, BN, COLUMNS)
 
 
-@triton.jit(do_not_specialize=["length", "max_lag", "num_blocks", "num_rest", "first_slot", "pitch", "value_blocks"])
+@triton.jit(
+    do_not_specialize=[
+        "length", "max_lag", "num_blocks", "num_rest", "first_slot", "pitch",
+        "v_batch", "v_head", "gate2_batch", "gate2_head",
+    ]
+)  # fmt: skip
 def stored_readout_kernel(
     p_map, p_v, p_scale2, p_up2, p_gate2, p_z2, p_rho, p_count, p_o, p_blocks, p_valid,
     v_batch, v_token, v_head, gate2_batch, gate2_token, gate2_head,
@@ -84,6 +89,7 @@ def stored_readout_kernel(
     GLU: tl.constexpr, BY_LAG: tl.constexpr, CAUSAL: tl.constexpr, HAS_BLOCKS: tl.constexpr, HOLES: tl.constexpr,
     SCALE2: tl.constexpr, GATED2: tl.constexpr, NORM: tl.constexpr,
     ASM: tl.constexpr, ACC: tl.constexpr, MIX: tl.constexpr, PRECISION: tl.constexpr, EARLY: tl.constexpr,
+    ALIGNED_VALUES: tl.constexpr,
     SLOT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BV: tl.constexpr, BR2: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """``o_i = sum_l w_i[l] v_{i-l} / rho_i`` of a head, as ``readout_kernel``, from the stored map.
@@ -101,7 +107,7 @@ def stored_readout_kernel(
     if i0 >= n:
         return
     first_token = i_b * length + start
-    p_vh = p_v + i_b * v_batch + start.to(tl.int64) * v_token + i_h * v_head
+    p_vh = head_of(p_v, i_b, start, i_h, v_batch, v_token, v_head, ALIGNED_VALUES)
     p_scale = p_scale2 + i_h * max_lag
     p_up = p_up2 + i_h * max_lag * BR2
     p_hole = p_valid + first_token
@@ -117,7 +123,7 @@ def stored_readout_kernel(
     b_anchor = b_w2
     if LOW_RANK2:
         p_z = p_z2 + (first_token * num_heads + i_h) * R2
-        p_gate = p_gate2 + i_b * gate2_batch + start.to(tl.int64) * gate2_token + i_h * gate2_head
+        p_gate = head_of(p_gate2, i_b, start, i_h, gate2_batch, gate2_token, gate2_head, False)
         b_w2 = gated_statistic(
             p_z, p_gate, i0, n, num_heads * R2, gate2_token, 1.0, R2, GATED2, MIX, BM, NG, BR2
         )  # fmt: skip

@@ -17,7 +17,7 @@ from hypermlp_kernels.skew import rotate
 from hypermlp_kernels.tiles import Design, Kernel, Precision, Tile, family_of, pad_width, tiles
 
 LOG2E, LN2 = 1.4426950408889634, 0.6931471805599453
-_DTYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32, torch.float64: tl.float64}
+DTYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32, torch.float64: tl.float64}
 _INTERPRETED = not isinstance(rotate, triton.JITFunction)
 # small enough for the interpreter to be quick, with several row groups to a block
 _INTERPRETER_TILE = Tile(32, 16, 16, 1, 1)
@@ -93,8 +93,8 @@ class Call(NamedTuple):
             "HAS_BLOCKS": self.sequences is not None,
             "PACKED": self.glu and self.by_lag and self.q.dtype == torch.bfloat16,
             "ASM": not interpreted() and triton.runtime.driver.active.get_current_target().backend == "cuda",
-            "ACC": _DTYPES[self.accumulator],
-            "MIX": _DTYPES[self.mix_dtype],
+            "ACC": DTYPES[self.accumulator],
+            "MIX": DTYPES[self.mix_dtype],
             "PRECISION": "ieee" if self.precision == "ieee" else "tf32",
             "BK": pad_width(self.q.shape[-1]),
         }

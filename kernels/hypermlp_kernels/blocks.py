@@ -16,10 +16,8 @@ LN2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
-def locate(p_blocks, length, num_blocks, num_heads, HAS_BLOCKS: tl.constexpr, BM: tl.constexpr):
-    """``(batch, head, first token, tokens, i0)`` of this program: longest rows first."""
-    i_block = num_blocks - 1 - tl.program_id(0) % num_blocks
-    i_rest = tl.program_id(0) // num_blocks
+def place(p_blocks, i_block, i_rest, length, num_heads, HAS_BLOCKS: tl.constexpr, ROWS: tl.constexpr):
+    """``(batch, head, first token, tokens, first row)`` of a block of ``ROWS`` rows."""
     if HAS_BLOCKS:
         p_block = p_blocks + i_block * 4
         i_b = tl.load(p_block)
@@ -32,8 +30,28 @@ def locate(p_blocks, length, num_blocks, num_heads, HAS_BLOCKS: tl.constexpr, BM
         i_h = i_rest % num_heads
         start = tl.full((), 0, tl.int32)
         n = tl.full((), 0, tl.int32) + length
-        i0 = i_block * BM
+        i0 = i_block * ROWS
     return i_b.to(tl.int64), i_h.to(tl.int64), start, n, i0
+
+
+@triton.jit
+def locate(p_blocks, length, num_blocks, num_heads, HAS_BLOCKS: tl.constexpr, BM: tl.constexpr):
+    """:func:`place` of this program: longest rows first, head after head."""
+    i_block = num_blocks - 1 - tl.program_id(0) % num_blocks
+    return place(p_blocks, i_block, tl.program_id(0) // num_blocks, length, num_heads, HAS_BLOCKS, BM)
+
+
+@triton.jit
+def head_of(p_x, i_b, start, i_h, batch, token, head, ALIGNED: tl.constexpr):
+    """First token of a sequence in a head; ``ALIGNED``: all strides are multiples of 16 elements.
+
+    Strides over all tokens change with their number, and a kernel specialized to whether 16 divides them would be
+    compiled again for another. They are not, and what loads need to know about alignment is said here.
+    """
+    offset = i_b * batch + i_h * head
+    if ALIGNED:
+        offset = offset // 16 * 16
+    return p_x + offset + start.to(tl.int64) * token
 
 
 @triton.jit

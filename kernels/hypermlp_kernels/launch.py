@@ -3,114 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
+from hypermlp_kernels.call import (
+    LN2,
+    Call,
+    Mix,
+    aligned,
+    candidates,
+    first_scale,
+    gate_of,
+    holes,
+    interpreted,
+    multiprocessors,
+    on_device,
+    padded_table,
+    precision_of,
+    run,
+    scale_table,
+    tile_options,
+    unit_stride,
+)
+from hypermlp_kernels.plan import Chunk, Tiles, Widths, chunks, modelled_clocks, slot_rows
 from hypermlp_kernels.readout import readout_kernel
 from hypermlp_kernels.rows import routing_statistic_kernel, selection_statistics_kernel
-from hypermlp_kernels.schedule import block_table, sequences
-from hypermlp_kernels.tiles import Kernel, Precision, Tile, family_of, pad_width, tiles
+from hypermlp_kernels.schedule import sequences
+from hypermlp_kernels.stored import stored_readout_kernel
+from hypermlp_kernels.tiles import Design, Kernel, Tile, pad_width
 
-_LOG2E, _LN2 = 1.4426950408889634, 0.6931471805599453
-_DTYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32, torch.float64: tl.float64}
-_INTERPRETED = not isinstance(readout_kernel, triton.JITFunction)
-# small enough for the interpreter to be quick, with several row groups to a block
-_INTERPRETER_TILE = Tile(32, 16, 16, 1, 1)
-
-
-class Mix(NamedTuple):
-    """One sequence mixing: ``diag [heads, L]``, ``down, up [heads, L, R]``, ``gate [B, T, heads, R]``; lag 0 first."""
-
-    diag: Tensor | None
-    down: Tensor | None
-    up: Tensor | None
-    gate: Tensor | None
-    identity: bool
-
-    @property
-    def rank(self) -> int:
-        return 0 if self.down is None else self.down.shape[-1]
-
-    @property
-    def scale_mode(self) -> str:
-        return "table" if self.diag is not None else "identity" if self.identity else "zero"
-
-
-def interpreted() -> bool:
-    """Whether the kernels run in Triton's interpreter (``TRITON_INTERPRET=1`` before triton is imported)."""
-    return _INTERPRETED
-
-
-class _Call(NamedTuple):
-    """One call of :func:`forward`, prepared for the kernels."""
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    routing: Mix
-    readout: Mix
-    z1: Tensor
-    rho: Tensor
-    z2: Tensor
-    glu: bool
-    by_lag: bool
-    causal: bool
-    norm: bool
-    eps: float
-    max_lag: int
-    precision: Precision
-    attention_mask: Tensor | None
-    sequences: tuple[Tensor, Tensor, Tensor] | None
-    chosen: Mapping[Kernel, Tile] | None
-
-    @property
-    def sizes(self) -> tuple[int, int, int]:
-        return self.v.shape[0], self.v.shape[1], self.v.shape[2]
-
-    @property
-    def accumulator(self) -> torch.dtype:
-        return torch.promote_types(self.q.dtype, torch.float32)
-
-    @property
-    def mix_dtype(self) -> torch.dtype:
-        """Of the low-rank products: unnormalised rows outgrow float16, so there it is float32."""
-        return torch.float32 if self.q.dtype == torch.float16 else self.q.dtype
-
-    def options(self) -> dict[str, Any]:
-        """What every kernel is compiled for."""
-        return {
-            "K": self.q.shape[-1],
-            "GLU": self.glu,
-            "BY_LAG": self.by_lag,
-            "CAUSAL": self.causal,
-            "HAS_BLOCKS": self.sequences is not None,
-            "PACKED": self.glu and self.by_lag and self.q.dtype == torch.bfloat16,
-            "ASM": not interpreted() and triton.runtime.driver.active.get_current_target().backend == "cuda",
-            "ACC": _DTYPES[self.accumulator],
-            "MIX": _DTYPES[self.mix_dtype],
-            "PRECISION": "ieee" if self.precision == "ieee" else "tf32",
-            "BK": pad_width(self.q.shape[-1]),
-        }
-
-    def blocks(self, rows: int) -> tuple[Tensor, int, int]:
-        """Block table (or any tensor), its length, and programs for each of its blocks."""
-        batch, length, heads = self.sizes
-        if self.sequences is None:
-            return self.q, triton.cdiv(length, rows), batch * heads
-        table = block_table(self.sequences, batch, length, rows)
-        return table, table.shape[0], heads
-
-
-def precision_of(dtype: torch.dtype, allow_tf32: bool) -> Precision:
-    """How products are made, which decides on the tiles."""
-    if dtype in (torch.bfloat16, torch.float16):
-        return "bf16" if dtype == torch.bfloat16 else "fp16"
-    return "tf32" if allow_tf32 else "ieee"
+__all__ = ["Mix", "forward", "interpreted", "precision_of"]
 
 
 def forward(
@@ -130,8 +55,11 @@ def forward(
     cu_seqlens: Tensor | None = None,
     allow_tf32: bool = False,
     chosen: Mapping[Kernel, Tile] | None = None,
+    design: Design | None = None,
+    scratch_limit: int = 256 * 2**20,
+    autotune: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The operator and its row statistics, in memory linear in ``T``.
+    """The operator and its row statistics, in memory linear in ``T`` and a scratch of bounded size.
 
     Args:
         q: ``[B, T, S*H, K]``, gate maps first; any strides with a last one of 1 are taken as they are.
@@ -149,12 +77,19 @@ def forward(
         cu_seqlens: bounds of packed sequences, with a batch of 1.
         allow_tf32: whether float32 may be multiplied as tf32.
         chosen: each kernel's tile, instead of the table's.
+        design: "recompute" makes the map again for every block of values, "store" keeps it in a scratch
+            (``stored.py``); None takes what ``plan.py`` models as faster.
+        scratch_limit: bytes that the scratch may take.
+        autotune: time the table's tiles where that has not been done, and keep the fastest (``autotune.py``).
 
     Returns:
         ``o [B, T, H, V]``, ``z1 [B, T, S*H, R]``, ``rho [B, T, H]`` and ``z2 [B, T, H, R]``, all in
         float32 (float64 for float64): the backward needs ``o`` unrounded.
+
+    Raises:
+        ValueError: ``design="store"`` and a block of rows does not fit into ``scratch_limit``.
     """
-    q, k, v = (_unit_stride(x) for x in (q, k, v))
+    q, k, v = (unit_stride(x) for x in (q, k, v))
     batch, length, heads = v.shape[:3]
     kept = None
     if attention_mask is not None or cu_seqlens is not None:
@@ -166,21 +101,80 @@ def forward(
     z1 = new((batch, length, q.shape[2], routing_mix.rank), dtype=dtype, device=q.device)
     z2 = new((batch, length, heads, readout_mix.rank), dtype=dtype, device=q.device)
     rho = torch.ones((batch, length, heads), dtype=dtype, device=q.device)
-    call = _Call(
+    call = Call(
         q, k, v, routing_mix, readout_mix, z1, rho, z2, glu, by_lag, causal, norm, eps,
         length if max_lag is None else max_lag, precision_of(q.dtype, allow_tf32), attention_mask, kept, chosen,
+        autotune=autotune,
     )  # fmt: skip
-    with _on_device(q):
+    with on_device(q):
+        layout = _layout(call, scratch_limit, design)
         if routing_mix.rank:
             _routing_statistic(call)
-        if norm or readout_mix.rank:
-            _selection_statistics(call)
-        _readout(call, o)
+        if layout is not None:
+            _store_and_read(call._replace(design="store"), o, layout)
+        else:
+            if norm or readout_mix.rank:
+                _selection_statistics(call)(None)
+            _readout(call, o)
     return o, z1, rho, z2
 
 
-def _routing_statistic(call: _Call) -> None:
-    down = _padded_table(call.routing.down, call.mix_dtype)
+class _Layout(NamedTuple):
+    """Of the stored map: rows of a slot, and the chunks."""
+
+    rows: int
+    chunks: list[Chunk]
+
+
+class _Stored(NamedTuple):
+    """One chunk of the stored map, for both kernels."""
+
+    map: Tensor
+    blocks: Tensor
+    num_blocks: int
+    per_block: int
+    rows: int
+    chunk: Chunk
+
+
+def _layout(call: Call, limit: int, design: Design | None) -> _Layout | None:
+    """How the map is stored, or None if it is not."""
+    if design == "recompute":
+        return None
+    storing = call._replace(design="store")
+    statistics, stored_readout = candidates("selection_statistics", storing), candidates("stored_readout", storing)
+    rows = slot_rows(statistics, stored_readout)
+    length, size = call.sizes[1], call.mix_dtype.itemsize
+    columns = min(length, call.max_lag) if call.by_lag else length
+    grows = call.causal and call.sequences is None
+    parts = chunks(*call.count_blocks(rows), rows, columns, size, limit, grows=grows)
+    if design == "store":
+        if not parts:
+            raise ValueError(f"scratch_limit={limit} bytes does not hold {rows} rows of {columns}; raise it")
+    elif parts:
+        rank = max(call.routing.rank, call.readout.rank)
+        widths = Widths(call.precision, call.glu, call.q.shape[-1], call.v.shape[-1], rank, size)
+        preferred = Tiles(statistics[0], candidates("readout", call)[0], stored_readout[0])
+        again, stored = modelled_clocks(widths, preferred, parts, rows, multiprocessors())
+        parts = parts if stored < again else []
+    return _Layout(rows, parts) if parts else None
+
+
+def _store_and_read(call: Call, o: Tensor, layout: _Layout) -> None:
+    """Chunk by chunk, the map into the scratch and out of it again."""
+    rows, parts = layout
+    blocks, num_blocks, per_block = call.blocks(rows)
+    size = max(part.slots * part.pitch for part in parts) * rows
+    scratch = torch.empty(size, dtype=call.mix_dtype, device=call.q.device)
+    store, read = _selection_statistics(call), _stored_readout(call, o)
+    for part in parts:
+        stored = _Stored(scratch, blocks, num_blocks, per_block, rows, part)
+        store(stored)
+        read(stored)
+
+
+def _routing_statistic(call: Call) -> None:
+    down = padded_table(call.routing.down, call.mix_dtype)
 
     def launch(tile: Tile) -> None:
         blocks, num_blocks, programs = call.blocks(tile.rows)
@@ -188,40 +182,70 @@ def _routing_statistic(call: _Call) -> None:
             call.q, call.k, down, call.z1, blocks,
             *call.q.stride()[:3], *call.k.stride()[:3],
             call.sizes[1], call.max_lag, num_blocks, call.sizes[2],
-            **call.options(), R=call.routing.rank, BR=down.shape[-1],
-            **_tile_options(tile),
+            **call.options(), ALIGNED=aligned(call.q, call.k), R=call.routing.rank, BR=down.shape[-1],
+            **tile_options(tile),
         )  # fmt: skip
 
-    _run("routing_statistic", call, launch)
+    run("routing_statistic", call, launch)
 
 
-def _selection_statistics(call: _Call) -> None:
+def _selection_statistics(call: Call) -> Callable[[_Stored | None], None]:
     dtype, routing, readout = call.mix_dtype, call.routing, call.readout
-    scale, up = _first_scale(call), _padded_table(routing.up, dtype, call.q)
-    down = _padded_table(readout.down, dtype, call.q)
-    valid, gate = _holes(call), _gate(routing, call.q)
+    scale, up = first_scale(call), padded_table(routing.up, dtype, call.q)
+    down = padded_table(readout.down, dtype, call.q)
+    valid, gate = holes(call), gate_of(routing, call.q)
 
-    def launch(tile: Tile) -> None:
-        blocks, num_blocks, programs = call.blocks(tile.rows)
-        selection_statistics_kernel[(num_blocks * programs,)](
-            call.q, call.k, scale, up, gate, call.z1, down, call.rho, call.z2, blocks, valid,
+    def launch(tile: Tile, stored: _Stored | None) -> None:
+        if stored is None:
+            blocks, num_blocks, per_block = call.blocks(tile.rows)
+            programs, chunk, rows, kept = num_blocks * per_block, Chunk(0, 0, 0), 0, call.q
+        else:
+            kept, blocks, num_blocks, per_block, rows, chunk = stored
+            programs = chunk.slots * (rows // tile.rows)
+        selection_statistics_kernel[(programs,)](
+            call.q, call.k, scale, up, gate, call.z1, down, call.rho, call.z2, kept, blocks, valid,
             *call.q.stride()[:3], *call.k.stride()[:3], *gate.stride()[:3],
-            call.sizes[1], call.max_lag, num_blocks, call.sizes[2], call.eps,
-            **call.options(), R1=routing.rank, R2=readout.rank, HOLES=call.attention_mask is not None,
-            SCALE1=routing.scale_mode, GATED1=routing.gate is not None, NORM=call.norm,
+            call.sizes[1], call.max_lag, num_blocks, call.sizes[2], per_block, chunk.first, chunk.pitch, call.eps,
+            **call.options(), ALIGNED=aligned(call.q, call.k),
+            R1=routing.rank, R2=readout.rank, HOLES=call.attention_mask is not None,
+            SCALE1=routing.scale_mode, GATED1=routing.gate is not None, NORM=call.norm, SLOT=rows,
             BR1=pad_width(routing.rank), BR2=pad_width(readout.rank),
-            **_tile_options(tile),
+            **tile_options(tile),
         )  # fmt: skip
 
-    _run("selection_statistics", call, launch)
+    return lambda stored: run("selection_statistics", call, lambda tile: launch(tile, stored))
 
 
-def _readout(call: _Call, o: Tensor) -> None:
+def _stored_readout(call: Call, o: Tensor) -> Callable[[_Stored], None]:
+    readout, width = call.readout, o.shape[-1]
+    scale = scale_table(readout, LN2 if call.glu else 1.0, call)
+    up, gate = padded_table(readout.up, call.mix_dtype, call.q), gate_of(readout, call.q)
+    valid, count = holes(call), _count_nonfinite(call.v)
+    options = {key: value for key, value in call.options().items() if key not in ("K", "BK", "PACKED")}
+
+    def launch(tile: Tile, stored: _Stored) -> None:
+        value_blocks, chunk = triton.cdiv(width, tile.values), stored.chunk
+        stored_readout_kernel[(chunk.slots * (stored.rows // tile.rows) * value_blocks,)](
+            stored.map, call.v, scale, up, gate, call.z2, call.rho, count, o, stored.blocks, valid,
+            *call.v.stride()[:3], *gate.stride()[:3],
+            call.sizes[1], call.max_lag, stored.num_blocks, call.sizes[2], stored.per_block,
+            chunk.first, chunk.pitch, value_blocks,
+            **options, ALIGNED_VALUES=aligned(call.v), V=width, R2=readout.rank, HOLES=call.attention_mask is not None,
+            SCALE2=readout.scale_mode, GATED2=readout.gate is not None, NORM=call.norm,
+            EARLY=call.norm and call.q.dtype == torch.float16,
+            SLOT=stored.rows, BV=tile.values, BR2=pad_width(readout.rank),
+            **tile_options(tile),
+        )  # fmt: skip
+
+    return lambda stored: run("stored_readout", call, lambda tile: launch(tile, stored))
+
+
+def _readout(call: Call, o: Tensor) -> None:
     dtype, routing, readout = call.mix_dtype, call.routing, call.readout
-    scale1, up1, gate1 = _first_scale(call), _padded_table(routing.up, dtype, call.q), _gate(routing, call.q)
-    scale2 = _scale_table(readout, _LN2 if call.glu else 1.0, call)
-    up2, gate2 = _padded_table(readout.up, dtype, call.q), _gate(readout, call.q)
-    valid, count = _holes(call), _count_nonfinite(call.v)
+    scale1, up1, gate1 = first_scale(call), padded_table(routing.up, dtype, call.q), gate_of(routing, call.q)
+    scale2 = scale_table(readout, LN2 if call.glu else 1.0, call)
+    up2, gate2 = padded_table(readout.up, dtype, call.q), gate_of(readout, call.q)
+    valid, count = holes(call), _count_nonfinite(call.v)
 
     def launch(tile: Tile) -> None:
         blocks, num_blocks, programs = call.blocks(tile.rows)
@@ -230,77 +254,16 @@ def _readout(call: _Call, o: Tensor) -> None:
             blocks, valid,
             *call.q.stride()[:3], *call.k.stride()[:3], *call.v.stride()[:3], *gate1.stride()[:3], *gate2.stride()[:3],
             call.sizes[1], call.max_lag, num_blocks, call.sizes[2],
-            **call.options(), V=o.shape[-1], R1=routing.rank, R2=readout.rank, HOLES=call.attention_mask is not None,
+            **call.options(), ALIGNED=aligned(call.q, call.k), ALIGNED_VALUES=aligned(call.v),
+            V=o.shape[-1], R1=routing.rank, R2=readout.rank, HOLES=call.attention_mask is not None,
             SCALE1=routing.scale_mode, GATED1=routing.gate is not None,
             SCALE2=readout.scale_mode, GATED2=readout.gate is not None, NORM=call.norm,
             EARLY=call.norm and call.q.dtype == torch.float16,
             BV=tile.values, BR1=pad_width(routing.rank), BR2=pad_width(readout.rank),
-            **_tile_options(tile),
+            **tile_options(tile),
         )  # fmt: skip
 
-    _run("readout", call, launch)
-
-
-def _run(kernel: Kernel, call: _Call, launch: Callable[[Tile], None]) -> None:
-    """Launch with the first tile that the device has shared memory for."""
-    if call.chosen is not None:
-        choices: tuple[Tile, ...] = (call.chosen[kernel],)
-    elif interpreted():
-        choices = (_INTERPRETER_TILE,)
-    else:
-        target = triton.runtime.driver.active.get_current_target()
-        choices = tiles(kernel, call.precision, call.v.shape[-1], family_of(target.backend, target.arch))
-    if not any(_fits(launch, choice) for choice in choices[:-1]):
-        launch(choices[-1])
-
-
-def _fits(launch: Callable[[Tile], None], tile: Tile) -> bool:
-    try:
-        launch(tile)
-    except triton.OutOfResources:
-        return False
-    return True
-
-
-def _tile_options(tile: Tile) -> dict[str, int]:
-    return {"BM": tile.rows, "BN": tile.keys, "STAGES": tile.stages, "num_warps": tile.warps, "num_stages": tile.stages}
-
-
-def _unit_stride(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
-def _gate(mix: Mix, otherwise: Tensor) -> Tensor:
-    return otherwise if mix.gate is None else _unit_stride(mix.gate)
-
-
-def _holes(call: _Call) -> Tensor:
-    """uint8 ``[B, T]``, 1 for a valid token; any tensor without a mask."""
-    return call.q if call.attention_mask is None else call.attention_mask.to(torch.uint8).contiguous()
-
-
-def _padded_table(table: Tensor | None, dtype: torch.dtype, otherwise: Tensor | None = None) -> Tensor:
-    """``[heads, L, R]`` as a contiguous dot operand: the rank padded with zeros. Tables are small."""
-    if table is None:
-        assert otherwise is not None
-        return otherwise
-    rank = table.shape[-1]
-    return torch.nn.functional.pad(table.to(dtype), (0, pad_width(rank) - rank)).contiguous()
-
-
-def _scale_table(mix: Mix, unit: float | Tensor, call: _Call) -> Tensor:
-    """``unit * (identity + diag)``, ``[heads, L]``; any tensor without a diagonal."""
-    if mix.diag is None:
-        return call.q
-    return ((mix.diag.to(call.accumulator) + float(mix.identity)) * unit).contiguous()
-
-
-def _first_scale(call: _Call) -> Tensor:
-    """The first mixing's scale; the scale maps count in units of 1 / ln 2, for ``softplus2``."""
-    heads = call.sizes[2]
-    unit = torch.ones(call.q.shape[2], 1, dtype=call.accumulator, device=call.q.device)
-    unit[heads:] *= _LOG2E
-    return _scale_table(call.routing, unit, call)
+    run("readout", call, launch)
 
 
 def _count_nonfinite(v: Tensor) -> Tensor:
@@ -310,7 +273,3 @@ def _count_nonfinite(v: Tensor) -> Tensor:
     count = torch.zeros(batch, length + 1, heads, dtype=torch.int32, device=v.device)
     count[:, 1:] = bad.cumsum(1, dtype=torch.int32)
     return count
-
-
-def _on_device(x: Tensor) -> AbstractContextManager[object]:
-    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()

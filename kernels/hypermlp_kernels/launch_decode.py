@@ -9,13 +9,13 @@ import torch
 import triton
 from torch import Tensor
 
+from hypermlp_kernels.call import DTYPES, Mix, gate_of, interpreted, on_device, unit_stride
 from hypermlp_kernels.decode import (
     decode_readout_kernel,
     decode_scores_kernel,
     decode_selection_kernel,
     decode_sum_kernel,
 )
-from hypermlp_kernels.launch import _DTYPES, Mix, _gate, _on_device, _unit_stride, interpreted
 
 # bytes that a vector load wants its address to be a multiple of
 _ALIGNMENT = 16
@@ -117,7 +117,7 @@ class _Call(NamedTuple):
             "BY_LAG": self.start is None,
             "RING": self.length is not None,
             "HOLES": self.valid is not None,
-            "ACC": _DTYPES[self.accumulator],
+            "ACC": DTYPES[self.accumulator],
             "num_warps": self.tile.warps,
         }
 
@@ -176,17 +176,17 @@ def decode(
         num_splits = splits(batch * heads, slots, _processors(q.device))
     routing_mix, readout_mix = (_with_unit_strides(mix) for mix in (routing_mix, readout_mix))
     call = _Call(
-        _unit_stride(q), key_parts, value_parts, routing_mix, readout_mix, valid, start, length,
+        unit_stride(q), key_parts, value_parts, routing_mix, readout_mix, valid, start, length,
         slots, num_splits, glu, norm, slots if max_lag is None else max_lag, chosen or _tile(key_parts, value_parts),
     )  # fmt: skip
     o = torch.empty((batch, 1, heads, value_width), dtype=q.dtype, device=q.device)
-    with _on_device(q):
+    with on_device(q):
         s, z1 = _scores(call)
         a, square, z2 = _selection(call, s, z1)
         parts = _readout(call, a, square, z2, eps)
         width = min(_SUM_VALUES, triton.next_power_of_2(value_width))
         decode_sum_kernel[(batch * heads, triton.cdiv(value_width, width))](
-            parts, o, num_splits, V=value_width, ACC=_DTYPES[call.accumulator], BS=_SUM_SPLITS, BV=width, num_warps=2
+            parts, o, num_splits, V=value_width, ACC=DTYPES[call.accumulator], BS=_SUM_SPLITS, BV=width, num_warps=2
         )
     return o
 
@@ -270,13 +270,13 @@ def _inline_assembly() -> bool:
 
 def _with_unit_strides(mix: Mix) -> Mix:
     """Parameters and gates as they are, unless someone made their last dimension a strided one."""
-    diag, down, up, gate = (x if x is None else _unit_stride(x) for x in mix[:4])
+    diag, down, up, gate = (x if x is None else unit_stride(x) for x in mix[:4])
     return Mix(diag, down, up, gate, mix.identity)
 
 
 def _tables(mix: Mix, otherwise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     diag, up = (otherwise if table is None else table for table in (mix.diag, mix.up))
-    return diag, up, _gate(mix, otherwise)
+    return diag, up, gate_of(mix, otherwise)
 
 
 def _table_strides(table: Tensor | None) -> tuple[int, int]:

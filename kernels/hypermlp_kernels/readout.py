@@ -13,6 +13,7 @@ from hypermlp_kernels.blocks import (
     LOG2E,
     as_floats,
     gated_statistic,
+    head_of,
     hide,
     key_tiles,
     load_keys,
@@ -26,13 +27,13 @@ from hypermlp_kernels.skew import rotate, rotation_index
 
 
 @triton.jit
-def load_values(p_v, p_count, t, n, stride, num_heads, WIDTH: tl.constexpr, BN: tl.constexpr, BV: tl.constexpr):
-    """``[BN, BV]``: a tile of values, zero for tokens that hold a NaN or an infinity.
+def load_values(p_v, p_count, t, i_v, n, stride, num_heads, WIDTH: tl.constexpr, BN: tl.constexpr, BV: tl.constexpr):
+    """``[BN, BV]``: a tile of values, channel block ``i_v``, zero for tokens that hold a NaN or an infinity.
 
     A hidden key has weight zero, and zero times NaN is NaN. ``p_count`` counts such tokens before each.
     """
     o_j = t * BN + tl.arange(0, BN)
-    o_v = tl.program_id(1) * BV + tl.arange(0, BV)
+    o_v = i_v * BV + tl.arange(0, BV)
     inside = (o_j >= 0) & (o_j < n)
     before = tl.load(p_count + o_j * num_heads, mask=inside, other=0)
     after = tl.load(p_count + (o_j + 1) * num_heads, mask=inside, other=0)
@@ -43,7 +44,35 @@ def load_values(p_v, p_count, t, n, stride, num_heads, WIDTH: tl.constexpr, BN: 
     return tl.load(p_first + tl.arange(0, BN)[:, None] * stride + o_v[None, :], mask=mask, other=0.0)
 
 
-@triton.jit(do_not_specialize=["length", "max_lag", "num_blocks"])
+@triton.jit
+def store_output(
+    b_o, p_o, p_count, i0, i_v, n, max_lag, num_heads,
+    WIDTH: tl.constexpr, BY_LAG: tl.constexpr, CAUSAL: tl.constexpr, BM: tl.constexpr, BV: tl.constexpr,
+):  # fmt: skip
+    """Store a block of output; a row that sees a value that is not finite becomes NaN."""
+    o_m = tl.arange(0, BM)
+    inside = i0 + o_m < n
+    o_last = i0 + o_m + 1
+    o_first = tl.zeros((BM,), tl.int32)
+    if BY_LAG:
+        o_first = tl.maximum(o_last - max_lag, 0)
+    if not CAUSAL:
+        o_last = tl.zeros((BM,), tl.int32) + n
+    seen_bad = tl.load(p_count + o_last * num_heads, mask=inside, other=0)
+    seen_bad = seen_bad - tl.load(p_count + o_first * num_heads, mask=inside, other=0)
+    b_o = tl.where((seen_bad > 0)[:, None], float("nan"), b_o)
+    o_v = i_v * BV + tl.arange(0, BV)
+    mask = inside[:, None] & (o_v < WIDTH)[None, :]
+    p_first = p_o + i0.to(tl.int64) * num_heads * WIDTH
+    tl.store(p_first + o_m[:, None] * (num_heads * WIDTH) + o_v[None, :], b_o.to(p_o.dtype.element_ty), mask=mask)
+
+
+@triton.jit(
+    do_not_specialize=[
+        "length", "max_lag", "num_blocks", "q_batch", "q_head", "k_batch", "k_head", "v_batch", "v_head",
+        "gate1_batch", "gate1_head", "gate2_batch", "gate2_head",
+    ]
+)  # fmt: skip
 def readout_kernel(
     p_q, p_k, p_v, p_scale1, p_up1, p_gate1, p_z1, p_scale2, p_up2, p_gate2, p_z2, p_rho, p_count, p_o,
     p_blocks, p_valid,
@@ -54,7 +83,7 @@ def readout_kernel(
     GLU: tl.constexpr, BY_LAG: tl.constexpr, CAUSAL: tl.constexpr, HAS_BLOCKS: tl.constexpr, HOLES: tl.constexpr,
     SCALE1: tl.constexpr, GATED1: tl.constexpr, SCALE2: tl.constexpr, GATED2: tl.constexpr, NORM: tl.constexpr,
     PACKED: tl.constexpr, ASM: tl.constexpr, ACC: tl.constexpr, MIX: tl.constexpr, PRECISION: tl.constexpr,
-    EARLY: tl.constexpr,
+    EARLY: tl.constexpr, ALIGNED: tl.constexpr, ALIGNED_VALUES: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, BR1: tl.constexpr, BR2: tl.constexpr,
     STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -70,11 +99,11 @@ def readout_kernel(
         return
     num_maps = num_heads * 2 if GLU else num_heads
     first_token = i_b * length + start
-    start_offset = start.to(tl.int64)
-    p_qg = p_q + i_b * q_batch + start_offset * q_token + i_h * q_head
-    p_kg = p_k + i_b * k_batch + start_offset * k_token + i_h * k_head
-    p_ks = p_kg + num_heads * k_head
-    p_vh = p_v + i_b * v_batch + start_offset * v_token + i_h * v_head
+    p_qg = head_of(p_q, i_b, start, i_h, q_batch, q_token, q_head, ALIGNED)
+    p_qs = head_of(p_q, i_b, start, i_h + num_heads, q_batch, q_token, q_head, ALIGNED)
+    p_kg = head_of(p_k, i_b, start, i_h, k_batch, k_token, k_head, ALIGNED)
+    p_ks = head_of(p_k, i_b, start, i_h + num_heads, k_batch, k_token, k_head, ALIGNED)
+    p_vh = head_of(p_v, i_b, start, i_h, v_batch, v_token, v_head, ALIGNED_VALUES)
     p_scale1_gate = p_scale1 + i_h * max_lag
     p_scale1_scale = p_scale1_gate + tl.cast(num_heads, tl.int64) * max_lag
     p_up1_gate = p_up1 + i_h * max_lag * BR1
@@ -89,10 +118,10 @@ def readout_kernel(
     b_ws = b_qg
     b_w2 = b_qg
     if GLU:
-        b_qs = load_rows(p_qg + num_heads * q_head, i0, n, q_token, K, BM, BK)
+        b_qs = load_rows(p_qs, i0, n, q_token, K, BM, BK)
     if LOW_RANK1:
         p_z = p_z1 + (first_token * num_maps + i_h) * R1
-        p_gate = p_gate1 + i_b * gate1_batch + start_offset * gate1_token + i_h * gate1_head
+        p_gate = head_of(p_gate1, i_b, start, i_h, gate1_batch, gate1_token, gate1_head, False)
         b_wg = gated_statistic(
             p_z, p_gate, i0, n, num_maps * R1, gate1_token, 1.0, R1, GATED1, MIX, BM, NG, BR1
         )  # fmt: skip
@@ -103,7 +132,7 @@ def readout_kernel(
             )  # fmt: skip
     if LOW_RANK2:
         p_z = p_z2 + (first_token * num_heads + i_h) * R2
-        p_gate = p_gate2 + i_b * gate2_batch + start_offset * gate2_token + i_h * gate2_head
+        p_gate = head_of(p_gate2, i_b, start, i_h, gate2_batch, gate2_token, gate2_head, False)
         b_w2 = gated_statistic(
             p_z, p_gate, i0, n, num_heads * R2, gate2_token, 1.0, R2, GATED2, MIX, BM, NG, BR2
         )  # fmt: skip
@@ -152,21 +181,10 @@ def readout_kernel(
             b_weights = b_turned_weights
         if EARLY:
             b_weights = b_weights * b_inverse[:, None]
-        b_v = load_values(p_vh, p_bad, t_value, n, v_token, num_heads, V, BN, BV)
+        b_v = load_values(p_vh, p_bad, t_value, tl.program_id(1), n, v_token, num_heads, V, BN, BV)
         b_o = tl.dot(b_weights.to(b_v.dtype), b_v, b_o, input_precision=PRECISION, out_dtype=ACC)
 
     if NORM and not EARLY:
         b_o = b_o * b_inverse[:, None]
-    o_last = i0 + o_m + 1
-    o_first = tl.zeros((BM,), tl.int32)
-    if BY_LAG:
-        o_first = tl.maximum(o_last - max_lag, 0)
-    if not CAUSAL:
-        o_last = tl.zeros((BM,), tl.int32) + n
-    seen_bad = tl.load(p_bad + o_last * num_heads, mask=inside, other=0)
-    seen_bad = seen_bad - tl.load(p_bad + o_first * num_heads, mask=inside, other=0)
-    b_o = tl.where((seen_bad > 0)[:, None], float("nan"), b_o)
-    o_v = tl.program_id(1) * BV + tl.arange(0, BV)
-    mask = inside[:, None] & (o_v < V)[None, :]
-    p_first = p_o + ((first_token + i0) * num_heads + i_h) * V
-    tl.store(p_first + o_m[:, None] * (num_heads * V) + o_v[None, :], b_o.to(p_o.dtype.element_ty), mask=mask)
+    p_first = p_o + (first_token * num_heads + i_h) * V
+    store_output(b_o, p_first, p_bad, i0, tl.program_id(1), n, max_lag, num_heads, V, BY_LAG, CAUSAL, BM, BV)

@@ -12,6 +12,7 @@ from hypermlp_kernels.blocks import (
     LOG2E,
     as_floats,
     gated_statistic,
+    head_of,
     hide,
     key_tiles,
     load_keys,
@@ -24,15 +25,16 @@ from hypermlp_kernels.blocks import (
     table_rows,
 )
 from hypermlp_kernels.skew import high_half, low_half, rotation_index
+from hypermlp_kernels.stored import locate_slot, store_map
 
 
-@triton.jit(do_not_specialize=["length", "max_lag", "num_blocks"])
+@triton.jit(do_not_specialize=["length", "max_lag", "num_blocks", "q_batch", "q_head", "k_batch", "k_head"])
 def routing_statistic_kernel(
     p_q, p_k, p_down, p_z, p_blocks,
     q_batch, q_token, q_head, k_batch, k_token, k_head,
     length, max_lag, num_blocks, num_heads,
     K: tl.constexpr, R: tl.constexpr,
-    GLU: tl.constexpr, BY_LAG: tl.constexpr, CAUSAL: tl.constexpr, HAS_BLOCKS: tl.constexpr,
+    GLU: tl.constexpr, BY_LAG: tl.constexpr, CAUSAL: tl.constexpr, HAS_BLOCKS: tl.constexpr, ALIGNED: tl.constexpr,
     PACKED: tl.constexpr, ASM: tl.constexpr, ACC: tl.constexpr, MIX: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BR: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -45,15 +47,16 @@ def routing_statistic_kernel(
     if i0 >= n:
         return
     num_maps = num_heads * 2 if GLU else num_heads
-    p_qg = p_q + i_b * q_batch + start.to(tl.int64) * q_token + i_h * q_head
-    p_kg = p_k + i_b * k_batch + start.to(tl.int64) * k_token + i_h * k_head
-    p_ks = p_kg + num_heads * k_head
+    p_qg = head_of(p_q, i_b, start, i_h, q_batch, q_token, q_head, ALIGNED)
+    p_qs = head_of(p_q, i_b, start, i_h + num_heads, q_batch, q_token, q_head, ALIGNED)
+    p_kg = head_of(p_k, i_b, start, i_h, k_batch, k_token, k_head, ALIGNED)
+    p_ks = head_of(p_k, i_b, start, i_h + num_heads, k_batch, k_token, k_head, ALIGNED)
     p_down_gate = p_down + i_h * max_lag * BR
     p_down_scale = p_down_gate + tl.cast(num_heads, tl.int64) * max_lag * BR
     b_qg = load_rows(p_qg, i0, n, q_token, K, BM, BK)
     b_qs = b_qg
     if GLU:
-        b_qs = load_rows(p_qg + num_heads * q_head, i0, n, q_token, K, BM, BK)
+        b_qs = load_rows(p_qs, i0, n, q_token, K, BM, BK)
     t_first, t_stop = key_tiles(i0, n, max_lag, BY_LAG, CAUSAL, BM, BN)
 
     b_anchor = tl.dot(b_qg, load_keys(p_kg, t_first, n, k_token, K, BN, BK), input_precision=PRECISION, out_dtype=ACC)
@@ -90,31 +93,44 @@ def routing_statistic_kernel(
         tl.store(p_out + num_heads * R, pick_group(b_z_scale, BM, NG, BR), mask=inside)
 
 
-@triton.jit(do_not_specialize=["length", "max_lag", "num_blocks", "eps"])
+@triton.jit(
+    do_not_specialize=[
+        "length", "max_lag", "num_blocks", "num_rest", "first_slot", "pitch", "eps",
+        "q_batch", "q_head", "k_batch", "k_head", "gate1_batch", "gate1_head",
+    ]
+)  # fmt: skip
 def selection_statistics_kernel(
-    p_q, p_k, p_scale1, p_up1, p_gate1, p_z1, p_down2, p_rho, p_z2, p_blocks, p_valid,
+    p_q, p_k, p_scale1, p_up1, p_gate1, p_z1, p_down2, p_rho, p_z2, p_map, p_blocks, p_valid,
     q_batch, q_token, q_head, k_batch, k_token, k_head, gate1_batch, gate1_token, gate1_head,
-    length, max_lag, num_blocks, num_heads, eps,
+    length, max_lag, num_blocks, num_heads, num_rest, first_slot, pitch, eps,
     K: tl.constexpr, R1: tl.constexpr, R2: tl.constexpr,
     GLU: tl.constexpr, BY_LAG: tl.constexpr, CAUSAL: tl.constexpr, HAS_BLOCKS: tl.constexpr, HOLES: tl.constexpr,
-    SCALE1: tl.constexpr, GATED1: tl.constexpr, NORM: tl.constexpr,
+    SCALE1: tl.constexpr, GATED1: tl.constexpr, NORM: tl.constexpr, ALIGNED: tl.constexpr,
     PACKED: tl.constexpr, ASM: tl.constexpr, ACC: tl.constexpr, MIX: tl.constexpr, PRECISION: tl.constexpr,
+    SLOT: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BR1: tl.constexpr, BR2: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """``rho_i = max(||g_i||, eps)`` and ``z2_i[r] = sum_l a_i[l] A2[l, r]`` of a head, ``a`` before the norm.
 
     A rank of zero leaves a low-rank term out. ``p_rho`` is ``[B, T, H]`` and ``p_z2`` ``[B, T, H, R2]``.
+    With ``SLOT`` rows to a slot, ``a`` is stored too, of the rows of one chunk (``stored.py``).
     """
     NG: tl.constexpr = BM // BN if BY_LAG else 1
     LOW_RANK1: tl.constexpr = R1 > 0
-    i_b, i_h, start, n, i0 = locate(p_blocks, length, num_blocks, num_heads, HAS_BLOCKS, BM)
+    if SLOT > 0:
+        i_b, i_h, start, n, i0, row = locate_slot(
+            tl.program_id(0), p_blocks, first_slot, length, num_blocks, num_rest, num_heads, HAS_BLOCKS, SLOT, BM
+        )
+    else:
+        i_b, i_h, start, n, i0 = locate(p_blocks, length, num_blocks, num_heads, HAS_BLOCKS, BM)
     if i0 >= n:
         return
     num_maps = num_heads * 2 if GLU else num_heads
     first_token = i_b * length + start
-    p_qg = p_q + i_b * q_batch + start.to(tl.int64) * q_token + i_h * q_head
-    p_kg = p_k + i_b * k_batch + start.to(tl.int64) * k_token + i_h * k_head
-    p_ks = p_kg + num_heads * k_head
+    p_qg = head_of(p_q, i_b, start, i_h, q_batch, q_token, q_head, ALIGNED)
+    p_qs = head_of(p_q, i_b, start, i_h + num_heads, q_batch, q_token, q_head, ALIGNED)
+    p_kg = head_of(p_k, i_b, start, i_h, k_batch, k_token, k_head, ALIGNED)
+    p_ks = head_of(p_k, i_b, start, i_h + num_heads, k_batch, k_token, k_head, ALIGNED)
     p_scale1_gate = p_scale1 + i_h * max_lag
     p_scale1_scale = p_scale1_gate + tl.cast(num_heads, tl.int64) * max_lag
     p_up1_gate = p_up1 + i_h * max_lag * BR1
@@ -126,10 +142,10 @@ def selection_statistics_kernel(
     b_wg = b_qg
     b_ws = b_qg
     if GLU:
-        b_qs = load_rows(p_qg + num_heads * q_head, i0, n, q_token, K, BM, BK)
+        b_qs = load_rows(p_qs, i0, n, q_token, K, BM, BK)
     if LOW_RANK1:
         p_z = p_z1 + (first_token * num_maps + i_h) * R1
-        p_gate = p_gate1 + i_b * gate1_batch + start.to(tl.int64) * gate1_token + i_h * gate1_head
+        p_gate = head_of(p_gate1, i_b, start, i_h, gate1_batch, gate1_token, gate1_head, False)
         b_wg = gated_statistic(
             p_z, p_gate, i0, n, num_maps * R1, gate1_token, 1.0, R1, GATED1, MIX, BM, NG, BR1
         )  # fmt: skip
@@ -165,8 +181,11 @@ def selection_statistics_kernel(
             b_scale = hide(b_scale, i0, t, n, max_lag, p_hole, BY_LAG, CAUSAL, HOLES, BM, BN)
         if NORM:
             b_square += tl.sum(b_gate * b_gate, axis=1)
-        if R2 > 0:
+        if R2 > 0 or SLOT > 0:
             b_a = select(b_gate, b_scale, GLU, ASM)
+        if SLOT > 0:
+            store_map(p_map, b_a, row, x0, pitch, BY_LAG, BM, BN)
+        if R2 > 0:
             b_down = table_rows(p_down, x0, max_lag, NG, BN, BR2)
             b_z = tl.dot(b_a.to(MIX), b_down, b_z, input_precision=PRECISION, out_dtype=ACC)
 

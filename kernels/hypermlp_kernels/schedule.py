@@ -28,6 +28,11 @@ def sequences(
     return row, start, (stop - start).clamp_min(0)
 
 
+def count_blocks(found: tuple[Tensor, Tensor, Tensor], batch: int, length: int, rows: int) -> int:
+    """As many blocks of ``rows`` rows as there could be."""
+    return batch * (length // rows) + found[0].shape[0]
+
+
 def block_table(found: tuple[Tensor, Tensor, Tensor], batch: int, length: int, rows: int) -> Tensor:
     """``[blocks, 4]`` int32: batch row, first token, tokens of the sequence, first row of the block in it.
 
@@ -36,8 +41,7 @@ def block_table(found: tuple[Tensor, Tensor, Tensor], batch: int, length: int, r
     row, start, tokens = found
     per_sequence = (tokens + rows - 1) // rows
     ends = per_sequence.cumsum(0)
-    num_blocks = batch * (length // rows) + row.shape[0]
-    block = torch.arange(num_blocks, device=row.device)
+    block = torch.arange(count_blocks(found, batch, length, rows), device=row.device)
     sequence = torch.searchsorted(ends, block, right=True).clamp_max(row.shape[0] - 1)
     first_row = (block - (ends - per_sequence)[sequence]) * rows
     return torch.stack((row[sequence], start[sequence], tokens[sequence], first_row), dim=1).to(torch.int32)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple, get_args
 
-Kernel = Literal["routing_statistic", "selection_statistics", "readout"]
+Design = Literal["recompute", "store"]
+Kernel = Literal["routing_statistic", "selection_statistics", "readout", "stored_readout"]
 Family = Literal["hopper", "ampere"]
 Precision = Literal["bf16", "fp16", "tf32", "ieee"]
 
@@ -26,6 +27,18 @@ class Tile(NamedTuple):
     values: int
     warps: int
     stages: int
+
+
+def check_tile(tile: Tile) -> None:
+    """Raise a ``ValueError`` for a tile no kernel can take."""
+    sizes = (*tile[:2], *((tile.values,) if tile.values else ()))
+    counts = (tile.warps, tile.stages)
+    if not all(isinstance(size, int) and size >= 16 and size & (size - 1) == 0 for size in sizes):
+        raise ValueError(f"{tile}: sizes must be powers of two of at least 16")
+    if tile.rows % tile.keys:
+        raise ValueError(f"{tile}: rows must be a multiple of keys")
+    if not all(isinstance(count, int) and count >= 1 for count in counts) or tile.warps & (tile.warps - 1):
+        raise ValueError(f"{tile}: warps must be a power of two and stages at least 1")
 
 
 def pad_width(width: int) -> int:
@@ -51,6 +64,18 @@ _READOUT: dict[Precision, tuple[Tile, ...]] = {
 }
 # asynchronous dots of warp groups keep their operands out of registers
 _HOPPER_READOUT: dict[Precision, tuple[Tile, ...]] = {"bf16": (Tile(128, 32, 256, 8, 2), Tile(64, 32, 128, 4, 2))}
+# The stored map costs a block of values a load, not a product of scores: tiles have room for more rows.
+_STORED_READOUT: dict[Precision, tuple[Tile, ...]] = {
+    "bf16": (Tile(64, 64, 256, 8, 2), Tile(64, 32, 128, 4, 3), Tile(32, 32, 32, 4, 1)),
+    "fp16": (Tile(64, 64, 256, 8, 2), Tile(64, 32, 128, 4, 2), Tile(32, 32, 32, 4, 1)),
+    "tf32": (Tile(64, 32, 128, 4, 2), Tile(32, 32, 32, 4, 1)),
+    "ieee": (Tile(32, 32, 128, 8, 1), Tile(32, 32, 32, 8, 1)),
+}
+_HOPPER_STORED_READOUT: dict[Precision, tuple[Tile, ...]] = {
+    "bf16": (Tile(128, 32, 256, 8, 3),),
+    "fp16": (Tile(128, 32, 256, 8, 3),),
+    "tf32": (Tile(128, 32, 128, 8, 2),),
+}
 _SMALLEST_READOUT = Tile(16, 16, 16, 2, 1)
 
 
@@ -61,9 +86,12 @@ def family_of(backend: str, arch: int | str) -> Family:
 
 def tiles(kernel: Kernel, precision: Precision, value_width: int, family: Family) -> tuple[Tile, ...]:
     """Tiles to try, in order; a value block is no wider than the values are."""
-    if kernel != "readout":
+    if kernel in ("routing_statistic", "selection_statistics"):
         return _STATISTICS[precision]
-    preferred = _HOPPER_READOUT.get(precision, ()) if family == "hopper" else ()
+    any_family, hopper = _READOUT, _HOPPER_READOUT
+    if kernel == "stored_readout":
+        any_family, hopper = _STORED_READOUT, _HOPPER_STORED_READOUT
+    preferred = hopper.get(precision, ()) if family == "hopper" else ()
     widest = pad_width(value_width)
-    found = (*preferred, *_READOUT[precision], _SMALLEST_READOUT)
+    found = (*preferred, *any_family[precision], _SMALLEST_READOUT)
     return tuple(dict.fromkeys(tile._replace(values=min(tile.values, widest)) for tile in found))

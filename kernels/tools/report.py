@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from virtual_gpu import TARGETS, Resources, resources, virtual_gpu
 
 from hypermlp_kernels import launch
-from hypermlp_kernels.tiles import KERNELS, Kernel, Tile, family_of, tiles
+from hypermlp_kernels.tiles import Design, Kernel, Tile, family_of, tiles
 
 # what a launch is compiled for: the paper's widths at D = 1024 with two heads, and the other paths
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
@@ -24,6 +25,10 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "glu tf32": {"dtype": torch.float32, "allow_tf32": True},
     "glu fp32": {"dtype": torch.float32},
     "position bf16": {"by_lag": False},
+}
+DESIGNS: dict[Design, tuple[Kernel, ...]] = {
+    "recompute": ("routing_statistic", "selection_statistics", "readout"),
+    "store": ("routing_statistic", "selection_statistics", "stored_readout"),
 }
 VALUES = 512
 COLUMNS = ("HGMMA", "HMMA", "MUFU", "LDS", "STS", "LDSM", "SHFL", "LDGSTS", "BAR", "LDL")
@@ -36,7 +41,7 @@ ALLOWED_STACK: dict[str, int] = json.loads((Path(__file__).parent / "allowed_sta
 def call(
     length: int = 64, *, glu: bool = True, by_lag: bool = True, dtype: torch.dtype = torch.bfloat16, heads: int = 2,
     width: int = 64, values: int = VALUES, rank: int = 16, allow_tf32: bool = False,
-    chosen: dict[Kernel, Tile] | None = None,
+    chosen: dict[Kernel, Tile] | None = None, design: Design | None = "recompute", **options: Any,
 ) -> None:  # fmt: skip
     """One forward on zeros."""
     maps = 2 * heads if glu else heads
@@ -49,22 +54,34 @@ def call(
     launch.forward(
         q, q, v, mix(maps), mix(heads),
         glu=glu, norm=True, eps=1e-12, causal=True, by_lag=by_lag, max_lag=64, allow_tf32=allow_tf32, chosen=chosen,
+        design=design, **options,
     )  # fmt: skip
 
 
-def report(arch: str, name: str, preferred_only: bool = False) -> Iterator[tuple[Tile, Resources]]:
-    """Resources of a configuration's kernels, each with every tile of its own (NVIDIA)."""
+def tile_table(arch: str, name: str, design: Design) -> dict[Kernel, tuple[Tile, ...]]:
+    """Every tile of each kernel that a configuration launches."""
     options = CONFIGURATIONS[name]
     precision = launch.precision_of(options.get("dtype", torch.bfloat16), options.get("allow_tf32", False))
     family = family_of(TARGETS[arch].backend, TARGETS[arch].arch)
-    table = {kernel: tiles(kernel, precision, VALUES, family) for kernel in KERNELS}
+    return {kernel: tiles(kernel, precision, VALUES, family) for kernel in DESIGNS[design]}
+
+
+def report(
+    arch: str, name: str, preferred_only: bool = False, design: Design = "recompute"
+) -> Iterator[tuple[Tile, Resources]]:
+    """Resources of a design's kernels, each with every tile of its own (NVIDIA). ``z1`` is the same in both designs."""
+    table = tile_table(arch, name, design)
     for choice in range(1 if preferred_only else max(len(found) for found in table.values())):
         chosen = {kernel: found[min(choice, len(found) - 1)] for kernel, found in table.items()}
         with virtual_gpu(arch) as gpu:
-            call(**options, chosen=chosen)
-            for kernel, compiled in zip(KERNELS, gpu.compiled(), strict=True):
-                if choice < len(table[kernel]):
-                    yield chosen[kernel], resources(compiled)
+            call(**CONFIGURATIONS[name], chosen=chosen, design=design)
+            for kernel, compiled in zip(table, gpu.compiled(), strict=True):
+                if choice >= len(table[kernel]) or (design == "store" and kernel == "routing_statistic"):
+                    continue
+                used = resources(compiled)
+                if design == "store" and kernel == "selection_statistics":
+                    used = used._replace(name=f"storing_{used.name}")
+                yield chosen[kernel], used
 
 
 def shape(tile: Tile) -> str:
@@ -103,7 +120,7 @@ def main() -> int:
     found: list[str] = []
     for arch in options.arch:
         for name in options.only:
-            for tile, used in report(arch, name, options.preferred):
+            for tile, used in chain.from_iterable(report(arch, name, options.preferred, design) for design in DESIGNS):
                 found += complaints(arch, name, tile, used)
                 kernel = used.name.removesuffix("_kernel")
                 cells = (

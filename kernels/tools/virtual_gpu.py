@@ -23,9 +23,10 @@ from triton.runtime import driver
 from hypermlp_kernels import decode
 from hypermlp_kernels.readout import readout_kernel
 from hypermlp_kernels.rows import routing_statistic_kernel, selection_statistics_kernel
+from hypermlp_kernels.stored import stored_readout_kernel
 
 KERNELS = (
-    routing_statistic_kernel, selection_statistics_kernel, readout_kernel,
+    routing_statistic_kernel, selection_statistics_kernel, readout_kernel, stored_readout_kernel,
     decode.decode_scores_kernel, decode.decode_selection_kernel, decode.decode_readout_kernel, decode.decode_sum_kernel,
 )  # fmt: skip
 TARGETS = {

@@ -15,10 +15,11 @@ import triton
 from virtual_gpu import SHARED_MEMORY, virtual_gpu
 
 from hypermlp_kernels import launch
-from hypermlp_kernels.tiles import KERNELS, Tile, tiles
+from hypermlp_kernels.tiles import KERNELS, Design, Precision, Tile, tiles
 
 pytestmark = pytest.mark.skipif(launch.interpreted(), reason="TRITON_INTERPRET is set: nothing is compiled")
 ALL = ["routing_statistic_kernel", "selection_statistics_kernel", "readout_kernel"]
+STORED = ["routing_statistic_kernel", "selection_statistics_kernel", "stored_readout_kernel"]
 recorded = pytest.mark.skipif(
     not triton.__version__.startswith("3.7."), reason="the allowances are recorded for the code Triton 3.7 makes"
 )
@@ -26,9 +27,10 @@ SMALL = dict.fromkeys(KERNELS, Tile(16, 16, 16, 1, 1))
 
 
 @recorded
+@pytest.mark.parametrize("design", report.DESIGNS)
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
-def test_preferred_tiles_keep_to_their_allowance(arch: str) -> None:
-    for tile, used in report.report(arch, "glu bf16", preferred_only=True):
+def test_preferred_tiles_keep_to_their_allowance(arch: str, design: Design) -> None:
+    for tile, used in report.report(arch, "glu bf16", preferred_only=True, design=design):
         assert not report.complaints(arch, "glu bf16", tile, used)
         assert used.shared <= SHARED_MEMORY[arch]
         # a rotation goes through shared memory alone: shuffles would be a gather that Triton split otherwise
@@ -39,9 +41,28 @@ def test_preferred_tiles_keep_to_their_allowance(arch: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
 @pytest.mark.parametrize("name", report.CONFIGURATIONS)
-def test_every_tile_keeps_to_its_allowance(arch: str, name: str) -> None:
-    for tile, used in report.report(arch, name):
+@pytest.mark.parametrize("design", report.DESIGNS)
+def test_every_tile_keeps_to_its_allowance(arch: str, name: str, design: Design) -> None:
+    preferred = {found[0] for found in report.tile_table(arch, name, design).values()}
+    for tile, used in report.report(arch, name, design=design):
         assert not report.complaints(arch, name, tile, used)
+        assert tile not in preferred or used.shared <= SHARED_MEMORY[arch]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "tf32", "ieee"])
+def test_the_last_tiles_fit_every_gpu(precision: Precision) -> None:
+    """At widths beyond what anyone is likely to take, where the preferred tiles do not fit."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+    for design, kernels in report.DESIGNS.items():
+        last = {kernel: tiles(kernel, precision, 1024, "ampere")[-1] for kernel in kernels}
+        assert last == {kernel: tiles(kernel, precision, 1024, "hopper")[-1] for kernel in kernels}
+        with virtual_gpu("sm_86") as gpu:
+            report.call(
+                dtype=dtype, allow_tf32=precision == "tf32", width=128, values=1024, rank=32, chosen=last, design=design
+            )
+            assert len(gpu.compiled()) == len(kernels)
+            for compiled in gpu.compiled():
+                assert compiled.metadata.shared <= min(SHARED_MEMORY[arch] for arch in ("sm_86", "sm_80", "sm_90"))
 
 
 @pytest.mark.slow
@@ -59,12 +80,39 @@ def test_complaints_are_made() -> None:
     assert report.complaints("sm_90", "glu bf16", tile, used)
 
 
-def test_two_lengths_compile_once() -> None:
+@pytest.mark.parametrize("width", [16, 12])
+def test_two_lengths_compile_once(width: int) -> None:
+    """Whether numbers that go with the length are 1 or multiples of 16 makes no other kernel."""
     with virtual_gpu("sm_90") as gpu:
         for length in (1, 17, 48, 1000):
-            report.call(length, width=16, values=16, chosen=SMALL)
+            report.call(length, width=width, values=width, rank=width, chosen=SMALL)
         assert gpu.launches == ALL * 4
         assert len(gpu.compiled()) == len(ALL)
+
+
+@pytest.mark.parametrize("width", [16, 12])
+def test_two_lengths_and_chunks_compile_the_stored_map_once(width: int) -> None:
+    with virtual_gpu("sm_90") as gpu:
+        # chunks of one slot of the longest rows, whose count and first slot take all kinds of values
+        for length in (1, 17, 48, 320):
+            limit = 16 * 2 * 16 * triton.cdiv(length, 16)
+            report.call(
+                length, width=width, values=width, rank=width, chosen=SMALL, design="store", scratch_limit=limit
+            )
+        assert set(gpu.launches) == set(STORED)
+        assert gpu.launches.count("stored_readout_kernel") > 4 * 2
+        assert len(gpu.compiled()) == len(STORED)
+
+
+def test_the_model_chooses() -> None:
+    with virtual_gpu("sm_90") as gpu:
+        report.call(design=None, values=512, chosen=SMALL)
+        report.call(design=None, values=16, width=16, chosen=SMALL)
+        assert gpu.launches == STORED + ALL
+        report.call(design=None, values=512, chosen=SMALL, scratch_limit=0)
+        assert gpu.launches[-3:] == ALL
+    with virtual_gpu("sm_90"), pytest.raises(ValueError, match="scratch_limit=0 bytes does not hold 16 rows of 64"):
+        report.call(design="store", chosen=SMALL, scratch_limit=0)
 
 
 def test_every_option_compiles() -> None:
@@ -76,23 +124,19 @@ def test_every_option_compiles() -> None:
     with virtual_gpu("sm_90") as gpu:
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             x, y = q.to(dtype), v.to(dtype)
-            launch.forward(
-                x,
-                x,
-                y,
-                scale,
-                bare,
-                glu=True,
-                causal=True,
-                by_lag=True,
-                attention_mask=mask,
-                cu_seqlens=bounds,
-                **common,
-            )
+            for design in report.DESIGNS:
+                launch.forward(
+                    x, x, y, scale, bare,
+                    glu=True, causal=True, by_lag=True, attention_mask=mask, cu_seqlens=bounds, design=design, **common,
+                )  # fmt: skip
         low_rank = launch.Mix(None, torch.zeros(1, 20, 1), torch.zeros(1, 20, 1), torch.zeros(1, 20, 1, 1), False)
         common |= {"norm": False, "max_lag": 20}
-        launch.forward(q[:, :, :1], q[:, :, :1], v, low_rank, low_rank, glu=False, causal=False, by_lag=False, **common)
-        assert gpu.launches == ALL[1:] * 3 + ALL
+        for design in report.DESIGNS:
+            launch.forward(
+                q[:, :, :1], q[:, :, :1], v, low_rank, low_rank,
+                glu=False, causal=False, by_lag=False, design=design, **common,
+            )  # fmt: skip
+        assert gpu.launches == (ALL[1:] + STORED[1:]) * 3 + ALL + STORED
 
 
 def test_a_tile_too_large_gives_way_to_a_smaller_one() -> None:
@@ -113,4 +157,4 @@ def test_tiles_are_what_the_kernels_can_take(value_width: int) -> None:
             for tile in found:
                 assert tile.rows % tile.keys == 0
                 assert all(size >= 16 and size & (size - 1) == 0 for size in tile[:2])
-                assert (kernel == "readout") == (tile.values >= 16)
+                assert (kernel in ("readout", "stored_readout")) == (tile.values >= 16)

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -64,6 +65,7 @@ class Case:
             self.mixes.append(SequenceMix(tables[0] if diag else None, *low_rank, identity))
         has_tables = any(x is not None for mix in self.mixes for x in mix[:3])
         self.max_lag = rows if has_tables else self.window
+        self.chosen = self.tile and dict.fromkeys(KERNELS, self.tile)
 
     def to(self, device: str) -> "Case":
         """This case with its tensors on ``device``."""
@@ -74,12 +76,12 @@ class Case:
         moved.cu_seqlens = None if self.cu_seqlens is None else self.cu_seqlens.to(device)
         return moved
 
-    def kernels(self) -> tuple[torch.Tensor, ...]:
+    def kernels(self, **options: Any) -> tuple[torch.Tensor, ...]:
         return launch.forward(
             self.q, self.k, self.v, *(launch.Mix(*mix) for mix in self.mixes),
             glu=self.selection == "glu", norm=self.norm, eps=1e-12, causal=self.causal, by_lag=self.layout == "lag",
             max_lag=self.max_lag, attention_mask=self.mask_tensor, cu_seqlens=self.cu_seqlens,
-            chosen=self.tile and dict.fromkeys(KERNELS, self.tile),
+            chosen=self.chosen, **options,
         )  # fmt: skip
 
     def reference(self) -> torch.Tensor:

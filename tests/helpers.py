@@ -5,6 +5,7 @@ To test a new path, add its name to ``BACKENDS``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from hypermlp.ops import SequenceMix, hyper_attention, tiling
 from hypermlp.ops.reference import hyper_attention_reference
+from hypermlp.ops.varlen import zero_padded
 
 BACKENDS = ["reference", "chunked"]
 STREAMS = ("q", "k", "v", "routing.gate", "readout.gate")  # [B, T, ...]; all else is a table
@@ -125,7 +127,7 @@ def evaluate(case: Case, run: Callable[[Case], Tensor], weight: Tensor | None = 
     output = run(case)
     if weight is None:
         generator = torch.Generator().manual_seed(99)
-        weight = torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output.dtype)
+        weight = torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output)
     found = torch.autograd.grad(output, list(case.tensors.values()), weight, allow_unused=True)
     grads = {n: torch.zeros_like(x) if g is None else g for (n, x), g in zip(case.tensors.items(), found, strict=True)}
     return Evaluated(
@@ -160,43 +162,72 @@ def assert_close(actual: dict[str, Tensor], expected: dict[str, Tensor], rtol: f
 
 
 def assert_close_to_reference(case: Case, run: Callable[[Case], Tensor], **kwargs: Any) -> None:
-    """The error of ``run`` is at most twice what the plain equations make in the same precision.
+    """The error of ``run``, gradients included, is at most twice what the plain equations make in the same precision.
 
     Both are judged against the reference in float64 on the same inputs. To twice the yardstick come
     one rounding of the result and what a float32 rounding of the inputs does to it, at worst of a few
     draws: where a row nearly cancels no path can do better. In float64 the comparison is direct.
+    ``kwargs`` go to the reference: a mask, bounds of packed sequences.
     """
+    weight = torch.randn(case.tensors["v"].shape, generator=torch.Generator().manual_seed(99), dtype=torch.float64)
+    weight = weight.to(case.tensors["v"])
+
+    def judged(case: Case, run: Callable[[Case], Tensor]) -> dict[str, Tensor]:
+        return evaluate(case, run, weight.to(case.tensors["v"].dtype)).named()
+
+    _assert_no_worse(case, run, judged, kwargs)
+
+
+def assert_forward_close_to_reference(case: Case, run: Callable[[Case], Tensor], **kwargs: Any) -> None:
+    """:func:`assert_close_to_reference` of the output alone."""
+
+    @torch.no_grad()
+    def judged(case: Case, run: Callable[[Case], Tensor]) -> dict[str, Tensor]:
+        return {"output": run(case)}
+
+    _assert_no_worse(case, run, judged, kwargs)
+
+
+def _assert_no_worse(
+    case: Case,
+    run: Callable[[Case], Tensor],
+    judged: Callable[[Case, Callable[[Case], Tensor]], dict[str, Tensor]],
+    kwargs: dict[str, Any],
+) -> None:
+    mask = kwargs.get("attention_mask")
 
     def reference(case: Case, compute_dtype: torch.dtype) -> Tensor:
+        case = case.with_tensors({n: zero_padded(x, mask) for n, x in case.tensors.items() if n in STREAMS})
         q, k, v = (case.tensors[name] for name in "qkv")
         options = case.operator_options | {"layout": "lag" if case.by_lag else "position"} | kwargs
         rows = [x.shape[1] for name, x in case.tensors.items() if name not in STREAMS]
         options["max_lag"] = rows[0] if rows else options["max_lag"]
-        return hyper_attention_reference(q, k, v, *case.mixes(), **options, compute_dtype=compute_dtype)
+        o = hyper_attention_reference(q, k, v, *case.mixes(), **options, compute_dtype=compute_dtype)
+        return zero_padded(o, mask)
 
     dtype = case.tensors["q"].dtype
-    actual = evaluate(case, run).named()
+    actual = judged(case, run)
     wide = case.map(lambda x: x.double())
-    weight = torch.randn(actual["output"].shape, generator=torch.Generator().manual_seed(99), dtype=torch.float64)
-    weight = weight.to(dtype)
-    truth = evaluate(wide, lambda c: reference(c, torch.float64), weight.double()).named()
+    truth = judged(wide, lambda c: reference(c, torch.float64))
     if dtype == torch.float64:
         assert_close(actual, truth)
         return
-    yardstick = evaluate(case, lambda c: reference(c, dtype), weight).named()
+    yardstick = judged(case, lambda c: reference(c, dtype))
     step = torch.finfo(torch.float32).eps
     moved = [
-        evaluate(
+        judged(
             wide.map(lambda x: x * (1 + step * (2 * torch.rand_like(x) - 1))),
             lambda c: reference(c, torch.float64),
-            weight.double(),
-        ).named()
+        )
         for _ in range(4)
     ]
     for name, x in actual.items():
+        if not x.numel():
+            continue
         rounding = torch.finfo(x.dtype).eps * float(truth[name].abs().max())
         rounding += max(error(draw[name], truth[name]) for draw in moved)
         allowed, made = 2 * error(yardstick[name], truth[name]) + rounding, error(x, truth[name])
+        assert math.isfinite(allowed), f"{name}: the plain equations overflow in {dtype}, so they are no yardstick"
         assert made <= allowed, f"{name}: error {made:.2e} > {allowed:.2e}"
 
 

@@ -16,10 +16,12 @@ import torch
 pytest.importorskip("triton", reason="triton is not installed on this platform")
 sys.path.insert(0, str(Path(__file__).parents[1] / "interpreted"))
 
-from cases import Case
+from cases import CASES, TOLERANCE, Case, error
 
 from hypermlp_kernels import launch
 from tests.helpers import Case as OperatorCase
+
+__all__ = ["CASES", "DEVICE", "DTYPES", "ON_GPU", "TOLERANCE", "Case", "error", "moved", "operator_case"]
 
 ON_GPU = torch.cuda.is_available() and not launch.interpreted()
 DEVICE = "cuda" if ON_GPU else "cpu"
@@ -51,7 +53,7 @@ def operator_case(case: Case, dtype: torch.dtype) -> tuple[OperatorCase, dict[st
 
 
 def moved(case: Case, dtype: torch.dtype) -> Case:
-    """The case there with inputs of ``dtype``, with the kernels' own tiles: the interpreter's are too small for a GPU."""
+    """The case there in ``dtype``, with the kernels' own tiles: the interpreter's are too small for a GPU."""
     there = case.to(DEVICE)
     there.q, there.k, there.v = (x.to(dtype) for x in (there.q, there.k, there.v))
     there.mixes = [

@@ -1,10 +1,9 @@
-"""The forward kernels: the interpreter's cases again in every precision, lengths, long rows, and the same bits every run."""
+"""The forward kernels: the interpreter's cases in every precision, all lengths, long rows, the same bits every run."""
 
 import pytest
 import torch
-from place import DEVICE, DTYPES, ON_GPU, moved, operator_case
+from place import CASES, DEVICE, DTYPES, ON_GPU, TOLERANCE, Case, error, moved, operator_case
 
-from cases import CASES, TOLERANCE, Case, error
 from tests.helpers import assert_forward_close_to_reference, make_case
 
 NAMES = [name for name, case in CASES.items() if case.dtype == torch.float64]

@@ -1,10 +1,9 @@
-"""Gradients behind ``backend="triton"``, whichever kernels make them: every switch, long rows, the same bits every run."""
+"""Gradients behind ``backend="triton"``, whatever makes them: every switch, long rows, the same bits every run."""
 
 import pytest
 import torch
-from place import DTYPES, ON_GPU, operator_case
+from place import CASES, DTYPES, ON_GPU, Case, operator_case
 
-from cases import CASES, Case
 from tests.helpers import assert_close_to_reference, evaluate
 
 NAMES = [name for name, case in CASES.items() if case.dtype == torch.float64]

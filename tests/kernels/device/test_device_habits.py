@@ -6,10 +6,9 @@ from collections.abc import Callable
 import pytest
 import torch
 import triton
-from place import DEVICE, ON_GPU, moved, operator_case
+from place import CASES, DEVICE, ON_GPU, Case, moved, operator_case
 from torch import Tensor
 
-from cases import CASES, Case
 from hypermlp import HyperGLU
 from hypermlp.ops import hyper_attention
 from tests.helpers import assert_close_to_reference

@@ -1,4 +1,4 @@
-"""Sizes that overflow 32-bit offsets and lengths that no dense map fits: minutes of memory traffic, so one at a time."""
+"""Sizes that overflow 32-bit offsets and lengths that no dense map fits: one at a time, they fill the memory."""
 
 import pytest
 import torch

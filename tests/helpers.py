@@ -161,13 +161,22 @@ def assert_close(actual: dict[str, Tensor], expected: dict[str, Tensor], rtol: f
         assert error(x, expected[name]) <= bound, f"{name}: {error(x, expected[name]):.2e} > {bound:.2e}"
 
 
-def assert_close_to_reference(case: Case, run: Callable[[Case], Tensor], **kwargs: Any) -> None:
+def euclidean_error(actual: Tensor, expected: Tensor) -> float:
+    """Length of the difference; infinite where either is not a number."""
+    assert actual.shape == expected.shape, f"shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
+    return float((actual.double() - expected.double()).detach().norm().nan_to_num(math.inf))
+
+
+def assert_close_to_reference(
+    case: Case, run: Callable[[Case], Tensor], measure: Callable[[Tensor, Tensor], float] = error, **kwargs: Any
+) -> None:
     """The error of ``run``, gradients included, is at most twice what the plain equations make in the same precision.
 
     Both are judged against the reference in float64 on the same inputs. To twice the yardstick come
     one rounding of the result and what a float32 rounding of the inputs does to it, at worst of a few
     draws: where a row nearly cancels no path can do better. In float64 the comparison is direct.
-    ``kwargs`` go to the reference: a mask, bounds of packed sequences.
+    ``measure`` of the error is by default the largest. ``kwargs`` go to the reference: a mask, bounds of
+    packed sequences.
     """
     weight = torch.randn(case.tensors["v"].shape, generator=torch.Generator().manual_seed(99), dtype=torch.float64)
     weight = weight.to(case.tensors["v"])
@@ -175,7 +184,7 @@ def assert_close_to_reference(case: Case, run: Callable[[Case], Tensor], **kwarg
     def judged(case: Case, run: Callable[[Case], Tensor]) -> dict[str, Tensor]:
         return evaluate(case, run, weight.to(case.tensors["v"].dtype)).named()
 
-    _assert_no_worse(case, run, judged, kwargs)
+    _assert_no_worse(case, run, judged, measure, kwargs)
 
 
 def assert_forward_close_to_reference(case: Case, run: Callable[[Case], Tensor], **kwargs: Any) -> None:
@@ -185,13 +194,14 @@ def assert_forward_close_to_reference(case: Case, run: Callable[[Case], Tensor],
     def judged(case: Case, run: Callable[[Case], Tensor]) -> dict[str, Tensor]:
         return {"output": run(case)}
 
-    _assert_no_worse(case, run, judged, kwargs)
+    _assert_no_worse(case, run, judged, error, kwargs)
 
 
 def _assert_no_worse(
     case: Case,
     run: Callable[[Case], Tensor],
     judged: Callable[[Case, Callable[[Case], Tensor]], dict[str, Tensor]],
+    measure: Callable[[Tensor, Tensor], float],
     kwargs: dict[str, Any],
 ) -> None:
     mask = kwargs.get("attention_mask")
@@ -224,9 +234,9 @@ def _assert_no_worse(
     for name, x in actual.items():
         if not x.numel():
             continue
-        rounding = torch.finfo(x.dtype).eps * float(truth[name].abs().max())
-        rounding += max(error(draw[name], truth[name]) for draw in moved)
-        allowed, made = 2 * error(yardstick[name], truth[name]) + rounding, error(x, truth[name])
+        rounding = torch.finfo(x.dtype).eps * measure(truth[name], torch.zeros_like(truth[name]))
+        rounding += max(measure(draw[name], truth[name]) for draw in moved)
+        allowed, made = 2 * measure(yardstick[name], truth[name]) + rounding, measure(x, truth[name])
         assert math.isfinite(allowed), f"{name}: the plain equations overflow in {dtype}, so they are no yardstick"
         assert made <= allowed, f"{name}: error {made:.2e} > {allowed:.2e}"
 

@@ -11,55 +11,91 @@ import torch
 import typer
 from rich.console import Console
 
-from hypermlp.bench import decode_report
+from hypermlp.bench import decode_report, operator_report
 from hypermlp.bench import report as reports
 from hypermlp.bench.decode_runner import DecodeSettings
 from hypermlp.bench.decode_runner import run as run_decode
-from hypermlp.bench.decoding import DECODE_PROVIDERS, DecodeCase
+from hypermlp.bench.decoding import DECODE_PROVIDERS, DecodeCase, DecodeProvider
+from hypermlp.bench.measure import MODES
+from hypermlp.bench.operator_runner import OperatorSettings
+from hypermlp.bench.operator_runner import run as run_operators
+from hypermlp.bench.operators import OPERATOR_PROVIDERS, OperatorCase, OperatorProvider
 from hypermlp.bench.providers import ATTENTION_PROVIDERS, Case, Provider
 from hypermlp.bench.runner import Settings, passed, run
 
 app = typer.Typer(help="Measure speed and memory, after checking that what is measured is correct.")
 
 _PIPED_WIDTH = 170
-_P = TypeVar("_P", bound=Provider)
+_LAYER_LENGTHS = "512,1024,2048,4096,8192"
+_OPERATOR_LENGTHS = "1024,2048,4096,8192,16384,32768"
+_P = TypeVar("_P", Provider, DecodeProvider, OperatorProvider)
 _DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @app.command()
 def attention(
-    lengths: Annotated[str, typer.Option(help="Tokens of each row, separated by commas.")] = "512,1024,2048,4096,8192",
-    hidden_size: Annotated[int, typer.Option(min=1, help="Width of the layers.")] = 256,
-    num_heads: Annotated[int, typer.Option(min=1)] = 2,
-    batch: Annotated[int, typer.Option(min=1)] = 1,
+    lengths: Annotated[
+        str | None,
+        typer.Option(
+            help="Tokens of each row, separated by commas; 512 to 8192 for layers, 1024 to 32768 for operators."
+        ),
+    ] = None,
+    level: Annotated[
+        str | None, typer.Option(help="layer or operator, without projections; by default operator on cuda.")
+    ] = None,
+    hidden_size: Annotated[int | None, typer.Option(min=1, help="256 for layers, 1024 for operators.")] = None,
+    num_heads: Annotated[int, typer.Option(min=1, help="Heads of HyperGLU, and of softmax layers.")] = 2,
+    batch: Annotated[int | None, typer.Option(min=1, help="1 for layers, 4 for operators.")] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
     repeats: Annotated[int, typer.Option(min=1, help="Most rounds of each length and mode.")] = 20,
     seconds: Annotated[float, typer.Option(min=0, help="Stop a length and mode after this, with 3 rounds.")] = 10.0,
-    memory_limit: Annotated[float, typer.Option(help="GiB; a layer that needs more is skipped.")] = 3.0,
+    memory_limit: Annotated[
+        float | None, typer.Option(help="GiB; what needs more is skipped. 3 on the CPU, else what is free.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    dtype: Annotated[str, typer.Option(help=", ".join(_DTYPES))] = "float32",
+    dtype: Annotated[str | None, typer.Option(help=f"{', '.join(_DTYPES)}; bfloat16 on cuda.")] = None,
+    forward_only: Annotated[bool, typer.Option("--forward-only", help="Operators without their backward.")] = False,
     seed: Annotated[int, typer.Option()] = 0,
-    only: Annotated[str | None, typer.Option(help="Names of layers, separated by commas; all by default.")] = None,
+    only: Annotated[str | None, typer.Option(help="Names, separated by commas; all by default.")] = None,
     out: Annotated[Path | None, typer.Option(help="Where to write JSON; attention-DEVICE.json by default.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Where to write the picture; beside the JSON by default.")] = None,
 ) -> None:
-    """Compare HyperGLU and softmax layers: time, tokens/s and extra peak memory, forward and forward+backward.
+    """Compare HyperGLU and softmax: time, rate and extra peak memory, forward and forward+backward.
 
-    Every layer is first checked, values and gradients, against a float64 computation. One that
-    fails is not timed, and the command exits with status 1.
+    On the CPU whole layers are compared, on a GPU the operators alone. Each is first checked, values and
+    gradients, against a float64 computation. One that fails is not timed, and the command exits with status 1.
     """
     console = _console()
-    case = Case(1, hidden_size, num_heads, batch, _device(device), _dtype(dtype))
-    settings = Settings(_lengths(lengths), case, threads, repeats, seconds, int(memory_limit * 2**30), seed)
-    report = run(
-        _chosen(ATTENTION_PROVIDERS, only),
-        settings,
-        log=lambda line: console.print(line, highlight=False, markup=False),
-    )
-    for table in reports.rich_tables(report):
+    on_gpu = torch.device(_device(device)).type == "cuda"
+    operators = _is_operator(level, on_gpu)
+    precision = _dtype(dtype or ("bfloat16" if on_gpu else "float32"))
+    sizes = (hidden_size or (1024 if operators else 256), num_heads, batch or (4 if operators else 1))
+    limit = None if memory_limit is None else int(memory_limit * 2**30)
+
+    def log(line: str) -> None:
+        console.print(line, highlight=False, markup=False)
+
+    if operators:
+        operator_case = OperatorCase(1, *sizes, device, precision)
+        report = run_operators(
+            _chosen([p for p in OPERATOR_PROVIDERS if p.device in (None, torch.device(device).type)], only),
+            OperatorSettings(
+                _lengths(lengths or _OPERATOR_LENGTHS), operator_case, MODES[:1] if forward_only else MODES,
+                repeats=repeats, seconds=seconds, memory_limit=limit, threads=threads, seed=seed,
+            ),
+            log=log,
+        )  # fmt: skip
+    else:
+        settings = Settings(
+            _lengths(lengths or _LAYER_LENGTHS), Case(1, *sizes, device, precision), threads, repeats, seconds,
+            3 << 30 if limit is None else limit, seed,
+        )  # fmt: skip
+        report = run(_chosen(ATTENTION_PROVIDERS, only), settings, log=log)
+    show = operator_report if operators else reports
+    for table in show.rich_tables(report):
         console.print(table)
     out = out or Path(f"attention-{torch.device(device).type}.json")
-    _finish(report, out, plot or out.with_suffix(".png"), reports.plot, console)
+    _finish(report, out, plot or out.with_suffix(".png"), show.plot, console)
 
 
 @app.command()
@@ -116,6 +152,12 @@ def _finish(
     if not passed(report):
         console.print("[red]A layer failed its check: see above.[/red]")
         raise typer.Exit(1)
+
+
+def _is_operator(level: str | None, on_gpu: bool) -> bool:
+    if level not in (None, "layer", "operator"):
+        raise typer.BadParameter(f"{level!r} is neither layer nor operator", param_hint="--level")
+    return on_gpu if level is None else level == "operator"
 
 
 def _lengths(text: str) -> tuple[int, ...]:

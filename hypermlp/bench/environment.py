@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from hashlib import sha256
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +22,46 @@ def describe(device: str = "cpu") -> dict[str, Any]:
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
         "accelerator": torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else None,
+        "accelerator_details": _accelerator_details(device) if torch.device(device).type == "cuda" else None,
         "system": platform.system(),
         "python": platform.python_version(),
         "torch": str(torch.__version__),
+        "triton": _installed("triton"),
         "hypermlp": __version__,
         "commit": _commit(),
+        "sources": _sources(),
     }
+
+
+def _accelerator_details(device: str) -> dict[str, Any]:
+    found = torch.cuda.get_device_properties(device)
+    return {
+        "capability": f"{found.major}.{found.minor}",
+        "multiprocessors": found.multi_processor_count,
+        "memory_gib": round(found.total_memory / 2**30, 1),
+        "cuda": torch.version.cuda,
+        "hip": torch.version.hip,
+        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
+    }
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return str(version(package))
+    except PackageNotFoundError:
+        return None
+
+
+def _sources() -> str:
+    """Digest of the library's and the kernels' source: names the code where there is no commit to name."""
+    library = Path(__file__).resolve().parents[1]
+    kernels = find_spec("hypermlp_kernels")
+    folders = [library, *map(Path, (kernels and kernels.submodule_search_locations) or ())]
+    digest = sha256()
+    for folder in folders:
+        for file in sorted(folder.rglob("*.py")):
+            digest.update(str(file.relative_to(folder)).encode() + file.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def _cpu_model() -> str:

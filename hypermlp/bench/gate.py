@@ -56,13 +56,27 @@ def check(provider: Provider, case: Case, *, length: int = GATE_LENGTH) -> Verdi
         errors, rounding = _errors(provider, replace(case, length=length))
     except (RuntimeError, ValueError, TypeError) as error:
         return Verdict(provider.name, False, reason=f"{type(error).__name__}: {error}")
-    allowed = {name: TOLERANCE[case.dtype] + 2 * min(rounding[name], MOST_ROUNDING) for name in errors}
+    return judge(provider.name, errors, rounding, case.dtype)
+
+
+def judge(name: str, errors: dict[str, float], rounding: dict[str, float], dtype: torch.dtype) -> Verdict:
+    """The verdict over relative errors, by what the exact route loses in ``dtype``.
+
+    Args:
+        name: of the provider.
+        errors: of ``"output"`` and of gradients, by name.
+        rounding: what the exact route makes of each in ``dtype``.
+        dtype: the precision measured.
+    """
+    allowed = {what: TOLERANCE[dtype] + 2 * min(rounding[what], MOST_ROUNDING) for what in errors}
     # written so that a NaN fails
-    wrong = [name for name, error in errors.items() if not error <= allowed[name]]
-    reason = "; ".join(f"{name}: relative error {errors[name]:.1e}, allowed {allowed[name]:.1e}" for name in wrong)
-    gradients = [name for name in errors if name != "output"]
-    worst = max(gradients, key=lambda name: math.inf if math.isnan(errors[name]) else errors[name] / allowed[name])
-    return Verdict(provider.name, not wrong, errors["output"], errors[worst], worst, reason or None)
+    wrong = [what for what, error in errors.items() if not error <= allowed[what]]
+    reason = "; ".join(f"{what}: relative error {errors[what]:.1e}, allowed {allowed[what]:.1e}" for what in wrong)
+    gradients = [what for what in errors if what != "output"]
+    if not gradients:
+        return Verdict(name, not wrong, errors["output"], reason=reason or None)
+    worst = max(gradients, key=lambda what: math.inf if math.isnan(errors[what]) else errors[what] / allowed[what])
+    return Verdict(name, not wrong, errors["output"], errors[worst], worst, reason or None)
 
 
 def _errors(provider: Provider, case: Case) -> tuple[dict[str, float], dict[str, float]]:

@@ -15,7 +15,7 @@ from hypermlp.layers import AttentionLayer, HyperGLU, HyperMLP, SoftmaxAttention
 
 # T x T maps for every score map that the dense path has alive at once in forward+backward:
 # 7.7 to 8.9 measured at T = 512 to 4096, rounded up
-_REFERENCE_MAPS = 9
+REFERENCE_MAPS = 9
 
 # narrow layers have few widths to choose from; at the default width the match is within 0.2 %
 _MATCH = 0.03
@@ -113,7 +113,7 @@ def by_dense_softmax(layer: AttentionLayer, hidden_states: Tensor) -> Tensor:
 def _reference_bytes(case: Case) -> int:
     num_maps = 2
     itemsize = torch.promote_types(case.dtype, torch.float32).itemsize
-    return _REFERENCE_MAPS * case.batch * num_maps * case.num_heads * case.length**2 * itemsize
+    return REFERENCE_MAPS * case.batch * num_maps * case.num_heads * case.length**2 * itemsize
 
 
 ATTENTION_PROVIDERS = (

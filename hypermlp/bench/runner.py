@@ -120,12 +120,16 @@ def _peak(contestant: Contestant, mode: Mode) -> int | None:
     try:
         return extra_peak_bytes(partial(contestant.call, mode), contestant.hidden_states.device)
     except RuntimeError as error:
-        # the CPU allocator has no exception of its own
-        if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+        if out_of_memory(error):
             return None
         raise
     finally:
         contestant.prepare()
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    # the CPU allocator has no exception of its own
+    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
 def _interleaved_times(contestants: dict[str, Contestant], mode: Mode, settings: Settings) -> dict[str, list[float]]:
@@ -190,7 +194,8 @@ def plain(settings: Any) -> dict[str, Any]:
     plain: dict[str, Any] = asdict(settings)
     case: dict[str, Any] = plain.pop("case")
     del case["length"]
-    return plain | case | {"lengths": list(settings.lengths), "dtype": str(settings.case.dtype).removeprefix("torch.")}
+    plain |= case | {"dtype": str(settings.case.dtype).removeprefix("torch.")}
+    return {name: list(x) if isinstance(x, tuple) else x for name, x in plain.items()}
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from place import CASES, DTYPES, ON_GPU, Case, operator_case
+from place import CASES, DTYPES, ON_GPU, Case, measure_of, operator_case
 
 from tests.helpers import assert_close_to_reference, evaluate
 
@@ -13,7 +13,7 @@ NAMES = [name for name, case in CASES.items() if case.dtype == torch.float64]
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_lose_no_more_than_the_plain_equations(name: str, dtype: torch.dtype) -> None:
     case, hidden = operator_case(CASES[name], dtype)
-    assert_close_to_reference(case, lambda c: c.run("triton", **hidden), **hidden)
+    assert_close_to_reference(case, lambda c: c.run("triton", **hidden), measure_of(dtype), **hidden)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
@@ -21,7 +21,7 @@ def test_gradients_lose_no_more_than_the_plain_equations(name: str, dtype: torch
 def test_long_rows(selection: str, dtype: torch.dtype) -> None:
     long = Case(T=1100, H=2, K=64, V=192, R=(16, 16), rows=900, selection=selection)
     case, _ = operator_case(long if ON_GPU else Case(T=40, R=(16, 16), rows=30, selection=selection), dtype)
-    assert_close_to_reference(case, lambda c: c.run("triton"))
+    assert_close_to_reference(case, lambda c: c.run("triton"), measure_of(dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)

@@ -1,0 +1,184 @@
+"""What is compared as operators: HyperGLU's paths and PyTorch's attention at equal width, without projections."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from hypermlp.bench.measure import Mode
+from hypermlp.bench.providers import REFERENCE_MAPS, Case
+from hypermlp.ops import SequenceMix, hyper_attention
+from hypermlp.ops.flops import backward_flops, forward_flops, visible_pairs
+
+Call = Callable[[list[Tensor]], Tensor]
+_MAPS = 2  # HyperGLU's score maps of a head
+
+
+@dataclass(frozen=True)
+class OperatorCase(Case):
+    """One size to measure; all operators have values of ``hidden_size`` in total.
+
+    Attributes:
+        mix_rank: rank of both sequence mixings.
+        head_width: of a softmax head: they have ``hidden_size / head_width`` heads.
+    """
+
+    hidden_size: int = 1024
+    batch: int = 4
+    mix_rank: int = 16
+    head_width: int = 64
+
+    @property
+    def score_width(self) -> int:
+        """``K``: the layer's default, a quarter of the width over all score maps."""
+        return self.hidden_size // (4 * _MAPS * self.num_heads)
+
+    @property
+    def pairs(self) -> int:
+        """Query-key pairs of the batch."""
+        return self.batch * visible_pairs(self.length)
+
+
+@dataclass(frozen=True)
+class OperatorProvider:
+    """An operator to measure.
+
+    Attributes:
+        name: what tables and results call it.
+        description: one line for a reader.
+        inputs: random inputs for a case, streams ``[B, T, heads, width]`` first.
+        build: the call for a case, compiled or prepared as its users would.
+        exact: the same function computed another way, for the gate.
+        flops: of one call: products of matrices, each recomputed map of a backward counted once.
+        peak_bytes: see :class:`hypermlp.bench.providers.Provider`.
+        device: the kind of device it needs; None for any.
+        graph: whether a CUDA graph may hold it: no waiting for the device, a moderate number of kernels.
+        baseline: whether the others are compared with it.
+    """
+
+    name: str
+    description: str
+    inputs: Callable[[OperatorCase], list[Tensor]]
+    build: Callable[[OperatorCase], Call]
+    exact: Call
+    flops: Callable[[OperatorCase, Mode], int]
+    peak_bytes: Callable[[OperatorCase], int] | None = None
+    device: str | None = None
+    graph: bool = True
+    baseline: bool = False
+
+
+def _hyperglu_inputs(case: OperatorCase) -> list[Tensor]:
+    """q, k, v, then diag, down, up and gate of both mixings; as many table rows as tokens."""
+    batch, length, heads, rank = case.batch, case.length, case.num_heads, case.mix_rank
+    normal = partial(torch.randn, **case.factory)
+    streams = [normal(batch, length, _MAPS * heads, case.score_width) for _ in "qk"]
+    streams.append(normal(batch, length, heads, case.hidden_size // heads))
+    for count in (_MAPS * heads, heads):
+        # sums over a row of any length stay near the scores
+        tables = [normal(count, length), *(normal(count, length, rank) * length**-0.5 for _ in range(2))]
+        streams += [0.1 * tables[0], *tables[1:], normal(batch, length, count, rank).sigmoid()]
+    return streams
+
+
+def _hyperglu(backend: str, tensors: list[Tensor]) -> Tensor:
+    q, k, v, diag1, down1, up1, gate1, diag2, down2, up2, gate2 = tensors
+    routing, readout = SequenceMix(diag1, down1, up1, gate1), SequenceMix(diag2, down2, up2, gate2)
+    return hyper_attention(q, k, v, routing, readout, backend=cast(Any, backend))
+
+
+def _hyperglu_flops(case: OperatorCase, mode: Mode) -> int:
+    sizes: dict[str, Any] = {
+        "num_heads": case.num_heads, "num_maps": _MAPS, "qk": case.score_width,
+        "v": case.hidden_size // case.num_heads, "ranks": (case.mix_rank, case.mix_rank),
+    }  # fmt: skip
+    forward = forward_flops(case.pairs, **sizes)
+    return forward if mode == "forward" else forward + backward_flops(case.pairs, **sizes)
+
+
+def _reference_bytes(case: OperatorCase) -> int:
+    itemsize = torch.promote_types(case.dtype, torch.float32).itemsize
+    return REFERENCE_MAPS * case.batch * _MAPS * case.num_heads * case.length**2 * itemsize
+
+
+def _softmax_inputs(case: OperatorCase) -> list[Tensor]:
+    shape = (case.batch, case.length, case.hidden_size // case.head_width, case.head_width)
+    return [torch.randn(shape, **case.factory) for _ in "qkv"]
+
+
+def _softmax_flops(case: OperatorCase, mode: Mode) -> int:
+    # two products forward; five backward, one of them the scores again
+    return (4 if mode == "forward" else 14) * case.pairs * case.hidden_size
+
+
+def _dense_softmax(tensors: list[Tensor]) -> Tensor:
+    q, k, v = tensors
+    scores = torch.einsum("bihk,bjhk->bhij", q, k) * q.shape[-1] ** -0.5
+    future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+    return torch.einsum("bhij,bjhv->bihv", scores.masked_fill(future, float("-inf")).softmax(-1), v)
+
+
+def _sdpa(backend: SDPBackend | None) -> Callable[[OperatorCase], Call]:
+    def chosen() -> AbstractContextManager[object]:
+        return nullcontext() if backend is None else sdpa_kernel(backend)
+
+    def call(tensors: list[Tensor]) -> Tensor:
+        with chosen():
+            q, k, v = (x.transpose(1, 2) for x in tensors)
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+
+    return lambda case: call
+
+
+def _flex(case: OperatorCase) -> Call:
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    def causal(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return i >= j
+
+    mask = create_block_mask(causal, None, None, case.length, case.length, device=case.device)
+    # one length at a time: beyond its limit of recompilations PyTorch would run uncompiled, and not say so
+    torch.compiler.reset()
+    compiled = torch.compile(flex_attention, dynamic=False, fullgraph=True)
+
+    def call(tensors: list[Tensor]) -> Tensor:
+        q, k, v = (x.transpose(1, 2) for x in tensors)
+        return compiled(q, k, v, block_mask=mask).transpose(1, 2)
+
+    return call
+
+
+def _ours(backend: str, description: str, **options: Any) -> OperatorProvider:
+    call = partial(_hyperglu, backend)
+    exact = partial(_hyperglu, "reference")
+    return OperatorProvider(
+        backend, description, _hyperglu_inputs, lambda case: call, exact, _hyperglu_flops, **options
+    )
+
+
+def _softmax(
+    name: str, description: str, build: Callable[[OperatorCase], Call], device: str | None = "cuda"
+) -> OperatorProvider:
+    return OperatorProvider(
+        name, description, _softmax_inputs, build, _dense_softmax, _softmax_flops, device=device, baseline=True
+    )
+
+
+OPERATOR_PROVIDERS = (
+    _ours("triton", "HyperGLU, fused kernels", device="cuda"),
+    _ours("chunked", "HyperGLU, chunked path", graph=False),
+    _ours("reference", "HyperGLU, dense reference", peak_bytes=_reference_bytes, graph=False),
+    _softmax("sdpa", "softmax, the kernel that SDPA picks", _sdpa(None), device=None),
+    _softmax("sdpa-flash", "softmax, SDPA's FlashAttention-2", _sdpa(SDPBackend.FLASH_ATTENTION)),
+    _softmax("sdpa-cudnn", "softmax, SDPA's cuDNN kernel", _sdpa(SDPBackend.CUDNN_ATTENTION)),
+    _softmax("sdpa-efficient", "softmax, SDPA's memory-efficient kernel", _sdpa(SDPBackend.EFFICIENT_ATTENTION)),
+    _softmax("flex", "softmax, FlexAttention compiled for the length", _flex),
+)

@@ -6,8 +6,9 @@ BIN := $(VENV)/bin
 HF_OLDEST := .venv-hf-oldest
 STEPS ?=
 DATA ?=
+STAGES ?=
 
-.PHONY: demo test test-all test-hf-oldest lint format bench docs pictures kernel-report clean
+.PHONY: demo test test-all test-hf-oldest lint format bench docs pictures kernel-report device-check clean
 
 demo: $(VENV)/.test
 	$(BIN)/hypermlp demo $(if $(STEPS),--steps $(STEPS)) $(if $(DATA),--data "$(DATA)")
@@ -43,6 +44,10 @@ pictures: $(VENV)/.test
 
 kernel-report: $(VENV)/.test
 	$(BIN)/python kernels/tools/report.py
+
+# on a machine with a GPU: no virtual environment and no network, the Python there needs torch, triton, einops, pytest
+device-check:
+	PYTHONPATH=.:kernels $(PYTHON) -m benchmarks.device_check $(if $(STAGES),--only $(STAGES))
 
 clean:
 	rm -rf $(VENV) $(HF_OLDEST) build dist site

@@ -20,7 +20,7 @@ from hypermlp.bench.measure import MODES
 from hypermlp.bench.operator_runner import OperatorSettings
 from hypermlp.bench.operator_runner import run as run_operators
 from hypermlp.bench.operators import OPERATOR_PROVIDERS, OperatorCase, OperatorProvider
-from hypermlp.bench.providers import ATTENTION_PROVIDERS, Case, Provider
+from hypermlp.bench.providers import ATTENTION_PROVIDERS, LAYER_PROVIDERS_ON_GPU, Case, Provider
 from hypermlp.bench.runner import Settings, passed, run
 
 app = typer.Typer(help="Measure speed and memory, after checking that what is measured is correct.")
@@ -90,7 +90,7 @@ def attention(
             _lengths(lengths or _LAYER_LENGTHS), Case(1, *sizes, device, precision), threads, repeats, seconds,
             3 << 30 if limit is None else limit, seed,
         )  # fmt: skip
-        report = run(_chosen(ATTENTION_PROVIDERS, only), settings, log=log)
+        report = run(_chosen(LAYER_PROVIDERS_ON_GPU if on_gpu else ATTENTION_PROVIDERS, only), settings, log=log)
     show = operator_report if operators else reports
     for table in show.rich_tables(report):
         console.print(table)

@@ -123,3 +123,8 @@ ATTENTION_PROVIDERS = (
     Provider("softmax-pc", "softmax with RoPE and convolutions (S-pc)", _softmax_pc, by_dense_softmax, baseline=True),
     Provider("softmax-wide", "softmax widened to HyperGLU's parameters", softmax_wide, by_dense_softmax, baseline=True),
 )
+# what a GPU is for: the fused kernels, and no dense maps
+LAYER_PROVIDERS_ON_GPU = (
+    Provider("hyperglu-triton", "HyperGLU, fused kernels", hyperglu("triton"), by_reference),
+    *(provider for provider in ATTENTION_PROVIDERS if provider.peak_bytes is None),
+)

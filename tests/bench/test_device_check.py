@@ -1,0 +1,165 @@
+"""``make device-check``: it ends in time, goes on after a failure, and says what failed, with pretended stages."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import device_bench, device_check
+from benchmarks.stages import Stage, pytest_notes, run_stages
+
+ROOT = Path(__file__).parents[2]
+
+
+def python(name: str, program: str, limit: float = 60.0, **options: object) -> Stage:
+    return Stage(name, "pretended", [sys.executable, "-c", program], limit, **options)
+
+
+def run(stages: list[Stage], tmp_path: Path, seconds: float = 60.0) -> dict:
+    report = run_stages(stages, seconds, {"schema": 1}, tmp_path, log=lambda line: None)
+    assert json.loads((tmp_path / "device-check.json").read_text()) == report
+    return report
+
+
+def test_a_failure_does_not_stop_the_rest(tmp_path: Path) -> None:
+    report = run([python("bad", "print('why'); raise SystemExit(3)"), python("good", "print('fine')")], tmp_path)
+    bad, good = report["stages"]
+    assert (bad["status"], bad["exit_status"], bad["reason"]) == ("failed", 3, "exit status 3")
+    assert "why" in bad["tail"]
+    assert (good["status"], good["tail"]) == ("passed", "")
+    assert report["failed"] == ["bad"]
+    log = (tmp_path / "device-check.log").read_text()
+    assert "why" in log
+    assert "fine" in log
+
+
+def test_a_hang_is_ended_with_all_its_processes(tmp_path: Path) -> None:
+    child = "import subprocess, sys; subprocess.run([sys.executable, '-c', '{}'])"
+    marker = tmp_path / "late"
+    program = child.format(f'import time; time.sleep(4); open({str(marker)!r}, "w")'.replace("'", "\\'"))
+    start = time.monotonic()
+    report = run([python("hangs", program, limit=1.0), python("next", "")], tmp_path)
+    assert time.monotonic() - start < 4
+    assert [stage["status"] for stage in report["stages"]] == ["timed out", "passed"]
+    time.sleep(4)
+    assert not marker.exists()
+
+
+def test_what_there_is_no_time_for_is_said(tmp_path: Path) -> None:
+    slow = python("slow", "import time; time.sleep(60)", least=0.0)
+    report = run([slow, python("dropped", "", least=5.0)], tmp_path, seconds=1.0)
+    assert [stage["status"] for stage in report["stages"]] == ["timed out", "not run"]
+    assert report["not_run"] == ["dropped"]
+    assert "it needs 5" in report["stages"][1]["reason"]
+    assert report["seconds"] < 4
+
+
+def test_what_cannot_run_here_is_no_failure(tmp_path: Path) -> None:
+    def notes(output: str, status: int | None) -> dict:
+        return {"refused": "no such device"}
+
+    report = run(
+        [
+            python("prevented", "raise SystemExit(1)", prevented=lambda: "no tool"),
+            python("refused", "raise SystemExit(1)", notes=notes),
+        ],
+        tmp_path,
+    )
+    assert [(stage["status"], stage["reason"]) for stage in report["stages"]] == [
+        ("not run", "no tool"), ("not run", "no such device"),
+    ]  # fmt: skip
+    assert not report["failed"]
+
+
+@pytest.mark.parametrize("workers", [[], ["-n", "2"]], ids=["alone", "xdist"])
+def test_outcomes_are_read_from_pytest(workers: list[str], tmp_path: Path) -> None:
+    (tmp_path / "test_four.py").write_text(
+        "import pytest\n"
+        "def test_good(): pass\n"
+        "@pytest.mark.parametrize('x', ['a b'])\n"
+        "def test_bad(x): assert x == 'c', 'no good'\n"
+        "def test_left_out(): pytest.skip('why')\n"
+        "@pytest.fixture\n"
+        "def broken(): raise ValueError\n"
+        "def test_broken(broken): pass\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-v", "-rfE", "--color=no", "-p", "no:cacheprovider", "test_four.py"]
+    done = subprocess.run([*command, *workers], cwd=tmp_path, capture_output=True, text=True)
+    found = pytest_notes(done.stdout, done.returncode)
+    assert {n: x for n, x in found.items() if n != "failures"} == {"passed": 1, "failed": 1, "skipped": 1, "error": 1}
+    assert sorted(line.split(" - ")[0] for line in found["failures"]) == [
+        "test_four.py::test_bad[a b]", "test_four.py::test_broken",
+    ]  # fmt: skip
+    # cut off before its summary
+    cut = pytest_notes(done.stdout[: done.stdout.index("short test summary")], None)
+    assert cut["failed"] == 1
+    assert sorted(cut["failures"]) == ["test_four.py::test_bad[a b]", "test_four.py::test_broken"]
+
+
+def test_stages_are_what_is_there(tmp_path: Path) -> None:
+    """Every file and benchmark that a stage names exists, and pytest takes the options."""
+    stages = device_check.stages(tmp_path)
+    assert len({stage.name for stage in stages}) == len(stages)
+    for stage in stages:
+        files = [part for part in stage.command if part.startswith("tests/")]
+        assert all((ROOT / file).is_file() for file in files)
+        if "benchmarks.device_bench" in stage.command:
+            assert stage.command[3] in device_bench.MEASURES
+    tested = {part for stage in stages for part in stage.command if part.startswith("tests/")}
+    there = {str(path.relative_to(ROOT)) for path in (ROOT / device_check.TESTS).glob("test_*.py")}
+    assert there < tested
+
+
+def test_the_first_stages_fit_the_time() -> None:
+    limits = [stage.limit for stage in device_check.stages(Path("unused"))]
+    assert sum(limits[:5]) <= 570
+
+
+@pytest.mark.parametrize(
+    ("output", "expected"),
+    [
+        ("========= Error: Device not supported\n", {"refused": "Error: Device not supported"}),
+        (
+            "========= Invalid __global__ read of size 4 bytes\n=========     at kernel\n"
+            "========= ERROR SUMMARY: 1 error\n",
+            {"summary": ["ERROR SUMMARY: 1 error"], "failures": ["Invalid __global__ read of size 4 bytes"]},
+        ),
+        ("ran\n========= ERROR SUMMARY: 0 errors\n", {"summary": ["ERROR SUMMARY: 0 errors"], "failures": []}),
+    ],
+)
+def test_sanitizer_output(output: str, expected: dict) -> None:
+    assert device_check._sanitizer_notes(output, 1) == expected
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_so() -> None:
+    command = [sys.executable, "-m", "benchmarks.device_check", "--only", "habits"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "No GPU that PyTorch can use here" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "what", ["attention", *(pytest.param(w, marks=pytest.mark.slow) for w in ("decode", "layers"))]
+)
+def test_benchmarks_run_without_the_command_line_libraries(what: str, tmp_path: Path) -> None:
+    out = tmp_path / "figures.json"
+    program = (
+        "import sys\n"
+        "for name in ('typer', 'rich', 'matplotlib'): sys.modules[name] = None\n"
+        "from benchmarks import device_bench\n"
+        f"sys.exit(device_bench.main([{what!r}, '--device', 'cpu', '--seconds', '30', '--out', {str(out)!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads(out.read_text())
+    assert any(row["skipped"] is None for row in report["rows"])
+    notes = device_check._bench_notes(out, "", 0)
+    assert notes["rows"] > 0
+    assert not notes["failures"]

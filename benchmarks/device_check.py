@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TESTS = "tests/kernels/device"
 _SANITIZER_FOUND_SOMETHING = 99
 _MOST_WORKERS = 14
+_LONGEST_TEST = 60
 
 
 def stages(out: Path) -> list[Stage]:
@@ -34,7 +35,10 @@ def stages(out: Path) -> list[Stage]:
         # compiling takes most of the time, and it is one core's work: many processes share the GPU
         workers = min(_MOST_WORKERS, (os.cpu_count() or 1) - 2)
         spread = ["-n", str(workers)] if parallel and workers > 1 and find_spec("xdist") else []
-        options = ["-vv", "-m", "", "--tb=short", "-rfE", "-p", "no:cacheprovider", "--color=no", *spread]
+        options = ["-vv", "-m", "", "--tb=short", "-rfEs", "-p", "no:cacheprovider", "--color=no", *spread]
+        if find_spec("pytest_timeout"):
+            # a kernel that hangs costs one test: the process ends, and pytest-xdist starts another
+            options += ["--timeout", str(_LONGEST_TEST), "--timeout-method", "thread"]
         command = [sys.executable, "-m", "pytest", f"{TESTS}/{file}", *options]
         return Stage(name, what, command, limit, prevented=partial(_missing, "pytest"), notes=pytest_notes)
 

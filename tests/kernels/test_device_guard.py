@@ -1,0 +1,45 @@
+"""A test that loses the CUDA context is the only one blamed, with and without pytest-xdist; CUDA is pretended."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CONFTEST = Path(__file__).parent / "device/conftest.py"
+TESTS = """
+import torch
+state = {"lost": False}
+torch.cuda.is_initialized = lambda: True
+torch.cuda.empty_cache = lambda: None
+def synchronize():
+    if state["lost"]:
+        raise RuntimeError("an illegal memory access was encountered")
+torch.cuda.synchronize = synchronize
+def test_first(): pass
+def test_that_loses_it(): state["lost"] = True
+def test_later(): assert not state["lost"]
+"""
+
+
+def run(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    shutil.copy(CONFTEST, folder)
+    (folder / "test_pretended.py").write_text(TESTS)
+    command = [sys.executable, "-m", "pytest", "-v", "--color=no", "-p", "no:cacheprovider", *options]
+    return subprocess.run([*command, str(folder)], cwd=folder, capture_output=True, text=True)
+
+
+def test_alone_the_process_ends(tmp_path: Path) -> None:
+    done = run(tmp_path)
+    assert done.returncode == 70, done.stdout
+    assert "the CUDA context is lost: an illegal memory access" in done.stdout + done.stderr
+    assert "test_later" not in done.stdout
+
+
+@pytest.mark.slow
+def test_with_workers_the_others_go_on(tmp_path: Path) -> None:
+    done = run(tmp_path, "-n", "1")
+    assert done.returncode == 1, done.stdout
+    assert "crashed while running 'test_pretended.py::test_that_loses_it'" in done.stdout
+    assert "PASSED test_pretended.py::test_later" in done.stdout

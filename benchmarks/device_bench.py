@@ -14,7 +14,7 @@ from hypermlp.bench import decode_report, operator_report
 from hypermlp.bench import report as layer_report
 from hypermlp.bench.decode_runner import DecodeSettings
 from hypermlp.bench.decode_runner import run as run_decode
-from hypermlp.bench.decoding import DECODE_PROVIDERS, DecodeCase
+from hypermlp.bench.decoding import DECODE_PROVIDERS, DECODE_PROVIDERS_ON_GPU, DecodeCase
 from hypermlp.bench.measure import MODES, Mode
 from hypermlp.bench.operator_runner import OperatorSettings
 from hypermlp.bench.operator_runner import run as run_operators
@@ -48,7 +48,8 @@ def decode(device: str, seconds: float, path: Path) -> tuple[Report, str]:
     lengths = (64, 128) if small else (4096, 32768)
     case = DecodeCase(1, 64 if small else 1024, 2, 1, device, _dtype(device))
     share = seconds / (2 * len(lengths))
-    report = run_decode(DECODE_PROVIDERS, DecodeSettings(lengths, case, seconds=0.2 if small else min(4.0, share)))
+    providers = DECODE_PROVIDERS if small else DECODE_PROVIDERS_ON_GPU
+    report = run_decode(providers, DecodeSettings(lengths, case, seconds=0.2 if small else min(4.0, share)))
     return report, decode_report.markdown(report)
 
 

@@ -15,7 +15,7 @@ from hypermlp.bench import decode_report, operator_report
 from hypermlp.bench import report as reports
 from hypermlp.bench.decode_runner import DecodeSettings
 from hypermlp.bench.decode_runner import run as run_decode
-from hypermlp.bench.decoding import DECODE_PROVIDERS, DecodeCase, DecodeProvider
+from hypermlp.bench.decoding import DECODE_PROVIDERS, DECODE_PROVIDERS_ON_GPU, DecodeCase, DecodeProvider
 from hypermlp.bench.measure import MODES
 from hypermlp.bench.operator_runner import OperatorSettings
 from hypermlp.bench.operator_runner import run as run_operators
@@ -125,7 +125,8 @@ def decode(
     fails is not timed, and the command exits with status 1.
     """
     console = _console()
-    chosen = _chosen(DECODE_PROVIDERS, only)
+    on_gpu = torch.device(_device(device)).type == "cuda"
+    chosen = _chosen(DECODE_PROVIDERS_ON_GPU if on_gpu else DECODE_PROVIDERS, only)
     contexts = _lengths(lengths)
     if min(contexts) <= steps:
         raise typer.BadParameter(f"{min(contexts)} is not more than --steps {steps}", param_hint="--lengths")

@@ -133,3 +133,7 @@ DECODE_PROVIDERS = (
         baseline=True,
     ),
 )  # fmt: skip
+DECODE_PROVIDERS_ON_GPU = (
+    DecodeProvider("hyperglu-triton", "HyperGLU with a cache, fused kernels", hyperglu("triton"), by_reference),
+    *DECODE_PROVIDERS,
+)

@@ -42,7 +42,7 @@ def table_rows(report: dict[str, Any], mode: str) -> Iterator[list[str]]:
             f"{row['gb_per_s']:.0f}",
             *("" if ratio is None else f"{ratio:.2f}" for ratio in ratios),
             f"{row['extra_peak_bytes'] / _MIB:.0f}",
-            row["launched"],
+            row["launched"].split(",")[0],
         ]
 
 

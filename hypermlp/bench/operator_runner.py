@@ -19,7 +19,7 @@ from hypermlp.bench.operators import Call, OperatorCase, OperatorProvider
 from hypermlp.bench.runner import SCHEMA, Log, add_ratios, out_of_memory, plain, quartiles, rounds, skipped_row, threads
 
 Report = dict[str, Any]
-_CEILING_ROUNDS = 10
+_CEILING_ROUNDS = 30
 
 
 @dataclass(frozen=True)
@@ -248,8 +248,7 @@ class _Measurement:
         if backward:
             call()
         peak = extra_peak_bytes(call, pull.device)
-        graph = provider.graph and self.case.length <= self.settings.graph_length
-        prepared, launched = self.clock.prepare(call, graph)
+        prepared, launched = self._launcher(call, provider.graph and self.case.length <= self.settings.graph_length)
         input_bytes = sum(x.nbytes for x in tensors)
         found[provider.name] = {
             "provider": provider.name, "length": self.case.length, "mode": self.mode,
@@ -259,6 +258,15 @@ class _Measurement:
             "extra_peak_bytes": peak, "launched": launched, "skipped": None,
         }  # fmt: skip
         return partial(self.clock.seconds, prepared)
+
+    def _launcher(self, call: Callable[[], object], graph: bool) -> tuple[Callable[[], object], str]:
+        try:
+            return self.clock.prepare(call, graph)
+        except RuntimeError as error:
+            if not graph:
+                raise
+            prepared, launched = self.clock.prepare(call, False)
+            return prepared, f"{launched}, no graph: {_in_short(error)}"
 
     def _figures(self, row: dict[str, Any], times: list[float]) -> dict[str, Any]:
         low, median, high = quartiles(times)

@@ -225,6 +225,20 @@ def test_cuda_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     assert timer.free_bytes() == 7
 
 
+def test_what_no_graph_can_hold_is_timed_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Reluctant(clock.HostClock):
+        def prepare(self, call: Callable[[], object], graph: bool) -> tuple[Callable[[], object], str]:
+            if graph:
+                raise RuntimeError("operation not permitted when stream is capturing")
+            return super().prepare(call, graph)
+
+    monkeypatch.setattr("hypermlp.bench.operator_runner.clock_for", lambda device: Reluctant())
+    report = silent([BY_NAME["sdpa"], BY_NAME["chunked"]], replace(SETTINGS, lengths=(8,)))
+    launched = {row["provider"]: row["launched"] for row in report["rows"]}
+    assert launched["chunked"] == "eager"
+    assert launched["sdpa"].startswith("eager, no graph: RuntimeError: operation not permitted")
+
+
 def test_command_for_operators(tmp_path) -> None:
     out = tmp_path / "operators.json"
     sizes = ["--hidden-size", "64", "--batch", "1", "--lengths", "8", "--repeats", "1"]

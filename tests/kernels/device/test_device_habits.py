@@ -96,9 +96,10 @@ def test_a_layer_trains(autocast: bool) -> None:
 def test_compiles_to_one_graph_with_its_gradient() -> None:
     case, _ = operator_case(Case(T=130, H=2, K=16, V=32), torch.bfloat16)
     tensors = [x.requires_grad_() for x in case.tensors.values()]
+    mixes = case.mixes()
 
     def attend() -> Tensor:
-        return hyper_attention(*tensors[:3], *case.mixes(), backend="triton")
+        return hyper_attention(*tensors[:3], *mixes, backend="triton")
 
     eager, compiled = attend(), torch.compile(attend, fullgraph=True)()
     torch.testing.assert_close(compiled, eager)
@@ -135,8 +136,10 @@ def compiled_kernels() -> int:
 
 @gpu_alone
 def test_lengths_share_their_kernels() -> None:
+    """Where strides are multiples of 16 at every length: Triton compiles for that as well."""
+
     def attend(length: int) -> None:
-        case, _ = operator_case(Case(T=length, H=3, K=16, V=48, R=(3, 5), rows=300), torch.bfloat16)
+        case, _ = operator_case(Case(T=length, H=2, K=16, V=48, R=(16, 16), rows=300), torch.bfloat16)
         streams = {n: x.requires_grad_() for n, x in case.tensors.items()}
         case.with_tensors(streams).run("triton").float().sum().backward()
 

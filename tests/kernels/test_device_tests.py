@@ -1,5 +1,6 @@
-"""A test that loses the CUDA context is the only one blamed, with and without pytest-xdist; CUDA is pretended."""
+"""The tests for a GPU, where there is none: they work in the interpreter, and only the test to blame is blamed."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parents[2]
 CONFTEST = Path(__file__).parent / "device/conftest.py"
 TESTS = """
 import torch
@@ -43,3 +45,17 @@ def test_with_workers_the_others_go_on(tmp_path: Path) -> None:
     assert done.returncode == 1, done.stdout
     assert "crashed while running 'test_pretended.py::test_that_loses_it'" in done.stdout
     assert "PASSED test_pretended.py::test_later" in done.stdout
+
+
+@pytest.mark.slow
+def test_device_tests_work_in_the_interpreter() -> None:
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": paths}
+    chosen = "T17 or autocast or expanded or highest or (nonfinite and v)"
+    command = [sys.executable, "-m", "pytest", "tests/kernels/device", "-m", "", "-k", chosen, "-p", "no:cacheprovider"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:]
+    script = [sys.executable, "tests/kernels/device/sanitized.py"]
+    done = subprocess.run(script, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.count("ran on cpu") == 5

@@ -113,12 +113,12 @@ def test_stages_are_what_is_there(tmp_path: Path) -> None:
             assert stage.command[3] in device_bench.MEASURES
     tested = {part for stage in stages for part in stage.command if part.startswith("tests/")}
     there = {str(path.relative_to(ROOT)) for path in (ROOT / device_check.TESTS).glob("test_*.py")}
-    assert there < tested
+    assert there == tested - {f"{device_check.TESTS}/sanitized.py"}
 
 
 def test_the_first_stages_fit_the_time() -> None:
     limits = [stage.limit for stage in device_check.stages(Path("unused"))]
-    assert sum(limits[:5]) <= 570
+    assert sum(limits[:6]) <= 570
 
 
 @pytest.mark.parametrize(

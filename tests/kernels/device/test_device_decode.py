@@ -7,7 +7,7 @@ import pytest
 import torch
 
 pytest.importorskip("triton", reason="triton is not installed on this platform")
-sys.path.insert(0, str(Path(__file__).parent / "interpreted"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "interpreted"))
 
 from cases import TOLERANCE, error
 from decode_cases import CASES, Decode

@@ -58,6 +58,8 @@ def test_reading_before_a_store_of_another_warp_is_a_race() -> None:
 def test_two_values_in_one_place_are_a_race() -> None:
     assert run("mov.b32 %r2, 0; st.shared.b32 [%r2], %r1;", np.zeros(64, np.uint32))[1]["races"] > 0
     assert run("mov.b32 %r2, 0; st.shared.b32 [%r2], 5;", np.zeros(64, np.uint32))[1]["races"] == 0
+    _, found = run("mov.b32 %r2, 0; st.shared.b32 [%r2], %r1;", np.zeros(64, np.uint32), threads=32)
+    assert (found["races"], found["copies that differ in a warp"]) == (0, 31)
 
 
 @pytest.mark.parametrize(("stride", "conflicts"), [(4, 0), (8, 1), (128, 31)])

@@ -83,10 +83,18 @@ class SharedMemory(Memory):
         """Make stores visible to wgmma."""
         self._not_fenced[:] = False
 
-    def write(self, addresses: Ints, values: NDArray[np.uint8]) -> None:
-        """Several threads may store the same in one place, as those do that hold copies; not different values."""
-        super().write(addresses, values)
-        self.found["races"] += int((self.read(addresses, values.shape[1]) != values).any(1).sum())
+    def store(self, addresses: Ints, values: NDArray[np.uint8], warps: Ints) -> None:
+        """Write, by a plain store.
+
+        Several threads may store in one place, as those do that hold copies. Where the copies differ, one
+        wins: a race between warps; inside a warp it may be a sum that was rounded in another order.
+        """
+        self.note_store(addresses, values.shape[1], warps)
+        self.write(addresses, values)
+        lost = (self.read(addresses, values.shape[1]) != values).any(1)
+        others = self._writer[addresses // 4] != warps
+        self.found["races"] += int((lost & others).sum())
+        self.found["copies that differ in a warp"] += int((lost & ~others).sum())
 
     def note_store(self, addresses: Ints, nbytes: int, warps: Ints, *, fenced: bool = False) -> None:
         """Warps write; ``fenced``: in a way that needs no fence before a wgmma."""

@@ -35,12 +35,13 @@ def _(block: Block, step: Instruction) -> None:
     parts = source.items if isinstance(source, Group) else (source,)
     size = bits_of(step.kind) // 8
     addresses, nbytes = block.address(target), size * len(parts)
-    memory = _checked(block, step, addresses, nbytes)
-    if step.modifiers[0] == "shared":
-        block.shared.note_store(addresses[block.mask], nbytes, block.warp[block.mask])
-        block.shared.count_wavefronts("store", addresses, nbytes, block.mask)
+    memory, mask = _checked(block, step, addresses, nbytes), block.mask
     raw = np.concatenate([_bytes(block.read(part, step.kind), size) for part in parts], 1)
-    memory.write(addresses[block.mask], raw[block.mask])
+    if step.modifiers[0] == "shared":
+        block.shared.store(addresses[mask], raw[mask], block.warp[mask])
+        block.shared.count_wavefronts("store", addresses, nbytes, mask)
+    else:
+        memory.write(addresses[mask], raw[mask])
 
 
 def _checked(block: Block, step: Instruction, addresses: NDArray[np.int64], nbytes: int) -> Memory:

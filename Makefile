@@ -43,6 +43,7 @@ pictures: $(VENV)/.test
 
 kernel-report: $(VENV)/.test
 	$(BIN)/python kernels/tools/report.py
+	$(BIN)/python kernels/tools/report_backward.py
 
 clean:
 	rm -rf $(VENV) $(HF_OLDEST) build dist site

@@ -46,6 +46,14 @@ def test_every_tile_keeps_to_its_allowance(arch: str, name: str) -> None:
         assert not report_backward.complaints(arch, name, tile, used)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["sm_86", "sm_100", "gfx942"])
+def test_other_architectures_compile(arch: str) -> None:
+    with virtual_gpu(arch) as gpu:
+        report_backward.call()
+        assert gpu.launches == ORDER
+
+
 def test_complaints_are_made() -> None:
     tile, used = next(report_backward.report("sm_90", "glu bf16", preferred_only=True))
     assert report_backward.complaints("sm_90", "glu bf16", tile, used._replace(stack=10**6))

@@ -44,6 +44,7 @@ pictures: $(VENV)/.test
 
 kernel-report: $(VENV)/.test
 	$(BIN)/python kernels/tools/report.py
+	$(BIN)/python kernels/tools/report_backward.py
 
 # on a machine with a GPU: no virtual environment and no network, the Python there needs torch, triton, einops, pytest
 device-check:

@@ -67,7 +67,7 @@ def hyper_attention(
         cu_seqlens: bounds of packed sequences, int32 or int64 ``[N + 1]`` from 0 to ``T``, with
             ``B = 1``. A mask given as well still hides tokens.
         backend: ``"reference"`` (dense, any order of derivative), ``"chunked"`` (memory linear
-            in ``T``), ``"triton"`` (fused GPU kernels, likewise linear; the chunked path's gradient),
+            in ``T``), ``"triton"`` (fused GPU kernels, forward and backward, likewise linear),
             or ``"auto"``: chunked everywhere, until the kernels have been run on a GPU. Under
             ``torch.func`` transforms and forward-mode differentiation every choice takes the reference.
 

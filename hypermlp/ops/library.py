@@ -1,15 +1,15 @@
 """Paths as operators of PyTorch: opaque to the compiler, known to autograd and export.
 
-``hypermlp::chunked_forward``, ``hypermlp::chunked_backward`` and ``hypermlp::triton_forward`` carry
+``hypermlp::<path>_forward`` and ``hypermlp::<path>_backward``, for the chunked and the triton path, carry
 shapes for tracing (fake), the gradient, autocast and a FLOP formula. Call
 :func:`hypermlp.ops.hyper_attention` instead: it checks its arguments and these do not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any, List, TypeVar  # noqa: UP035 - see _Tensors
 
 import torch
 from torch import Tensor
@@ -22,7 +22,9 @@ from hypermlp.ops.mixing import SequenceMix
 from hypermlp.ops.tiling import Options
 
 _TensorOrNone = TypeVar("_TensorOrNone", Tensor, None, Tensor | None)
+_Tensors = List[Tensor]  # noqa: UP006 - torch 2.6 reads no other spelling in an operator's signature
 Forward = Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
+Backward = Callable[..., tuple[Tensor | None, ...]]
 _NUM_TENSORS = 11  # q, k, v and four tensors of each mixing: the inputs with a gradient
 
 
@@ -39,50 +41,9 @@ def _fake_forward(q: Tensor, k: Tensor, v: Tensor, *args: Any) -> tuple[Tensor, 
     )
 
 
-@torch.library.custom_op("hypermlp::chunked_backward", mutates_args=())
-def chunked_backward(
-    grad_o: Tensor,
-    o: Tensor,
-    z1: Tensor,
-    rho: Tensor,
-    z2: Tensor,
-    needs: list[bool],
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    routing_diag: Tensor | None,
-    routing_down: Tensor | None,
-    routing_up: Tensor | None,
-    routing_gate: Tensor | None,
-    readout_diag: Tensor | None,
-    readout_down: Tensor | None,
-    readout_up: Tensor | None,
-    readout_gate: Tensor | None,
-    attention_mask: Tensor | None,
-    cu_seqlens: Tensor | None,
-    routing_identity: bool,
-    readout_identity: bool,
-    selection: str,
-    norm: bool,
-    eps: float,
-    causal: bool,
-    layout: str,
-    max_lag: int | None,
-) -> list[Tensor]:
-    """The gradients in ``needs``, in the order of the inputs; see :mod:`hypermlp.ops.chunked_backward`."""
-    routing_mix = SequenceMix(routing_diag, routing_down, routing_up, routing_gate, routing_identity)
-    readout_mix = SequenceMix(readout_diag, readout_down, readout_up, readout_gate, readout_identity)
-    options = Options(selection, norm, eps, causal, layout, max_lag)
-    wanted = Needs(needs[0], needs[1], needs[2], tuple(needs[3:7]), tuple(needs[7:11]))  # type: ignore[arg-type]
-    with torch.autocast(q.device.type, enabled=False):
-        x = chunked.Operands(q, k, v, routing_mix, readout_mix, attention_mask, (z1, rho, z2))
-        grads = backward(grad_o, o, x, options, wanted, attention_mask, cu_seqlens)
-    inputs = (q, k, v, *routing_mix[:4], *readout_mix[:4])
-    return [grad.to(x.dtype) for grad, x in zip(grads, inputs, strict=True) if grad is not None and x is not None]
-
-
-@chunked_backward.register_fake
-def _(grad_o: Tensor, o: Tensor, z1: Tensor, rho: Tensor, z2: Tensor, needs: list[bool], *args: Any) -> list[Tensor]:
+def _fake_backward(
+    grad_o: Tensor, o: Tensor, z1: Tensor, rho: Tensor, z2: Tensor, needs: Sequence[bool], *args: Any
+) -> _Tensors:
     return [x.new_empty(x.shape) for x, need in zip(args[:_NUM_TENSORS], needs, strict=True) if need]
 
 
@@ -92,26 +53,6 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ctx.options = inputs[num_saved:]
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
-
-
-def _backward(ctx: Any, grad_o: Tensor | None, *_: Any) -> tuple[Any, ...]:
-    num_inputs = len(ctx.needs_input_grad)
-    if grad_o is None:
-        return (None,) * num_inputs
-    saved = ctx.saved_tensors  # read once: activation checkpointing refuses a second time
-    inputs, output = saved[:-4], saved[-4:]
-    needs = [bool(need) for need in ctx.needs_input_grad[:_NUM_TENSORS]]
-    grads = iter(torch.ops.hypermlp.chunked_backward(grad_o, *output, needs, *inputs, *ctx.options))
-    return tuple(next(grads) if need else None for need in needs) + (None,) * (num_inputs - _NUM_TENSORS)
-
-
-def _double_backward(ctx: Any, *grads: Any) -> Any:
-    raise RuntimeError(
-        "the chunked path of hyper_attention has first derivatives only: use backend='reference' to differentiate twice"
-    )
-
-
-chunked_backward.register_autograd(_double_backward)
 
 
 def cast_for_autocast(x: _TensorOrNone, device_type: str) -> _TensorOrNone:
@@ -159,19 +100,85 @@ def _forward_flops(*args: Any, out_val: Any = None) -> int:
     return forward_flops(pairs, **_sizes(args[0], args[2], args[4], args[8]))
 
 
-@register_flop_formula(torch.ops.hypermlp.chunked_backward, get_raw=True)
 def _backward_flops(*args: Any, out_val: Any = None) -> int:
     args = args[6:]
     pairs = _pairs(args[0], args[12], *args[18:21])
     return backward_flops(pairs, **_sizes(args[0], args[2], args[4], args[8]))
 
 
-def forward_operator(name: str, forward: Forward) -> Forward:
-    """``hypermlp::<name>``: ``forward`` with a fake, the chunked path's gradient, autocast and FLOPs.
+def backward_operator(name: str, backward: Backward) -> Any:
+    """``hypermlp::<name>``: ``backward`` with a fake, FLOPs, and a clear error for a second derivative.
+
+    Args:
+        name: ends in ``_backward``.
+        backward: takes ``grad_o``, the forward's ``o`` and ``(z1, rho, z2)``, its eight arguments, and
+            after the two mixings :class:`~hypermlp.ops.chunked_backward.Needs`; gives a gradient for each
+            of the eleven tensors in the order of the inputs, None where none was asked for.
+    """
+
+    @torch.library.custom_op(f"hypermlp::{name}", mutates_args=())
+    def operator(
+        grad_o: Tensor,
+        o: Tensor,
+        z1: Tensor,
+        rho: Tensor,
+        z2: Tensor,
+        needs: Sequence[bool],
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        routing_diag: Tensor | None,
+        routing_down: Tensor | None,
+        routing_up: Tensor | None,
+        routing_gate: Tensor | None,
+        readout_diag: Tensor | None,
+        readout_down: Tensor | None,
+        readout_up: Tensor | None,
+        readout_gate: Tensor | None,
+        attention_mask: Tensor | None,
+        cu_seqlens: Tensor | None,
+        routing_identity: bool,
+        readout_identity: bool,
+        selection: str,
+        norm: bool,
+        eps: float,
+        causal: bool,
+        layout: str,
+        max_lag: int | None,
+    ) -> _Tensors:
+        routing_mix = SequenceMix(routing_diag, routing_down, routing_up, routing_gate, routing_identity)
+        readout_mix = SequenceMix(readout_diag, readout_down, readout_up, readout_gate, readout_identity)
+        options = Options(selection, norm, eps, causal, layout, max_lag)
+        wanted = Needs(needs[0], needs[1], needs[2], tuple(needs[3:7]), tuple(needs[7:11]))  # type: ignore[arg-type]
+        with torch.autocast(q.device.type, enabled=False):
+            grads = backward(
+                grad_o, o, (z1, rho, z2), q, k, v, routing_mix, readout_mix,
+                wanted, options, attention_mask, cu_seqlens,
+            )  # fmt: skip
+        inputs = (q, k, v, *routing_mix[:4], *readout_mix[:4])
+        return [grad.to(x.dtype) for grad, x in zip(grads, inputs, strict=True) if grad is not None and x is not None]
+
+    def double_backward(ctx: Any, *grads: Any) -> Any:
+        path = name.removesuffix("_backward")
+        raise RuntimeError(
+            f"the {path} path of hyper_attention has first derivatives only: "
+            "use backend='reference' to differentiate twice"
+        )
+
+    operator.register_fake(_fake_backward)
+    operator.register_autograd(double_backward)
+    registered = getattr(torch.ops.hypermlp, name)
+    register_flop_formula(registered, get_raw=True)(_backward_flops)
+    return registered
+
+
+def forward_operator(name: str, forward: Forward, backward: Any) -> Forward:
+    """``hypermlp::<name>``: ``forward`` with a fake, a gradient, autocast and FLOPs.
 
     Args:
         name: ends in ``_forward``.
         forward: with the arguments and results of :func:`hypermlp.ops.chunked.forward`.
+        backward: its gradient, made by :func:`backward_operator`.
     """
 
     @torch.library.custom_op(f"hypermlp::{name}", mutates_args=())
@@ -204,8 +211,18 @@ def forward_operator(name: str, forward: Forward) -> Forward:
         with torch.autocast(q.device.type, enabled=False):
             return forward(q, k, v, routing_mix, readout_mix, options, attention_mask, cu_seqlens)
 
+    def gradient(ctx: Any, grad_o: Tensor | None, *_: Any) -> tuple[Any, ...]:
+        num_inputs = len(ctx.needs_input_grad)
+        if grad_o is None:
+            return (None,) * num_inputs
+        saved = ctx.saved_tensors  # read once: activation checkpointing refuses a second time
+        inputs, output = saved[:-4], saved[-4:]
+        needs = [bool(need) for need in ctx.needs_input_grad[:_NUM_TENSORS]]
+        grads = iter(backward(grad_o, *output, needs, *inputs, *ctx.options))
+        return tuple(next(grads) if need else None for need in needs) + (None,) * (num_inputs - _NUM_TENSORS)
+
     operator.register_fake(_fake_forward)
-    operator.register_autograd(_backward, setup_context=_setup_context)
+    operator.register_autograd(gradient, setup_context=_setup_context)
     registered = getattr(torch.ops.hypermlp, name)
     for device_type, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
         _register_autocast(name, registered, device_type, key)
@@ -213,4 +230,23 @@ def forward_operator(name: str, forward: Forward) -> Forward:
     return operator
 
 
-chunked_forward = forward_operator("chunked_forward", chunked.forward)
+def _chunked_backward(
+    grad_o: Tensor,
+    o: Tensor,
+    statistics: tuple[Tensor, Tensor, Tensor],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    routing_mix: SequenceMix,
+    readout_mix: SequenceMix,
+    needs: Needs,
+    options: Options,
+    attention_mask: Tensor | None,
+    cu_seqlens: Tensor | None,
+) -> tuple[Tensor | None, ...]:
+    x = chunked.Operands(q, k, v, routing_mix, readout_mix, attention_mask, statistics)
+    return backward(grad_o, o, x, options, needs, attention_mask, cu_seqlens)
+
+
+chunked_backward = backward_operator("chunked_backward", _chunked_backward)
+chunked_forward = forward_operator("chunked_forward", chunked.forward, chunked_backward)

@@ -1,19 +1,21 @@
 """The Triton path: the kernels of ``hypermlp_kernels`` as an operator of PyTorch.
 
-Forward in fused kernels with memory linear in ``T``; backward through the chunked path, from the
-statistics that the kernels saved; one new token against a cache, for inference. Triton is imported
-when the path is first taken.
+Fused kernels, with memory linear in ``T``: the backward makes its maps again from the statistics that
+the forward saved, in chunks of bounded size; one new token against a cache, for inference. Triton is
+imported when the path is first taken.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from hypermlp.ops.chunked_backward import Needs
 from hypermlp.ops.decode import Past
-from hypermlp.ops.library import forward_operator
+from hypermlp.ops.library import backward_operator, forward_operator
 from hypermlp.ops.mixing import SequenceMix
 from hypermlp.ops.tiling import Options
 
@@ -64,19 +66,58 @@ def forward(
         v,
         launch.Mix(*routing_mix),
         launch.Mix(*readout_mix),
-        glu=options.selection == "glu",
-        norm=options.norm,
-        eps=options.eps,
-        causal=options.causal,
-        by_lag=options.layout == "lag",
-        max_lag=options.max_lag,
-        attention_mask=attention_mask,
-        cu_seqlens=cu_seqlens,
-        allow_tf32=torch.get_float32_matmul_precision() != "highest",
+        **_keywords(options, attention_mask, cu_seqlens),
     )
 
 
-triton_forward = forward_operator("triton_forward", forward)
+def backward(
+    grad_o: Tensor,
+    o: Tensor,
+    statistics: tuple[Tensor, Tensor, Tensor],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    routing_mix: SequenceMix,
+    readout_mix: SequenceMix,
+    needs: Needs,
+    options: Options,
+    attention_mask: Tensor | None,
+    cu_seqlens: Tensor | None,
+) -> tuple[Tensor | None, ...]:
+    """Gradients of ``q, k, v`` and of both mixings' tensors, in order; None where none was asked for."""
+    from hypermlp_kernels import backward_plan, launch, launch_backward
+
+    routing_needs, readout_needs = (backward_plan.MixNeeds(*mix) for mix in needs[3:])
+    return launch_backward.backward(
+        grad_o,
+        o,
+        statistics,
+        q,
+        k,
+        v,
+        launch.Mix(*routing_mix),
+        launch.Mix(*readout_mix),
+        backward_plan.Needs(needs.q, needs.k, needs.v, routing_needs, readout_needs),
+        **_keywords(options, attention_mask, cu_seqlens),
+    )
+
+
+def _keywords(options: Options, attention_mask: Tensor | None, cu_seqlens: Tensor | None) -> dict[str, Any]:
+    return {
+        "glu": options.selection == "glu",
+        "norm": options.norm,
+        "eps": options.eps,
+        "causal": options.causal,
+        "by_lag": options.layout == "lag",
+        "max_lag": options.max_lag,
+        "attention_mask": attention_mask,
+        "cu_seqlens": cu_seqlens,
+        "allow_tf32": torch.get_float32_matmul_precision() != "highest",
+    }
+
+
+triton_backward = backward_operator("triton_backward", backward)
+triton_forward = forward_operator("triton_forward", forward, triton_backward)
 
 
 def decode_step(q: Tensor, past: Past, routing_mix: SequenceMix, readout_mix: SequenceMix, options: Options) -> Tensor:

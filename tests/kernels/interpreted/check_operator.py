@@ -6,9 +6,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from hypermlp import HyperGLU
-from hypermlp.ops import SequenceMix, hyper_attention
+from hypermlp.ops import SequenceMix, hyper_attention, library
 from hypermlp.ops.triton import triton_forward
-from hypermlp_kernels import launch
+from hypermlp_kernels import launch, launch_backward
 
 repairs.repair()
 pytestmark = pytest.mark.skipif(not launch.interpreted(), reason="needs TRITON_INTERPRET=1 before triton is imported")
@@ -48,6 +48,36 @@ def test_gradients_are_those_of_the_other_paths(masked: bool) -> None:
         torch.testing.assert_close(gradient, wanted, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("backend", ["triton", "chunked"])
+def test_the_gradient_is_of_the_path_that_was_taken(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
+    """The kernels' forward is differentiated by the kernels, and only that."""
+    ran = []
+    kernels, chunked = launch_backward.backward, library.backward
+    monkeypatch.setattr(launch_backward, "backward", lambda *args, **kw: ran.append("triton") or kernels(*args, **kw))
+    monkeypatch.setattr(library, "backward", lambda *args: ran.append("chunked") or chunked(*args))
+    attend(inputs(), backend).sum().backward()
+    assert ran == [backend]
+
+
+def test_opcheck_of_the_backward() -> None:
+    arguments = (*inputs(), None, None, True, True, "glu", True, 1e-12, True, "lag", L)
+    arguments = tuple(x.detach() if isinstance(x, torch.Tensor) else x for x in arguments)
+    output = triton_forward(*arguments)
+    needs = [True, False, True, False, True, False, True, True, False, True, True]
+    torch.library.opcheck(
+        torch.ops.hypermlp.triton_backward.default,
+        (torch.ones_like(output[0]), *output, needs, *arguments),
+        test_utils=("test_schema", "test_faketensor"),
+    )
+
+
+def test_a_second_derivative_is_refused_with_the_remedy() -> None:
+    tensors = inputs()
+    (grad,) = torch.autograd.grad(attend(tensors).sum(), tensors[0], create_graph=True)
+    with pytest.raises(RuntimeError, match=r"the triton path .* backend='reference'"):
+        grad.sum().backward()
+
+
 def test_opcheck() -> None:
     arguments = (*inputs(), None, None, True, True, "glu", True, 1e-12, True, "lag", L)
     torch.library.opcheck(triton_forward, arguments, atol=1e-6, rtol=1e-6)
@@ -56,7 +86,10 @@ def test_opcheck() -> None:
 def test_compiles_to_one_graph() -> None:
     tensors = inputs(torch.float32)
     compiled = torch.compile(attend, backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(compiled(tensors), attend(tensors))
+    actual, expected = compiled(tensors), attend(tensors)
+    torch.testing.assert_close(actual, expected)
+    actual, expected = (torch.autograd.grad(o.square().sum(), tensors) for o in (actual, expected))
+    torch.testing.assert_close(actual, expected)
 
 
 def test_autocast() -> None:
@@ -71,7 +104,7 @@ def test_flops_are_those_of_the_chunked_path() -> None:
     counted = []
     for backend in ("triton", "chunked"):
         with FlopCounterMode(display=False) as counter:
-            attend(inputs(torch.float32), backend)
+            attend(inputs(torch.float32), backend).sum().backward()
         counted.append(counter.get_total_flops())
     assert counted[0] == counted[1] > 0
 

@@ -1,0 +1,244 @@
+"""The backward with one tile: scratch for chunks of rows, gradients, and the launches in their order."""
+
+from __future__ import annotations
+
+import torch
+import triton
+from torch import Tensor
+
+from hypermlp_kernels.backward_keys import key_product_kernel, turn_kernel
+from hypermlp_kernels.backward_plan import Chunk, MixNeeds, Needs, Plan
+from hypermlp_kernels.backward_rows import (
+    map_gradient_kernel,
+    readout_statistic_gradient_kernel,
+    weight_gradient_kernel,
+)
+from hypermlp_kernels.backward_tables import table_gradient_kernel
+from hypermlp_kernels.backward_tiles import BackwardTile
+from hypermlp_kernels.call import Call, Mix, first_scale, gate_of, holes, padded_table, scale_table
+from hypermlp_kernels.tiles import pad_width
+
+
+class TableGradients:
+    """Gradients of a mixing's tables: ``[parts, maps, rows(, BR)]``, where ``rows`` are those in use."""
+
+    def __init__(self, call: Call, mix: Mix, needs: MixNeeds, maps: int, parts: int, rows: int) -> None:
+        self.mix, self.needs, self.maps, self.rows = mix, needs, maps, rows
+        low_rank = (parts, maps, rows, pad_width(mix.rank))
+
+        def zeros(shape: tuple[int, ...], needed: bool) -> Tensor:
+            # any tensor in place of one that is not needed
+            return torch.zeros(shape, dtype=call.accumulator, device=call.q.device) if needed else call.rho
+
+        self.diag = zeros(low_rank[:3], needs.diag)
+        self.down, self.up = (zeros(low_rank, needed) for needed in (needs.down, needs.up))
+
+    def finished(self) -> tuple[Tensor | None, ...]:
+        """Summed over the parts, with zeros for rows not in use: ``diag``, ``down`` and ``up``."""
+        found: list[Tensor | None] = []
+        for table, grad, need in zip(self.mix[:3], (self.diag, self.down, self.up), self.needs[:3], strict=True):
+            if not need or table is None:
+                found.append(None)
+                continue
+            grad = grad.sum(0)
+            if table.ndim == 3:
+                grad = grad[..., : table.shape[2]]
+            padding = (0, 0) * (table.ndim - 2) + (0, table.shape[1] - self.rows)
+            found.append(torch.nn.functional.pad(grad, padding).contiguous())
+        return tuple(found)
+
+
+class BackwardPass:
+    """One backward with one tile: its buffers and its launches."""
+
+    def __init__(self, call: Call, needs: Needs, tile: BackwardTile, grad_o: Tensor, o: Tensor, limit: int) -> None:
+        self._call, self._needs, self._tile = call, needs, tile
+        self._do = grad_o.to(call.q.dtype).contiguous()
+        self._pull = self._pull_of_norm(grad_o, o)
+        self._blocks, num_blocks, programs = call.blocks(tile.rows)
+        self._plan = Plan.of(call, tile, num_blocks, programs)
+        self._valid = holes(call)
+
+        # planes of dw and a, which later take the maps by key, then of dy
+        num_planes = 2 + (needs.scores and self._num_parts)
+        tile_elements = tile.rows * tile.keys
+        dtype = call.mix_dtype
+        self._chunks = list(self._plan.chunks(limit // (tile_elements * dtype.itemsize * num_planes)))
+        self._plane = max(self._plan.tiles_before(chunk.stop) - chunk.origin for chunk in self._chunks)
+        self._planes = torch.empty((num_planes, self._plane * tile_elements), dtype=dtype, device=call.q.device)
+
+        batch, length = call.sizes[:2]
+        self._dq = self._rows(call.q.shape, needs.q)
+        self._dk = self._rows(call.k.shape, needs.k, zero=True)
+        self._dv = self._rows(call.v.shape, needs.v, zero=True)
+        self._dz1 = self._rows(call.z1.shape, needs.scores)
+        self._dgate1 = self._rows(call.z1.shape, needs.routing.gate)
+        self._dz2 = self._rows(call.z2.shape, needs.readout_statistic)
+        self._dgate2 = self._rows(call.z2.shape, needs.readout.gate)
+        parts = batch if call.sequences is None else 1
+        rows = min(call.max_lag, length)
+        self._routing = TableGradients(call, call.routing, needs.routing, call.q.shape[2], parts, rows)
+        self._readout = TableGradients(call, call.readout, needs.readout, call.sizes[2], parts, rows)
+
+    def run(self) -> tuple[Tensor | None, ...]:
+        needs = self._needs
+        for chunk in self._chunks:
+            if needs.weights:
+                self._weight_gradient(chunk)
+            if needs.readout_statistic and self._call.readout.rank:
+                self._readout_statistic_gradient(chunk)
+            if needs.scores or needs.activated:
+                self._map_gradient(chunk)
+            if needs.readout.tables:
+                self._table_gradient(chunk, self._readout, scores=False)
+            if needs.routing.tables:
+                self._table_gradient(chunk, self._routing, scores=True)
+            if needs.v:
+                self._turn_weights(chunk)
+                self._key_product(chunk, self._do, self._dv, parts=1, block=self._tile.values)
+            if needs.q or needs.k:
+                self._turn_score_gradients(chunk)
+            if needs.k:
+                self._key_product(chunk, self._call.q, self._dk, self._num_parts, pad_width(self._call.q.shape[-1]))
+        return (
+            *(x if need else None for x, need in zip((self._dq, self._dk, self._dv), needs[:3], strict=True)),
+            *self._routing.finished(),
+            self._dgate1 if needs.routing.gate else None,
+            *self._readout.finished(),
+            self._dgate2 if needs.readout.gate else None,
+        )
+
+    @property
+    def _num_parts(self) -> int:
+        return 2 if self._call.glu else 1
+
+    @property
+    def _table_warps(self) -> int:
+        """By lag a program has ``keys`` rows of a tile at once, by position all."""
+        tile = self._tile
+        return max(1, tile.warps * tile.keys // tile.rows) if self._call.by_lag else tile.warps
+
+    def _pull_of_norm(self, grad_o: Tensor, o: Tensor) -> Tensor:
+        """What flows back through ``rho``, ``[B, T, H]``: ``dg`` gets this times ``-g``."""
+        call = self._call
+        if not (call.norm and self._needs.scores):
+            return torch.zeros_like(call.rho)
+        return torch.where(call.rho > call.eps, (grad_o * o).sum(-1) / call.rho / call.rho, 0)
+
+    def _rows(self, shape: torch.Size, needed: bool, zero: bool = False) -> Tensor:
+        """Memory for ``[B, T, ...]``, zero where no program writes; any tensor if it is not needed."""
+        if not needed:
+            return self._pull
+        new = torch.zeros if zero or self._call.attention_mask is not None else torch.empty
+        return new(shape, dtype=self._call.accumulator, device=self._call.q.device)
+
+    def _rows_of(self, chunk: Chunk) -> tuple[int, ...]:
+        """What the kernels that own rows are told about a chunk."""
+        call, plan = self._call, self._plan
+        return (
+            call.sizes[1], call.max_lag, plan.num_blocks, call.sizes[2],
+            chunk.stop - 1, chunk.origin, plan.full, plan.most,
+        )  # fmt: skip
+
+    def _heads_of(self, chunk: Chunk) -> int:
+        return (chunk.stop - 1) // self._plan.num_blocks - chunk.first // self._plan.num_blocks + 1
+
+    def _options(self, *names: str, **more: object) -> dict[str, object]:
+        """Those of a call's options that a kernel takes, and its tile's."""
+        tile = self._tile
+        options = self._call.options() | {"HOLES": self._call.attention_mask is not None, "BM": tile.rows}
+        common = ("BY_LAG", "CAUSAL", "HAS_BLOCKS", "ACC", "PRECISION", "BM")
+        chosen = {name: options[name] for name in (*common, *names)}
+        stages = {"BN": tile.keys, "STAGES": tile.stages, "num_stages": tile.stages, "num_warps": tile.warps}
+        return chosen | stages | more
+
+    def _weight_gradient(self, chunk: Chunk) -> None:
+        call, tile = self._call, self._tile
+        grid = (chunk.stop - chunk.first, triton.cdiv(self._plan.most * tile.keys, tile.columns))
+        weight_gradient_kernel[grid](
+            self._do, call.v, call.rho, self._planes, self._blocks,
+            *call.v.stride()[:3], *self._rows_of(chunk), triton.cdiv(call.v.shape[-1], tile.depth),
+            **self._options(V=call.v.shape[-1], BJ=tile.columns, BV=tile.depth),
+        )  # fmt: skip
+
+    def _readout_statistic_gradient(self, chunk: Chunk) -> None:
+        call, mix = self._call, self._call.readout
+        up, gate = padded_table(mix.up, call.mix_dtype), gate_of(mix, call.q)
+        readout_statistic_gradient_kernel[(chunk.stop - chunk.first,)](
+            self._planes, up, gate, call.z2, self._dz2, self._dgate2, self._blocks, self._valid,
+            *gate.stride()[:3], *self._rows_of(chunk),
+            **self._options(
+                "HOLES", R=mix.rank, GATED=mix.gate is not None, GATE_GRADIENT=self._needs.readout.gate,
+                BR=up.shape[-1],
+            ),
+        )  # fmt: skip
+
+    def _map_gradient(self, chunk: Chunk) -> None:
+        call, routing, readout, needs = self._call, self._call.routing, self._call.readout, self._needs
+        dtype = call.mix_dtype
+        scale1, up1, gate1 = first_scale(call), padded_table(routing.up, dtype, call.q), gate_of(routing, call.q)
+        scale2, down2 = scale_table(readout, 1.0, call), padded_table(readout.down, dtype, call.q)
+        map_gradient_kernel[(chunk.stop - chunk.first,)](
+            call.q, call.k, scale1, up1, gate1, call.z1, scale2, down2, self._dz2, self._pull,
+            self._planes, self._dz1, self._dgate1, self._blocks, self._valid,
+            *call.q.stride()[:3], *call.k.stride()[:3], *gate1.stride()[:3],
+            *self._rows_of(chunk), self._plane,
+            **self._options(
+                "K", "GLU", "HOLES", "PACKED", "ASM", "MIX", "BK", R1=routing.rank, R2=readout.rank,
+                SCALE1=routing.scale_mode, GATED1=routing.gate is not None, SCALE2=readout.scale_mode,
+                GRADIENT=needs.scores, GATE_GRADIENT=needs.routing.gate, ACTIVATED=needs.activated,
+                BR1=pad_width(routing.rank), BR2=pad_width(readout.rank),
+            ),
+        )  # fmt: skip
+
+    def _table_gradient(self, chunk: Chunk, into: TableGradients, scores: bool) -> None:
+        call, plan, mix = self._call, self._plan, into.mix
+        gate = gate_of(mix, call.q)
+        z, dz = (call.z1, self._dz1) if scores else (call.z2, self._dz2)
+        grid = (triton.cdiv(into.rows, self._tile.keys) * self._heads_of(chunk), into.maps // call.sizes[2])
+        table_gradient_kernel[grid](
+            call.q, call.k, self._planes[1], self._planes[2 if scores else 0], z, gate, dz,
+            into.diag, into.down, into.up, self._blocks, self._valid,
+            *call.q.stride()[:3], *call.k.stride()[:3], *gate.stride()[:3],
+            call.sizes[1], call.max_lag, into.rows, plan.num_blocks, call.sizes[2], into.maps,
+            chunk.first, chunk.stop, chunk.origin, plan.full, plan.most, self._plane,
+            **self._options(
+                "K", "HOLES", "ASM", "MIX", "BK", R=mix.rank, SCORES=scores,
+                DIAG=into.needs.diag, DOWN=into.needs.down, UP=into.needs.up,
+                GATED=mix.gate is not None, BR=pad_width(mix.rank),
+            ) | {"num_warps": self._table_warps},
+        )  # fmt: skip
+
+    def _turn_weights(self, chunk: Chunk) -> None:
+        self._turn(chunk, self._call.readout, self._call.readout.up, 1, weights=True)
+
+    def _turn_score_gradients(self, chunk: Chunk) -> None:
+        self._turn(chunk, self._call.routing, self._call.routing.down, 2, weights=False)
+
+    def _turn(self, chunk: Chunk, mix: Mix, table: Tensor | None, plane: int, weights: bool) -> None:
+        """From ``plane`` and those after it to the planes from 0 on, which nothing needs any longer."""
+        call = self._call
+        table, gate = padded_table(table, call.mix_dtype, call.q), gate_of(mix, call.q)
+        num_maps = call.sizes[2] if weights else call.q.shape[2]
+        turn_kernel[(chunk.stop - chunk.first, num_maps // call.sizes[2])](
+            self._planes[plane], scale_table(mix, 1.0, call), table, call.z2 if weights else self._dz1, gate, call.rho,
+            call.k, self._planes, self._dq, self._blocks, self._valid,
+            *call.k.stride()[:3], *gate.stride()[:3],
+            *self._rows_of(chunk)[:4], num_maps, *self._rows_of(chunk)[4:], self._plane,
+            **self._options(
+                "K", "HOLES", "ASM", "MIX", "BK", R=mix.rank, SCALE=mix.scale_mode,
+                GATED=weights and mix.gate is not None, WEIGHTS=weights,
+                QUERY_GRADIENT=self._needs.q and not weights, BR=pad_width(mix.rank),
+            ),
+        )  # fmt: skip
+
+    def _key_product(self, chunk: Chunk, y: Tensor, into: Tensor, parts: int, block: int) -> None:
+        call, plan = self._call, self._plan
+        programs = self._heads_of(chunk) * plan.num_blocks
+        key_product_kernel[(programs, triton.cdiv(y.shape[-1], block), parts)](
+            self._planes, y, into, self._blocks,
+            *y.stride()[:3],
+            call.sizes[1], call.max_lag, plan.num_blocks, call.sizes[2], y.shape[2],
+            chunk.first, chunk.stop, chunk.origin, plan.full, plan.most, self._plane,
+            **self._options("MIX", WIDTH=y.shape[-1], BW=block),
+        )  # fmt: skip

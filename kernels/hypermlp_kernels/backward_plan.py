@@ -1,0 +1,97 @@
+"""What the backward has to make, and in which chunks of rows its scratch memory lets it."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import triton
+
+from hypermlp_kernels.backward_tiles import BackwardTile
+from hypermlp_kernels.call import Call
+
+
+class MixNeeds(NamedTuple):
+    """Which gradients of a mixing are asked for."""
+
+    diag: bool
+    down: bool
+    up: bool
+    gate: bool
+
+    @property
+    def tables(self) -> bool:
+        return self.diag or self.down or self.up
+
+
+class Needs(NamedTuple):
+    """Which gradients are asked for, and what has to be made for them."""
+
+    q: bool
+    k: bool
+    v: bool
+    routing: MixNeeds
+    readout: MixNeeds
+
+    @property
+    def scores(self) -> bool:
+        """Something before the selection."""
+        return self.q or self.k or any(self.routing)
+
+    @property
+    def weights(self) -> bool:
+        """Something before the weights."""
+        return self.scores or any(self.readout)
+
+    @property
+    def readout_statistic(self) -> bool:
+        return self.scores or self.readout.down or self.readout.gate
+
+    @property
+    def activated(self) -> bool:
+        return self.v or self.readout.diag or self.readout.down
+
+
+class Chunk(NamedTuple):
+    """Row blocks ``first:stop``, counted through every head; ``origin`` tiles come before them."""
+
+    first: int
+    stop: int
+    origin: int
+
+
+class Plan(NamedTuple):
+    """How many tiles each row block has in the scratch, and which blocks fit at once (see ``backward_blocks``)."""
+
+    num_blocks: int
+    heads: int
+    full: int
+    most: int
+    step: int
+
+    @classmethod
+    def of(cls, call: Call, tile: BackwardTile, num_blocks: int, heads: int) -> Plan:
+        step = tile.rows // tile.keys
+        most = triton.cdiv(call.sizes[1], tile.keys)
+        if call.by_lag:
+            most = min(most, step + triton.cdiv(call.max_lag - 1, tile.keys))
+        return cls(num_blocks, heads, most // step if call.causal else 0, most, step)
+
+    def tiles_before(self, block: int) -> int:
+        """Tiles before a block, counted through every head."""
+        head, block = divmod(block, self.num_blocks)
+        return head * self._of_head(self.num_blocks) + self._of_head(block)
+
+    def _of_head(self, blocks: int) -> int:
+        growing = min(blocks, self.full)
+        return growing * (growing + 1) // 2 * self.step + (blocks - growing) * self.most
+
+    def chunks(self, tiles: int) -> Iterator[Chunk]:
+        """All blocks, in chunks of at most ``tiles`` tiles, or of one block."""
+        first, blocks = 0, range(self.num_blocks * self.heads + 1)
+        while first < blocks[-1]:
+            origin = self.tiles_before(first)
+            stop = max(bisect_right(blocks, origin + tiles, key=self.tiles_before) - 1, first + 1)
+            yield Chunk(first, stop, origin)
+            first = stop

@@ -1,0 +1,253 @@
+"""Backward, along rows: from the output's gradient to those of the weights, the selection and the score maps.
+
+Programs own ``BM`` query rows of one head. Two sums over a row stand in the way, one for each mixing's
+statistic, so the maps' gradients are kept for a chunk of row blocks: in column order, by tiles
+(``backward_blocks``).
+"""
+
+import triton
+import triton.language as tl
+
+from hypermlp_kernels.backward_blocks import locate_in_chunk, store_statistic_gradient, tile_offsets
+from hypermlp_kernels.blocks import (
+    LN2,
+    LOG2E,
+    as_floats,
+    gated_statistic,
+    hide,
+    key_tiles,
+    load_keys,
+    load_rows,
+    mix,
+    pick_group,
+    score_columns,
+    select,
+    softplus2,
+    table_rows,
+)
+from hypermlp_kernels.skew import rotation_index
+
+
+@triton.jit(do_not_specialize=["length", "max_lag", "num_blocks", "last", "origin", "full", "most", "num_slices"])
+def weight_gradient_kernel(
+    p_do, p_v, p_rho, p_dw, p_blocks,
+    v_batch, v_token, v_head,
+    length, max_lag, num_blocks, num_heads, last, origin, full, most, num_slices,
+    V: tl.constexpr, BY_LAG: tl.constexpr, CAUSAL: tl.constexpr, HAS_BLOCKS: tl.constexpr,
+    ACC: tl.constexpr, PRECISION: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BJ: tl.constexpr, BV: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """``dw_i[l] = do_i . v_{i-l} / rho_i`` for ``BJ`` keys, into a plane in column order; ``p_do`` is contiguous.
+
+    ``num_slices`` of ``BV`` channels are summed: a number the compiler does not know leaves a loop.
+    Hidden elements of the plane hold anything, or are not written.
+    """
+    i_b, i_h, start, n, i0, tile0 = locate_in_chunk(
+        p_blocks, last, origin, length, num_blocks, num_heads, full, most, HAS_BLOCKS, BM, BN
+    )
+    t_first, t_stop = key_tiles(i0, n, max_lag, BY_LAG, CAUSAL, BM, BN)
+    j0 = t_first * BN + tl.program_id(1) * BJ
+    if (i0 >= n) | (j0 >= t_stop * BN):
+        return
+    o_m = tl.arange(0, BM)
+    o_j = j0 + tl.arange(0, BJ)
+    inside = i0 + o_m < n
+    o_row = ((i_b * length + start + i0) * num_heads + i_h) + o_m.to(tl.int64) * num_heads
+    p_vh = p_v + i_b * v_batch + start.to(tl.int64) * v_token + i_h * v_head
+    b_dw = tl.zeros((BM, BJ), ACC)
+    for i_v in tl.range(0, num_slices, num_stages=STAGES):
+        o_v = i_v * BV + tl.arange(0, BV)
+        b_do = tl.load(p_do + o_row[:, None] * V + o_v[None, :], mask=inside[:, None] & (o_v < V)[None, :], other=0.0)
+        p_tile = p_vh + o_j[None, :].to(tl.int64) * v_token + o_v[:, None]
+        b_v = tl.load(p_tile, mask=(o_j < n)[None, :] & (o_v < V)[:, None], other=0.0)
+        b_dw = tl.dot(b_do, b_v, b_dw, input_precision=PRECISION, out_dtype=ACC)
+    b_dw = b_dw * (1.0 / tl.load(p_rho + o_row, mask=inside, other=1.0))[:, None]
+
+    # by lag, row m of a group finds key j in the window of tile ceil((j - m) / BN)
+    o_in_group = (o_m % BN if BY_LAG else o_m * 0)[:, None]
+    o_t = (o_j[None, :] - o_in_group + (BN - 1 if BY_LAG else 0)) // BN
+    o_c = o_t * BN + o_in_group - o_j[None, :] if BY_LAG else o_j[None, :] - o_t * BN
+    written = o_t < t_stop
+    if BY_LAG:
+        written = written & (o_j[None, :] <= (i0 + o_m)[:, None])
+    # a block's tiles lie within 32 bits of its first
+    o_element = (o_t - t_first) * (BM * BN) + o_m[:, None] * BN + o_c
+    tl.store(p_dw + tile0 * (BM * BN) + o_element, b_dw.to(p_dw.dtype.element_ty), mask=written)
+
+
+@triton.jit(do_not_specialize=["length", "max_lag", "num_blocks", "last", "origin", "full", "most"])
+def readout_statistic_gradient_kernel(
+    p_dw, p_up, p_gate, p_z, p_dz, p_dgate, p_blocks, p_valid,
+    gate_batch, gate_token, gate_head,
+    length, max_lag, num_blocks, num_heads, last, origin, full, most,
+    R: tl.constexpr, BY_LAG: tl.constexpr, CAUSAL: tl.constexpr, HAS_BLOCKS: tl.constexpr, HOLES: tl.constexpr,
+    GATED: tl.constexpr, GATE_GRADIENT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BR: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Gradients of the second mixing's ``z`` and ``gate``, from ``sum_l dw_i[l] B2[l]``: ``[B, T, H, R]``."""
+    NG: tl.constexpr = BM // BN if BY_LAG else 1
+    i_b, i_h, start, n, i0, tile0 = locate_in_chunk(
+        p_blocks, last, origin, length, num_blocks, num_heads, full, most, HAS_BLOCKS, BM, BN
+    )
+    if i0 >= n:
+        return
+    first_token = i_b * length + start
+    p_hole = p_valid + first_token
+    t_first, t_stop = key_tiles(i0, n, max_lag, BY_LAG, CAUSAL, BM, BN)
+    b_dwz = tl.zeros((BM, NG * BR), ACC)
+    for t in tl.range(t_first, t_stop, num_stages=STAGES):
+        b_dw = tl.load(p_dw + tile_offsets(tile0 + t - t_first, BM, BN, BM))
+        b_dw = hide(b_dw, i0, t, n, max_lag, p_hole, BY_LAG, CAUSAL, HOLES, BM, BN)
+        b_up = table_rows(p_up + i_h * max_lag * BR, i0 - t * BN if BY_LAG else t * BN, max_lag, NG, BN, BR)
+        b_dwz = tl.dot(b_dw, b_up, b_dwz, input_precision=PRECISION, out_dtype=ACC)
+    z_offset = (first_token * num_heads + i_h) * R
+    p_gate_rows = p_gate + i_b * gate_batch + start.to(tl.int64) * gate_token + i_h * gate_head
+    store_statistic_gradient(
+        pick_group(b_dwz, BM, NG, BR), p_z + z_offset, p_gate_rows, p_dz + z_offset, p_dgate + z_offset,
+        i0, n, num_heads * R, gate_token, R, GATED, GATE_GRADIENT, BM, BR,
+    )  # fmt: skip
+
+
+@triton.jit
+def sigmoid2(b_u, ASM: tl.constexpr):
+    """``1 / (1 + 2^-u)``: the sigmoid of an argument in units of ln 2."""
+    if ASM:
+        e = tl.inline_asm_elementwise(
+            "ex2.approx.ftz.f32 $0, $1;", "=f,f", [-tl.abs(b_u)], dtype=tl.float32, is_pure=True, pack=1
+        )
+        r = tl.inline_asm_elementwise(
+            "rcp.approx.ftz.f32 $0, $1;", "=f,f", [1.0 + e], dtype=tl.float32, is_pure=True, pack=1
+        )
+    else:
+        e = tl.exp2(-tl.abs(b_u))
+        r = 1.0 / (1.0 + e)
+    return tl.where(b_u >= 0, r, e * r)
+
+
+@triton.jit(do_not_specialize=["length", "max_lag", "num_blocks", "last", "origin", "full", "most", "plane"])
+def map_gradient_kernel(
+    p_q, p_k, p_scale1, p_up1, p_gate1, p_z1, p_scale2, p_down2, p_dz2, p_pull,
+    p_planes, p_dz1, p_dgate1, p_blocks, p_valid,
+    q_batch, q_token, q_head, k_batch, k_token, k_head, gate1_batch, gate1_token, gate1_head,
+    length, max_lag, num_blocks, num_heads, last, origin, full, most, plane,
+    K: tl.constexpr, R1: tl.constexpr, R2: tl.constexpr,
+    GLU: tl.constexpr, BY_LAG: tl.constexpr, CAUSAL: tl.constexpr, HAS_BLOCKS: tl.constexpr, HOLES: tl.constexpr,
+    SCALE1: tl.constexpr, GATED1: tl.constexpr, SCALE2: tl.constexpr,
+    GRADIENT: tl.constexpr, GATE_GRADIENT: tl.constexpr, ACTIVATED: tl.constexpr,
+    PACKED: tl.constexpr, ASM: tl.constexpr, ACC: tl.constexpr, MIX: tl.constexpr, PRECISION: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BR1: tl.constexpr, BR2: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """The maps again: the activated one (``ACTIVATED``) and the gradients of the mixed ones (``GRADIENT``).
+
+    Plane 0 of ``p_planes`` holds ``dw``; 1 gets ``a`` before the norm; 2 and 3 get ``dy`` of the gate and
+    the scale map; they lie ``plane`` tiles apart. With ``dy`` come the gradients of the first mixing's ``z``
+    and ``gate``, ``[B, T, maps, R1]``. ``p_scale1`` counts scale maps in units of 1 / ln 2. ``p_pull``
+    ``[B, T, H]`` is what ``rho`` adds: ``dg = da softplus(u) [g > 0] - pull g``.
+    """
+    NG: tl.constexpr = BM // BN if BY_LAG else 1
+    LOW_RANK1: tl.constexpr = R1 > 0
+    i_b, i_h, start, n, i0, tile0 = locate_in_chunk(
+        p_blocks, last, origin, length, num_blocks, num_heads, full, most, HAS_BLOCKS, BM, BN
+    )
+    if i0 >= n:
+        return
+    num_maps = num_heads * 2 if GLU else num_heads
+    first_token = i_b * length + start
+    p_qg = p_q + i_b * q_batch + start.to(tl.int64) * q_token + i_h * q_head
+    p_kg = p_k + i_b * k_batch + start.to(tl.int64) * k_token + i_h * k_head
+    p_ks = p_kg + num_heads * k_head
+    next_plane = tl.cast(plane, tl.int64) * (BM * BN)
+    scale_map = tl.cast(num_heads, tl.int64) * max_lag
+    p_scale1_gate = p_scale1 + i_h * max_lag
+    p_up1_gate = p_up1 + i_h * max_lag * BR1
+    z1_offset = (first_token * num_maps + i_h) * R1
+    p_gate1_gate = p_gate1 + i_b * gate1_batch + start.to(tl.int64) * gate1_token + i_h * gate1_head
+    p_gate1_scale = p_gate1_gate + num_heads * gate1_head
+    p_hole = p_valid + first_token
+    b_qg = load_rows(p_qg, i0, n, q_token, K, BM, BK)
+    b_qs = b_qg
+    b_wg = b_qg
+    b_ws = b_qg
+    b_dz2 = b_qg
+    if GLU:
+        b_qs = load_rows(p_qg + num_heads * q_head, i0, n, q_token, K, BM, BK)
+    if LOW_RANK1:
+        b_wg = gated_statistic(
+            p_z1 + z1_offset, p_gate1_gate, i0, n, num_maps * R1, gate1_token, 1.0, R1, GATED1, MIX, BM, NG, BR1
+        )  # fmt: skip
+        if GLU:
+            b_ws = gated_statistic(
+                p_z1 + z1_offset + num_heads * R1, p_gate1_scale, i0, n, num_maps * R1, gate1_token, LOG2E,
+                R1, GATED1, MIX, BM, NG, BR1,
+            )  # fmt: skip
+    if GRADIENT:
+        o_m = tl.arange(0, BM)
+        o_row = (first_token + i0) * num_heads + i_h + o_m.to(tl.int64) * num_heads
+        b_pull = tl.load(p_pull + o_row, mask=i0 + o_m < n, other=0.0)
+        if R2 > 0:
+            p_dz2_rows = p_dz2 + (first_token * num_heads + i_h) * R2
+            b_dz2 = gated_statistic(
+                p_dz2_rows, p_dz2_rows, i0, n, num_heads * R2, 0, 1.0, R2, False, MIX, BM, NG, BR2
+            )  # fmt: skip
+    t_first, t_stop = key_tiles(i0, n, max_lag, BY_LAG, CAUSAL, BM, BN)
+
+    b_anchor = tl.dot(b_qg, load_keys(p_kg, t_first, n, k_token, K, BN, BK), input_precision=PRECISION, out_dtype=ACC)
+    b_index = rotation_index(b_anchor, BM, BN, ASM)
+    b_last_gate = tl.zeros((BM, BN), tl.int32 if PACKED else ACC)
+    b_last_scale = b_last_gate
+    b_dw_gate = tl.zeros((BM, NG * BR1), ACC)
+    b_dw_scale = b_dw_gate
+    for t in tl.range(t_first, t_stop, num_stages=STAGES):
+        b_gate, b_scale, b_last_gate, b_last_scale = score_columns(
+            b_qg, b_qs, p_kg, p_ks, t, n, k_token, b_index, b_last_gate, b_last_scale,
+            K, GLU, BY_LAG, PACKED, ASM, ACC, PRECISION, BM, BN, BK,
+        )  # fmt: skip
+        x0 = i0 - t * BN if BY_LAG else t * BN
+        p_tile = p_planes + tile_offsets(tile0 + t - t_first, BM, BN, BM)
+        b_gate, b_scale = as_floats(b_gate, b_scale, PACKED)
+        b_gate = mix(
+            b_gate, b_wg, p_scale1_gate, p_up1_gate, x0, max_lag, 1.0, SCALE1, LOW_RANK1, PRECISION, NG, BN, BR1
+        )
+        b_gate = hide(b_gate, i0, t, n, max_lag, p_hole, BY_LAG, CAUSAL, HOLES, BM, BN)
+        if GLU:
+            b_scale = mix(
+                b_scale, b_ws, p_scale1_gate + scale_map, p_up1_gate + scale_map * BR1, x0, max_lag, LOG2E,
+                SCALE1, LOW_RANK1, PRECISION, NG, BN, BR1,
+            )  # fmt: skip
+            b_scale = hide(b_scale, i0, t, n, max_lag, p_hole, BY_LAG, CAUSAL, HOLES, BM, BN)
+        if ACTIVATED:
+            b_a = select(b_gate, b_scale, GLU, ASM) * (LN2 if GLU else 1.0)
+            tl.store(p_tile + next_plane, b_a.to(p_planes.dtype.element_ty))
+        if GRADIENT:
+            b_dw = tl.load(p_tile)
+            b_dw = hide(b_dw, i0, t, n, max_lag, p_hole, BY_LAG, CAUSAL, HOLES, BM, BN).to(ACC)
+            b_da = mix(
+                b_dw, b_dz2, p_scale2 + i_h * max_lag, p_down2 + i_h * max_lag * BR2, x0, max_lag, 1.0,
+                SCALE2, R2 > 0, PRECISION, NG, BN, BR2,
+            )  # fmt: skip
+            b_dgate = tl.where(b_gate > 0, b_da, 0.0)
+            if GLU:
+                b_dscale = b_dgate * b_gate * sigmoid2(b_scale, ASM)
+                b_dgate = b_dgate * (softplus2(b_scale, ASM) * LN2)
+                b_dscale = b_dscale.to(p_planes.dtype.element_ty)
+                tl.store(p_tile + next_plane * 3, b_dscale)
+            b_dgate = (b_dgate - b_pull[:, None] * b_gate).to(p_planes.dtype.element_ty)
+            tl.store(p_tile + next_plane * 2, b_dgate)
+            if LOW_RANK1:
+                b_up = table_rows(p_up1_gate, x0, max_lag, NG, BN, BR1)
+                b_dw_gate = tl.dot(b_dgate, b_up, b_dw_gate, input_precision=PRECISION, out_dtype=ACC)
+                if GLU:
+                    b_up = table_rows(p_up1_gate + scale_map * BR1, x0, max_lag, NG, BN, BR1)
+                    b_dw_scale = tl.dot(b_dscale, b_up, b_dw_scale, input_precision=PRECISION, out_dtype=ACC)
+
+    if GRADIENT and LOW_RANK1:
+        store_statistic_gradient(
+            pick_group(b_dw_gate, BM, NG, BR1), p_z1 + z1_offset, p_gate1_gate, p_dz1 + z1_offset,
+            p_dgate1 + z1_offset, i0, n, num_maps * R1, gate1_token, R1, GATED1, GATE_GRADIENT, BM, BR1,
+        )  # fmt: skip
+        if GLU:
+            z1_offset += num_heads * R1
+            store_statistic_gradient(
+                pick_group(b_dw_scale, BM, NG, BR1), p_z1 + z1_offset, p_gate1_scale, p_dz1 + z1_offset,
+                p_dgate1 + z1_offset, i0, n, num_maps * R1, gate1_token, R1, GATED1, GATE_GRADIENT, BM, BR1,
+            )  # fmt: skip

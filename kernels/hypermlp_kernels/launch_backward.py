@@ -1,0 +1,82 @@
+"""Host function of the backward: the gradients asked for, from what the forward saved, in bounded scratch memory."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import triton
+from torch import Tensor
+
+from hypermlp_kernels.backward_pass import BackwardPass
+from hypermlp_kernels.backward_plan import Needs
+from hypermlp_kernels.backward_tiles import BackwardTile, backward_tiles
+from hypermlp_kernels.call import Call, Mix, interpreted, on_device, precision_of, unit_stride
+from hypermlp_kernels.schedule import sequences
+from hypermlp_kernels.tiles import family_of
+
+SCRATCH_BYTES = 512 << 20
+_INTERPRETER_TILE = BackwardTile(32, 16, 32, 16, 16, 1, 1)
+
+
+def backward(
+    grad_o: Tensor,
+    o: Tensor,
+    statistics: tuple[Tensor, Tensor, Tensor],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    routing_mix: Mix,
+    readout_mix: Mix,
+    needs: Needs,
+    *,
+    glu: bool,
+    norm: bool,
+    eps: float,
+    causal: bool,
+    by_lag: bool,
+    max_lag: int | None,
+    attention_mask: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    allow_tf32: bool = False,
+    scratch_bytes: int = SCRATCH_BYTES,
+    tile: BackwardTile | None = None,
+) -> tuple[Tensor | None, ...]:
+    """Gradients of ``q, k, v`` and of both mixings' ``diag, down, up, gate``, in that order; None: not asked for.
+
+    Args:
+        grad_o: ``[B, T, H, V]``, rounded to the dtype of ``q``.
+        o: the forward's output as it came, and with it its ``statistics`` ``(z1, rho, z2)``.
+        needs: the gradients to make, of tensors that are there.
+        scratch_bytes: limit of the memory for maps. Rows are taken in chunks that keep to it, one block
+            of rows of one head at the least; besides it memory is linear in ``T``.
+        tile: instead of the table's.
+        q, k, v, routing_mix, readout_mix and the others: as :func:`hypermlp_kernels.launch.forward` took them.
+
+    Returns:
+        In float32 (float64 for float64); summed in a fixed order, so the same input gives the same bits.
+    """
+    q, k, v = (unit_stride(x) for x in (q, k, v))
+    kept = None
+    if attention_mask is not None or cu_seqlens is not None:
+        kept = sequences(attention_mask, cu_seqlens, v.shape[0], v.shape[1], q.device)
+    z1, rho, z2 = (x.contiguous() for x in statistics)
+    call = Call(
+        q, k, v, routing_mix, readout_mix, z1, rho, z2, glu, by_lag, causal, norm, eps,
+        v.shape[1] if max_lag is None else max_lag, precision_of(q.dtype, allow_tf32), attention_mask, kept, None,
+    )  # fmt: skip
+    with on_device(q):
+        *larger, smallest = _choices(call, tile)
+        for choice in larger:
+            # the kernels share a tile: where one of them does not fit, all start again with the next
+            with suppress(triton.OutOfResources):
+                return BackwardPass(call, needs, choice, grad_o, o, scratch_bytes).run()
+        return BackwardPass(call, needs, smallest, grad_o, o, scratch_bytes).run()
+
+
+def _choices(call: Call, tile: BackwardTile | None) -> tuple[BackwardTile, ...]:
+    if tile is not None:
+        return (tile,)
+    if interpreted():
+        return (_INTERPRETER_TILE,)
+    target = triton.runtime.driver.active.get_current_target()
+    return backward_tiles(call.precision, call.v.shape[-1], family_of(target.backend, target.arch))

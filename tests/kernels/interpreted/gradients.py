@@ -1,0 +1,68 @@
+"""Gradients of a case: by the kernels, and by autograd through the reference."""
+
+import torch
+from cases import Case, error
+
+from hypermlp.ops import SequenceMix
+from hypermlp.ops.reference import hyper_attention_reference
+from hypermlp.ops.varlen import zero_padded
+from hypermlp_kernels import launch, launch_backward
+from hypermlp_kernels.backward_plan import MixNeeds, Needs
+from hypermlp_kernels.backward_tiles import BackwardTile
+
+NAMES = ("q", "k", "v", *(f"{mix}.{x}" for mix in ("routing", "readout") for x in ("diag", "down", "up", "gate")))
+
+
+def inputs(case: Case) -> list[torch.Tensor | None]:
+    return [case.q, case.k, case.v, *case.mixes[0][:4], *case.mixes[1][:4]]
+
+
+def output_gradient(case: Case) -> torch.Tensor:
+    rng = torch.Generator().manual_seed(1)
+    grad_o = torch.randn(case.v.shape, generator=rng, dtype=torch.float64).to(case.dtype).to(case.v.device)
+    return zero_padded(grad_o, case.mask_tensor)
+
+
+def by_kernels(case: Case, asked: set[str] | None = None, **options) -> dict[str, torch.Tensor]:
+    """Gradients ``asked`` for, all by default, from the forward kernels' statistics."""
+    o, *statistics = case.kernels()
+    present = [name for name, x in zip(NAMES, inputs(case), strict=True) if x is not None]
+    wanted = [name in (present if asked is None else asked) for name in NAMES]
+    if case.tile is not None:
+        options.setdefault("tile", BackwardTile(case.tile.rows, case.tile.keys, 32, 16, 16, 1, 1))
+    found = launch_backward.backward(
+        output_gradient(case).to(o.dtype), o, tuple(statistics),
+        case.q, case.k, case.v, *(launch.Mix(*mix) for mix in case.mixes),
+        Needs(*wanted[:3], MixNeeds(*wanted[3:7]), MixNeeds(*wanted[7:])),
+        glu=case.selection == "glu", norm=case.norm, eps=1e-12, causal=case.causal, by_lag=case.layout == "lag",
+        max_lag=case.max_lag, attention_mask=case.mask_tensor, cu_seqlens=case.cu_seqlens, **options,
+    )  # fmt: skip
+    assert [x is not None for x in found] == wanted
+    return {name: x for name, x in zip(NAMES, found, strict=True) if x is not None}
+
+
+def by_reference(case: Case, compute_dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
+    """Through the equations; with a low ``compute_dtype``, what PyTorch makes of them in that precision."""
+    low = compute_dtype in (torch.bfloat16, torch.float16)
+    leaves = {
+        name: (x if low else x.to(compute_dtype)).detach().requires_grad_()
+        for name, x in zip(NAMES, inputs(case), strict=True)
+        if x is not None
+    }
+    mixes = (
+        SequenceMix(*(leaves.get(f"{name}.{x}") for x in ("diag", "down", "up", "gate")), mix.identity)
+        for name, mix in zip(("routing", "readout"), case.mixes, strict=True)
+    )
+    o = hyper_attention_reference(
+        leaves["q"], leaves["k"], leaves["v"], *mixes,
+        selection=case.selection, norm=case.norm, eps=1e-12, causal=case.causal, layout=case.layout,
+        max_lag=case.max_lag, attention_mask=case.mask_tensor, cu_seqlens=case.cu_seqlens, compute_dtype=compute_dtype,
+    )  # fmt: skip
+    found = torch.autograd.grad(o, list(leaves.values()), output_gradient(case).to(o.dtype))
+    return dict(zip(leaves, found, strict=True))
+
+
+def errors(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> dict[str, float]:
+    assert list(actual) == list(expected)
+    assert all(actual[name].shape == x.shape for name, x in expected.items())
+    return {name: error(actual[name], x) for name, x in expected.items()}

@@ -38,7 +38,7 @@ class Case(NamedTuple):
         return layout == "lag" or (layout is None and self.options["causal"])
 
     def with_tensors(self, tensors: dict[str, Tensor]) -> Case:
-        return Case(self.tensors | tensors, self.options)
+        return Case({**self.tensors, **tensors}, self.options)
 
     def with_options(self, **options: Any) -> Case:
         return Case(self.tensors, self.options | options)
@@ -62,7 +62,7 @@ class Case(NamedTuple):
 
     def run(self, backend: str, op: Callable[..., Tensor] = hyper_attention, **kwargs: Any) -> Tensor:
         q, k, v = (self.tensors[name] for name in "qkv")
-        return op(q, k, v, *self.mixes(), **(self.operator_options | {"backend": backend} | kwargs))
+        return op(q, k, v, *self.mixes(), **{**self.operator_options, "backend": backend, **kwargs})
 
 
 def make_case(

@@ -20,6 +20,8 @@ from hypermlp.ops.varlen import zero_padded
 Selection = Literal["glu", "relu"]
 LagOrPosition = Literal["lag", "position"]
 Backend = Literal["auto", "reference", "chunked", "triton"]
+# at import: a compiler of torch 2.6 does not trace get_args
+_SELECTIONS, _BACKENDS, _LAYOUTS = get_args(Selection), get_args(Backend), get_args(LagOrPosition)
 
 _logger = logging.getLogger("hypermlp")
 
@@ -78,10 +80,10 @@ def hyper_attention(
     Raises:
         ValueError, TypeError: naming the argument, its value and the remedy.
     """
-    if selection not in get_args(Selection):
-        raise ValueError(f"selection must be one of {get_args(Selection)}, got {selection!r}")
-    if backend not in get_args(Backend):
-        raise ValueError(f"backend must be one of {get_args(Backend)}, got {backend!r}")
+    if selection not in _SELECTIONS:
+        raise ValueError(f"selection must be one of {_SELECTIONS}, got {selection!r}")
+    if backend not in _BACKENDS:
+        raise ValueError(f"backend must be one of {_BACKENDS}, got {backend!r}")
     if not eps > 0:
         raise ValueError(f"eps must be positive, got {eps!r}")
     indexing = _resolve_layout(layout, causal)
@@ -127,8 +129,8 @@ def hyper_attention(
 def _resolve_layout(layout: str | None, causal: bool) -> str:
     if layout is None:
         return "lag" if causal else "position"
-    if layout not in get_args(LagOrPosition):
-        raise ValueError(f"layout must be one of {get_args(LagOrPosition)} or None, got {layout!r}")
+    if layout not in _LAYOUTS:
+        raise ValueError(f"layout must be one of {_LAYOUTS} or None, got {layout!r}")
     if layout == "lag" and not causal:
         raise ValueError("layout='lag' needs causal=True: a key after the query has no lag; use layout='position'")
     return layout

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any, List, TypeVar  # noqa: UP035 - see _Tensors
+from typing import Any, List, TypeVar  # noqa: UP035 - torch 2.6 reads no other spelling in a signature
 
 import torch
 from torch import Tensor
@@ -22,7 +22,6 @@ from hypermlp.ops.mixing import SequenceMix
 from hypermlp.ops.tiling import Options
 
 _TensorOrNone = TypeVar("_TensorOrNone", Tensor, None, Tensor | None)
-_Tensors = List[Tensor]  # noqa: UP006 - torch 2.6 reads no other spelling in an operator's signature
 Forward = Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
 Backward = Callable[..., tuple[Tensor | None, ...]]
 _NUM_TENSORS = 11  # q, k, v and four tensors of each mixing: the inputs with a gradient
@@ -43,7 +42,7 @@ def _fake_forward(q: Tensor, k: Tensor, v: Tensor, *args: Any) -> tuple[Tensor, 
 
 def _fake_backward(
     grad_o: Tensor, o: Tensor, z1: Tensor, rho: Tensor, z2: Tensor, needs: Sequence[bool], *args: Any
-) -> _Tensors:
+) -> list[Tensor]:
     return [x.new_empty(x.shape) for x, need in zip(args[:_NUM_TENSORS], needs, strict=True) if need]
 
 
@@ -145,7 +144,7 @@ def backward_operator(name: str, backward: Backward) -> Any:
         causal: bool,
         layout: str,
         max_lag: int | None,
-    ) -> _Tensors:
+    ) -> List[Tensor]:  # noqa: UP006
         routing_mix = SequenceMix(routing_diag, routing_down, routing_up, routing_gate, routing_identity)
         readout_mix = SequenceMix(readout_diag, readout_down, readout_up, readout_gate, readout_identity)
         options = Options(selection, norm, eps, causal, layout, max_lag)

@@ -105,8 +105,8 @@ def restore_attention(model: nn.Module) -> tuple[str, ...]:
         assert site.replaced is not None
         original = site.replaced.original
         assert original is not None
-        device, dtype = placement(site.module)
-        site.put(model, original.to(device, dtype).train(site.module.training))
+        weight = site.replaced.layer.v_proj.weight
+        site.put(model, original.to(weight.device, weight.dtype).train(site.module.training))
     adapters = [site.replaced.adapter for site in sites if site.replaced]
     _finish(model, adapters)
     return tuple(site.names[0] for site in sites)

@@ -105,7 +105,8 @@ def generate(model: Any, ids: Tensor, **kwargs: Any) -> Tensor:
     new_tokens = kwargs.pop("new_tokens", 10)
     kwargs.setdefault("attention_mask", torch.ones_like(ids))
     out: Tensor = model.generate(ids, max_new_tokens=new_tokens, min_new_tokens=new_tokens, pad_token_id=0, **kwargs)
-    return out
+    # where tokens are proposed, transformers 5.5 may go one too far
+    return out[:, : ids.shape[1] + new_tokens]
 
 
 def prompt(kind: str, seed: int) -> Tensor:

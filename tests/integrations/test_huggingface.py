@@ -177,6 +177,14 @@ def test_generate_from_one_token() -> None:
     assert torch.equal(checks.generate(model, ids), checks.generate(model, ids, use_cache=False))
 
 
+def test_assisted_generation() -> None:
+    """Another model proposes tokens; those refused are cropped from our cache."""
+    model: Any = swapped("llama")
+    ids = tokens(1, 6)
+    out = checks.generate(model, ids, assistant_model=swapped("llama", seed=1))
+    assert torch.equal(out, checks.generate(model, ids, use_cache=False))
+
+
 def test_a_second_generate_goes_on_from_the_cache() -> None:
     model: Any = swapped("llama")
     ids = tokens(1, 6)

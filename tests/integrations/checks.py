@@ -15,7 +15,7 @@ TOLERANCE = 1e-5
 
 def error(actual: Tensor, expected: Tensor) -> float:
     assert actual.shape == expected.shape, f"{tuple(actual.shape)}, expected {tuple(expected.shape)}"
-    return float((actual - expected).abs().max().nan_to_num(float("inf")))
+    return float((actual - expected).detach().abs().max().nan_to_num(float("inf")))
 
 
 def attentions(model: nn.Module) -> list[HuggingFaceAttention]:

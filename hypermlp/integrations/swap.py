@@ -153,6 +153,8 @@ def _replacement(site: Site, mixer: Mixer, init: Init, options: dict[str, Any]) 
         return layer, site.adapter.wrap(layer, site.module, host)
     except (ValueError, TypeError) as error:
         raise type(error)(f"{site.names[0]} ({site.was}): {error}") from error
+    except AttributeError as error:
+        raise ValueError(f"{site.names[0]} is not the {site.was} that its adapter knows: {error}") from error
 
 
 def _config(host: Host, mixer: Mixer, init: Init, options: dict[str, Any]) -> HyperConfig:

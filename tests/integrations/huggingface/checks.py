@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 
 from hypermlp.integrations.huggingface.attention import HuggingFaceAttention
-from tests.integrations.hosts import cache_of, logits, tokens, transformers
+from tests.integrations.huggingface.hosts import cache_of, logits, tokens
 
 TOLERANCE = 1e-5
 

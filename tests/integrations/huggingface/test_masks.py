@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 
 from hypermlp.integrations.huggingface.masks import read_mask
-from tests.integrations import checks
-from tests.integrations.hosts import BUILD, DECODERS, cache_of, logits, stock, swapped, tokens, transformers
+from tests.integrations.huggingface import checks
+from tests.integrations.huggingface.hosts import BUILD, DECODERS, cache_of, logits, stock, swapped, tokens
 
 
 @pytest.fixture(autouse=True)

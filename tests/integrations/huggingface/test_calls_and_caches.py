@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 
 from hypermlp import swap_attention
@@ -15,8 +16,17 @@ from hypermlp.integrations.huggingface import attention as attention_module
 from hypermlp.integrations.huggingface.attention import HuggingFaceAttention
 from hypermlp.integrations.huggingface.cache import CacheLayer, HyperStaticLayer
 from hypermlp.integrations.huggingface.masks import Tokens, read_mask
-from tests.integrations import checks
-from tests.integrations.hosts import BUILD, DECODERS, FOUR, cache_of, logits, stock, swapped, tokens, transformers
+from tests.integrations.huggingface import checks
+from tests.integrations.huggingface.hosts import (
+    BUILD,
+    DECODERS,
+    FOUR,
+    cache_of,
+    logits,
+    stock,
+    swapped,
+    tokens,
+)
 
 ATTENTION = ["sdpa", "eager"]
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from hypermlp import swap_attention
 from hypermlp.integrations.huggingface.attention import HuggingFaceAttention
-from tests.integrations import checks
-from tests.integrations.hosts import BUILD, FOUR, logits, stock, swapped, tokens
+from tests.integrations.huggingface import checks
+from tests.integrations.huggingface.hosts import BUILD, FOUR, logits, stock, swapped, tokens
 
 
 @pytest.fixture(autouse=True)

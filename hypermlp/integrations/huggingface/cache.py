@@ -47,6 +47,11 @@ class CacheLayer:
         part = self.memory.layers.get(self.layer_idx)
         return part is None or part.empty
 
+    @property
+    def gives_maps(self) -> bool:
+        """Whether :meth:`map` can be made now."""
+        return self.empty or not self.memory.static
+
     def run(self, mixer: AttentionLayer, hidden_states: Tensor, valid: Tensor | None) -> Tensor:
         """The layer over new tokens, which are taken in."""
         return self._counted(hidden_states.shape[1], mixer(hidden_states, valid, cache=self.memory))

@@ -198,6 +198,19 @@ def test_output_attentions_while_generating(name: str) -> None:
             assert checks.error(weights, expected) < checks.TOLERANCE, f"step {step}"
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_maps_with_a_static_cache(name: str) -> None:
+    """Asked for, they are refused; recorders left from an earlier call do not stand in the way."""
+    model: Any = swapped(name, attn="eager")
+    ids = tokens(2, 7)
+    with torch.no_grad():
+        assert len(model(ids, output_attentions=True).attentions) == 2
+    checks.check_generate(model, "static")
+    model.config.output_attentions = True
+    with pytest.raises(ValueError, match="growing cache"):
+        checks.generate(model, ids, cache_implementation="static")
+
+
 def test_maps_of_packed_and_padded_batches() -> None:
     model: Any = swapped("llama", attn="eager")
     ids, mask, rows = checks.padded("left")

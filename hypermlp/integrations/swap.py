@@ -163,6 +163,11 @@ def _config(host: Host, mixer: Mixer, init: Init, options: dict[str, Any]) -> Hy
         fields["max_lag"] = _table_rows(host)
     elif fields.get("max_lag") is None:
         fields["max_lag"] = host.window
+    elif host.window is not None and fields["max_lag"] > host.window:
+        raise ValueError(
+            f"max_lag={fields['max_lag']} is longer than the host's sliding window of {host.window}: "
+            "its masks hide what is further back; leave max_lag out or make it shorter"
+        )
     if init == "from_attention":
         fields = fields_from_attention(host, fields)
     if not host.output_projection and fields.get("v_dim", host.hidden_size) != host.hidden_size:

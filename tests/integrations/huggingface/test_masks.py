@@ -137,9 +137,21 @@ def test_sliding_windows_of_the_host(name: str, layers: list[int] | None) -> Non
     checks.check_generate(model, "beam")
 
 
+def test_no_window_beyond_the_hosts() -> None:
+    with pytest.raises(ValueError, match="max_lag=7 is longer than the host's sliding window of 6"):
+        swapped("mistral", max_lag=7)
+    checks.check_stepwise(swapped("mistral", max_lag=5))
+
+
 def test_no_cache_but_its_own_kinds() -> None:
     model: Any = swapped("llama")
     ids = tokens(1, 5)
+    quantised, offloaded = cache_of(model), cache_of(model)
+    quantised.layers[0] = type("QuantizedLayer", (transformers.cache_utils.DynamicLayer,), {})()
+    offloaded.offloading = True
+    for cache, name in ((quantised, "QuantizedLayer"), (offloaded, "offloaded")):
+        with pytest.raises(ValueError, match=rf"cannot use this cache \({name}\)"):
+            logits(model, ids, past_key_values=cache, use_cache=True)
     with pytest.raises(TypeError, match="transformers Cache"):
         checks.attentions(model)[0](torch.randn(1, 4, 32), past_key_values=((torch.zeros(1), torch.zeros(1)),))
     filled = cache_of(model)

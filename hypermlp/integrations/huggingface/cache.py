@@ -137,6 +137,8 @@ class HyperStaticLayer(CacheLayer, StaticLayer):  # type: ignore[misc]
         """One token at a time after the first call: a step's memory is of one size."""
         if not self.is_initialized:
             self.cumulative_length = self.cumulative_length.to(hidden_states.device)
+            # the second is its name in transformers 5.5, which asks before it takes a cache again
+            self.batch_size = self.max_batch_size = hidden_states.shape[0]
         length = hidden_states.shape[1]
         if self.empty or length == 1:
             return super().run(mixer, hidden_states, valid)

@@ -181,6 +181,15 @@ def test_cross_attention_goes_on_beside() -> None:
         assert checks.error(rest, whole[:, 4:]) < checks.TOLERANCE
 
 
+def test_generate_again_and_again_with_static_caches() -> None:
+    """Versions of transformers that keep the last one take it again where it fits."""
+    model: Any = swapped("llama")
+    for shape in ((2, 7), (2, 5), (2, 12), (1, 5), (2, 7)):
+        ids = tokens(*shape, seed=sum(shape))
+        out = checks.generate(model, ids, cache_implementation="static")
+        assert torch.equal(out, checks.generate(model, ids, use_cache=False)), shape
+
+
 def test_generate_from_one_token() -> None:
     model = swapped("llama")
     ids = tokens(2, 1)

@@ -83,7 +83,9 @@ class Host:
 
 
 def placement(module: nn.Module) -> tuple[torch.device, torch.dtype]:
-    """Device and dtype of a module's weights; ValueError where they are not plain numbers."""
+    """Device and dtype of a module's weights; ValueError where they are not plain numbers of one kind."""
+    if any(type(part).__module__.startswith("peft.") for part in module.modules()):
+        raise ValueError("it carries PEFT adapters, which would be lost: swap first, or merge_and_unload() them")
     kinds = {(parameter.device, parameter.dtype) for parameter in module.parameters() if parameter.ndim > 1}
     if len(kinds) != 1:
         raise ValueError(

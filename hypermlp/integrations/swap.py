@@ -105,8 +105,8 @@ def restore_attention(model: nn.Module) -> tuple[str, ...]:
         assert site.replaced is not None
         original = site.replaced.original
         assert original is not None
-        device, dtype = placement(site.module)
-        site.put(model, original.to(device, dtype).train(site.module.training))
+        weight = site.replaced.layer.v_proj.weight
+        site.put(model, original.to(weight.device, weight.dtype).train(site.module.training))
     adapters = [site.replaced.adapter for site in sites if site.replaced]
     _finish(model, adapters)
     return tuple(site.names[0] for site in sites)
@@ -153,6 +153,8 @@ def _replacement(site: Site, mixer: Mixer, init: Init, options: dict[str, Any]) 
         return layer, site.adapter.wrap(layer, site.module, host)
     except (ValueError, TypeError) as error:
         raise type(error)(f"{site.names[0]} ({site.was}): {error}") from error
+    except AttributeError as error:
+        raise ValueError(f"{site.names[0]} is not the {site.was} that its adapter knows: {error}") from error
 
 
 def _config(host: Host, mixer: Mixer, init: Init, options: dict[str, Any]) -> HyperConfig:
@@ -161,6 +163,11 @@ def _config(host: Host, mixer: Mixer, init: Init, options: dict[str, Any]) -> Hy
         fields["max_lag"] = _table_rows(host)
     elif fields.get("max_lag") is None:
         fields["max_lag"] = host.window
+    elif host.window is not None and fields["max_lag"] > host.window:
+        raise ValueError(
+            f"max_lag={fields['max_lag']} is longer than the host's sliding window of {host.window}: "
+            "its masks hide what is further back; leave max_lag out or make it shorter"
+        )
     if init == "from_attention":
         fields = fields_from_attention(host, fields)
     if not host.output_projection and fields.get("v_dim", host.hidden_size) != host.hidden_size:

@@ -150,6 +150,12 @@ def test_an_error_changes_nothing(adapter: ToyAdapter, kwargs: str) -> None:
     assert_unchanged(model, before)
 
 
+def test_another_class_of_the_same_name_is_refused(adapter: ToyAdapter) -> None:
+    stranger = type("ToyAttention", (nn.Module,), {})
+    with pytest.raises(ValueError, match=r"0 is not the ToyAttention that its adapter knows: .*'width'"):
+        swap_attention(nn.Sequential(stranger()))
+
+
 def test_an_error_in_the_last_layer_changes_nothing(adapter: ToyAdapter) -> None:
     model = build()
     model[2].attention.qkv.to(torch.float64)

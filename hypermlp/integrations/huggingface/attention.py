@@ -65,7 +65,7 @@ class HuggingFaceAttention(nn.Module):
         tokens = read_mask(attention_mask, hidden_states, first, causal=c.causal, window=window)
         if cache is not None and not self._cacheable(hidden_states, tokens, cache):
             cache = None
-        weights = self._map(hidden_states, tokens, cache) if self._map_wanted(output_attentions) else None
+        weights = self._map(hidden_states, tokens, cache) if self._map_wanted(output_attentions, cache) else None
         out = self._compute(hidden_states, tokens, cache)
         return F.dropout(out, self.output_dropout, self.training), weights
 
@@ -107,11 +107,12 @@ class HuggingFaceAttention(nn.Module):
         rows = flat.view(-1, batch, length, batch, length).diagonal(dim1=1, dim2=3)
         return rows.permute(3, 0, 1, 2)
 
-    def _map_wanted(self, output_attentions: bool | None) -> bool:
+    def _map_wanted(self, output_attentions: bool | None, cache: CacheLayer | None) -> bool:
         if output_attentions or getattr(self.config, "output_attentions", False):
             return True
         # some hosts keep the wish to themselves and record by a hook what eager attention always returns
-        return self.config._attn_implementation == "eager" and bool(self._forward_hooks)
+        listening = self.config._attn_implementation == "eager" and bool(self._forward_hooks)
+        return listening and (cache is None or cache.gives_maps)
 
     def _check_host(self) -> None:
         implementation = self.config._attn_implementation

@@ -47,6 +47,11 @@ class CacheLayer:
         part = self.memory.layers.get(self.layer_idx)
         return part is None or part.empty
 
+    @property
+    def gives_maps(self) -> bool:
+        """Whether :meth:`map` can be made now."""
+        return self.empty or not self.memory.static
+
     def run(self, mixer: AttentionLayer, hidden_states: Tensor, valid: Tensor | None) -> Tensor:
         """The layer over new tokens, which are taken in."""
         return self._counted(hidden_states.shape[1], mixer(hidden_states, valid, cache=self.memory))
@@ -132,6 +137,8 @@ class HyperStaticLayer(CacheLayer, StaticLayer):  # type: ignore[misc]
         """One token at a time after the first call: a step's memory is of one size."""
         if not self.is_initialized:
             self.cumulative_length = self.cumulative_length.to(hidden_states.device)
+            # the second is its name in transformers 5.5, which asks before it takes a cache again
+            self.batch_size = self.max_batch_size = hidden_states.shape[0]
         length = hidden_states.shape[1]
         if self.empty or length == 1:
             return super().run(mixer, hidden_states, valid)

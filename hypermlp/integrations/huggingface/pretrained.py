@@ -12,6 +12,9 @@ from transformers import AutoConfig, PreTrainedModel
 from hypermlp.integrations.huggingface.adapter import CONFIG_KEY
 from hypermlp.integrations.swap import swap_attention, swapped_layers
 
+# arguments that say which files are meant
+_WHERE = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+
 
 def from_pretrained(
     path: str | os.PathLike[str], *, model_class: type[PreTrainedModel] | None = None, **kwargs: Any
@@ -30,7 +33,8 @@ def from_pretrained(
     Raises:
         ValueError: the config knows no swap, or weights of hyper layers are missing or left over.
     """
-    config = kwargs.pop("config", None) or AutoConfig.from_pretrained(path)
+    where = {name: kwargs[name] for name in _WHERE if name in kwargs}
+    config = kwargs.pop("config", None) or AutoConfig.from_pretrained(path, **where)
     swaps = getattr(config, CONFIG_KEY, None)
     if not swaps:
         raise ValueError(

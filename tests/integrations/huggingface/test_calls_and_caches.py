@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 
 from hypermlp import swap_attention
@@ -15,8 +16,17 @@ from hypermlp.integrations.huggingface import attention as attention_module
 from hypermlp.integrations.huggingface.attention import HuggingFaceAttention
 from hypermlp.integrations.huggingface.cache import CacheLayer, HyperStaticLayer
 from hypermlp.integrations.huggingface.masks import Tokens, read_mask
-from tests.integrations import checks
-from tests.integrations.hosts import BUILD, DECODERS, FOUR, cache_of, logits, stock, swapped, tokens, transformers
+from tests.integrations.huggingface import checks
+from tests.integrations.huggingface.hosts import (
+    BUILD,
+    DECODERS,
+    FOUR,
+    cache_of,
+    logits,
+    stock,
+    swapped,
+    tokens,
+)
 
 ATTENTION = ["sdpa", "eager"]
 
@@ -171,10 +181,27 @@ def test_cross_attention_goes_on_beside() -> None:
         assert checks.error(rest, whole[:, 4:]) < checks.TOLERANCE
 
 
+def test_generate_again_and_again_with_static_caches() -> None:
+    """Versions of transformers that keep the last one take it again where it fits."""
+    model: Any = swapped("llama")
+    for shape in ((2, 7), (2, 5), (2, 12), (1, 5), (2, 7)):
+        ids = tokens(*shape, seed=sum(shape))
+        out = checks.generate(model, ids, cache_implementation="static")
+        assert torch.equal(out, checks.generate(model, ids, use_cache=False)), shape
+
+
 def test_generate_from_one_token() -> None:
     model = swapped("llama")
     ids = tokens(2, 1)
     assert torch.equal(checks.generate(model, ids), checks.generate(model, ids, use_cache=False))
+
+
+def test_assisted_generation() -> None:
+    """Another model proposes tokens; those refused are cropped from our cache."""
+    model: Any = swapped("llama")
+    ids = tokens(1, 6)
+    out = checks.generate(model, ids, assistant_model=swapped("llama", seed=1))
+    assert torch.equal(out, checks.generate(model, ids, use_cache=False))
 
 
 def test_a_second_generate_goes_on_from_the_cache() -> None:

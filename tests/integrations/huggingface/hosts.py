@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 
 from hypermlp import swap_attention
-
-transformers = pytest.importorskip("transformers", minversion="5.5", reason="needs the hf extra: transformers >= 5.5")
 
 VOCAB = 67
 _SIZES = {

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 from hypermlp import restore_attention, swap_attention
 from hypermlp.integrations.huggingface import from_pretrained, rebuild
-from tests.integrations import checks
-from tests.integrations.hosts import BUILD, logits, stock, swapped, tokens, transformers
+from tests.integrations.huggingface import checks
+from tests.integrations.huggingface.hosts import BUILD, logits, stock, swapped, tokens
 
 
 @pytest.fixture(autouse=True)

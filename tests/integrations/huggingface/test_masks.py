@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 
 from hypermlp.integrations.huggingface.masks import read_mask
-from tests.integrations import checks
-from tests.integrations.hosts import BUILD, DECODERS, cache_of, logits, stock, swapped, tokens, transformers
+from tests.integrations.huggingface import checks
+from tests.integrations.huggingface.hosts import BUILD, DECODERS, cache_of, logits, stock, swapped, tokens
 
 
 @pytest.fixture(autouse=True)
@@ -136,9 +137,21 @@ def test_sliding_windows_of_the_host(name: str, layers: list[int] | None) -> Non
     checks.check_generate(model, "beam")
 
 
+def test_no_window_beyond_the_hosts() -> None:
+    with pytest.raises(ValueError, match="max_lag=7 is longer than the host's sliding window of 6"):
+        swapped("mistral", max_lag=7)
+    checks.check_stepwise(swapped("mistral", max_lag=5))
+
+
 def test_no_cache_but_its_own_kinds() -> None:
     model: Any = swapped("llama")
     ids = tokens(1, 5)
+    quantised, offloaded = cache_of(model), cache_of(model)
+    quantised.layers[0] = type("QuantizedLayer", (transformers.cache_utils.DynamicLayer,), {})()
+    offloaded.offloading = True
+    for cache, name in ((quantised, "QuantizedLayer"), (offloaded, "offloaded")):
+        with pytest.raises(ValueError, match=rf"cannot use this cache \({name}\)"):
+            logits(model, ids, past_key_values=cache, use_cache=True)
     with pytest.raises(TypeError, match="transformers Cache"):
         checks.attentions(model)[0](torch.randn(1, 4, 32), past_key_values=((torch.zeros(1), torch.zeros(1)),))
     filled = cache_of(model)
@@ -195,6 +208,19 @@ def test_output_attentions_while_generating(name: str) -> None:
             rows, columns = weights.shape[2:]
             expected = whole[layer][:, :, columns - rows : columns, :columns]
             assert checks.error(weights, expected) < checks.TOLERANCE, f"step {step}"
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_maps_with_a_static_cache(name: str) -> None:
+    """Asked for, they are refused; recorders left from an earlier call do not stand in the way."""
+    model: Any = swapped(name, attn="eager")
+    ids = tokens(2, 7)
+    with torch.no_grad():
+        assert len(model(ids, output_attentions=True).attentions) == 2
+    checks.check_generate(model, "static")
+    model.config.output_attentions = True
+    with pytest.raises(ValueError, match="growing cache"):
+        checks.generate(model, ids, cache_implementation="static")
 
 
 def test_maps_of_packed_and_padded_batches() -> None:

@@ -14,8 +14,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-from tests.integrations import checks
-from tests.integrations.hosts import swapped, tokens
+from tests.integrations.huggingface import checks
+from tests.integrations.huggingface.hosts import swapped, tokens
 
 WORLD = 2
 

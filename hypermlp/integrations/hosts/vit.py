@@ -25,7 +25,10 @@ class ViTAdapter(HuggingFaceAdapter):
 
     def describe(self, module: Any) -> Host:
         if not hasattr(module, "q_proj"):
-            raise ValueError("this version of transformers builds its vision attention otherwise: upgrade transformers")
+            raise ValueError(
+                "this version of transformers builds its vision attention otherwise: "
+                "upgrade transformers to 5.18 or later"
+            )
         config = module.config
         (height, width), (down, right) = _pair(config.image_size), _pair(config.patch_size)
         registers = getattr(config, "num_register_tokens", 0)

@@ -35,6 +35,8 @@ def stock(kind: str = "ViT", seed: int = 0, attn: str = "sdpa", **options: Any) 
     config._attn_implementation = attn
     torch.manual_seed(seed)
     model: nn.Module = getattr(transformers, f"{kind}ForImageClassification")(config).eval()
+    if not any(name.endswith("attention.q_proj") for name, _ in model.named_modules()):
+        pytest.skip(f"transformers {transformers.__version__} builds {kind} otherwise: it is told to upgrade")
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1 or "bias" in name:
             nn.init.normal_(parameter, std=0.2)

@@ -31,7 +31,7 @@ def load(path: Path) -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("page", ["index", "gpt2", "llama", "gpt-neox", "bert"])
+@pytest.mark.parametrize("page", ["index", "gpt2", "llama", "gpt-neox", "bert", "vision"])
 def test_python_blocks_about_swapping_run(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("transformers", minversion="5.5", reason="needs the hf extra")
     test_python_blocks_run(f"docs/swap/{page}.md", monkeypatch)
@@ -43,7 +43,9 @@ def test_python_blocks_about_the_family_run(monkeypatch: pytest.MonkeyPatch, tmp
     test_python_blocks_run("docs/huggingface.md", monkeypatch)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/index.md", "docs/guide.md", "docs/caching.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/index.md", "docs/guide.md", "docs/caching.md", "docs/swap/torch-nn.md"]
+)
 def test_python_blocks_run(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # the default compiler needs a C++ one on the machine; tracing is what the page is about
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))

@@ -56,6 +56,19 @@ def test_swap_gpt2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert (tmp_path / "swapped" / "model.safetensors").exists()
 
 
+def test_swap_vit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("transformers", minversion="5.5", reason="needs the hf extra")
+    pytest.importorskip("sklearn", reason="needs scikit-learn, which has the pictures")
+    out = run("swap_vit.py", ["--epochs", "4", "--tune-epochs", "3"], monkeypatch, capsys)
+    kept, fresh, reused = (
+        (float(a), float(b)) for a, b in re.findall(r"^s\w+, .*?(\d+\.\d)\s+(\d+\.\d)\s+[\d,]+$", out, re.M)
+    )
+    assert min(kept) > 20  # of ten digits
+    assert max(fresh[0], reused[0]) < kept[0]
+    assert max(fresh[1], reused[1]) > 20
+    assert re.search(r"at 12 x 12: \d+\.\d %", out)
+
+
 def test_stream(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     out = run("stream.py", ["--windows", "10", "--max-lag", "16", "--seconds", "0"], monkeypatch, capsys)
     rows = [line.split() for line in out.rsplit("cache bytes", 1)[1].strip().splitlines()]

@@ -1,6 +1,7 @@
 """Bridges to other libraries and to other people's checkpoints, one small file each."""
 
 from hypermlp.integrations.host import Host, Projection, Projections
+from hypermlp.integrations.positions import resize_positions
 from hypermlp.integrations.registry import Adapter, register
 from hypermlp.integrations.report import SwapReport
 from hypermlp.integrations.swap import restore_attention, swap_attention
@@ -12,6 +13,7 @@ __all__ = [
     "Projections",
     "SwapReport",
     "register",
+    "resize_positions",
     "restore_attention",
     "swap_attention",
 ]

@@ -60,6 +60,8 @@ class Host:
         hidden_size: width of the module's input and output.
         num_heads: query heads.
         causal: whether later tokens are hidden.
+        either_way: whether the module leaves that to its masks: ``causal`` is then an option of the
+            swap, and the field above its default.
         layer_idx: place in the model's cache, if it has one.
         max_length: tokens the model was made for; None if it does not say.
         window: tokens a query sees where the host has a sliding window.
@@ -73,6 +75,7 @@ class Host:
     hidden_size: int
     num_heads: int
     causal: bool = True
+    either_way: bool = False
     layer_idx: int | None = None
     max_length: int | None = None
     window: int | None = None
@@ -80,6 +83,12 @@ class Host:
     rope_theta: float | None = None
     output_dropout: float = 0.0
     projections: Callable[[], Projections] | None = None
+
+
+def around(model: nn.Module, name: str) -> list[nn.Module]:
+    """The modules of ``model`` that hold the one called ``name``, nearest first."""
+    parts = name.split(".")
+    return [model.get_submodule(".".join(parts[:depth])) for depth in reversed(range(len(parts)))]
 
 
 def placement(module: nn.Module) -> tuple[torch.device, torch.dtype]:

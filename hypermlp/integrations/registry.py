@@ -24,6 +24,14 @@ _OURS = {
     "Qwen3Attention": "llama",
     "GPTNeoXAttention": "gpt_neox",
     "BertSelfAttention": "bert",
+    "ViTAttention": "vit",
+    "ViTMSNAttention": "vit",
+    "DeiTAttention": "vit",
+    "Dinov2Attention": "vit",
+    "Dinov2WithRegistersAttention": "vit",
+    "MultiheadAttention": "torch_nn",
+    "Attention": "timm",
+    "CausalSelfAttention": "nanogpt",
 }
 
 _registered: dict[str, Adapter] = {}
@@ -41,6 +49,10 @@ class Adapter(ABC):
 
             register(MyAdapter(), "MyAttention")
     """
+
+    def at(self, model: nn.Module, name: str) -> Adapter:
+        """The adapter for the module called ``name`` in ``model``, where its place says more than it does itself."""
+        return self
 
     @abstractmethod
     def describe(self, module: nn.Module) -> Host:

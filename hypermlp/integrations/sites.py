@@ -65,6 +65,7 @@ def find_sites(model: nn.Module) -> tuple[list[Site], list[Left]]:
             continue
         if name == "":
             raise ValueError(f"the model is itself a {type(module).__name__}: give the model that holds it")
+        adapter = adapter if replaced else adapter.at(model, name)
         inside += (f"{name}.",)
         reason = None if replaced else adapter.skip(module)
         if reason is not None:
@@ -76,6 +77,11 @@ def find_sites(model: nn.Module) -> tuple[list[Site], list[Left]]:
     if not sites:
         raise ValueError(_unknown(model, left))
     return list(sites.values()), left + _without_adapter(model, inside)
+
+
+def holds_replacements(model: nn.Module) -> bool:
+    """Whether anything in a model has been replaced."""
+    return any(_MARK in module.__dict__ for module in model.modules())
 
 
 def _without_adapter(model: nn.Module, known: tuple[str, ...]) -> list[Left]:

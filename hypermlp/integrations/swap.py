@@ -12,14 +12,14 @@ from hypermlp.integrations.from_attention import fields_from_attention, start_fr
 from hypermlp.integrations.host import Host, NoProjection, placement
 from hypermlp.integrations.registry import Adapter
 from hypermlp.integrations.report import Left, Swapped, SwapReport
-from hypermlp.integrations.sites import Site, find_sites
+from hypermlp.integrations.sites import Site, find_sites, holds_replacements
 from hypermlp.layers import AttentionLayer, build_layer
 
 Init = Literal["fresh", "from_attention"]
 
 # tables of more lags would outgrow the projections; a longer context is a window
 _MOST_LAGS = 2048
-_FROM_HOST = ("hidden_size", "causal", "mixer", "layer_idx", "device", "dtype")
+_FROM_HOST = ("hidden_size", "mixer", "layer_idx", "device", "dtype")
 
 
 def swap_attention(
@@ -45,7 +45,8 @@ def swap_attention(
             query and key projections its leading part, everything else starts neutral. There is
             still no softmax, so the model does not compute what it did; it starts nearer to it.
         keep_originals: keep the replaced modules for :func:`restore_attention`; False frees them.
-        options: fields of :class:`~hypermlp.HyperConfig`, and ``backend``. ``max_lag`` is by default
+        options: fields of :class:`~hypermlp.HyperConfig`, and ``backend``. ``causal`` only where the
+            model leaves it to masks (``torch.nn.MultiheadAttention``). ``max_lag`` is by default
             what the model was made for, at most 2048 where attention is causal.
 
     Returns:
@@ -117,6 +118,12 @@ def swapped_layers(model: nn.Module) -> dict[str, AttentionLayer]:
     return {site.names[0]: site.replaced.layer for site in find_sites(model)[0] if site.replaced}
 
 
+def note_changes(model: nn.Module) -> None:
+    """Tell the adapters of a swapped model that its layers' configs have changed; nothing for any other model."""
+    if holds_replacements(model):
+        _finish(model)
+
+
 def _chosen(layers: Iterable[int] | None, sites: list[Site]) -> list[Site]:
     if layers is None:
         chosen = [site for site in sites if not site.replaced]
@@ -158,9 +165,11 @@ def _replacement(site: Site, mixer: Mixer, init: Init, options: dict[str, Any]) 
 
 
 def _config(host: Host, mixer: Mixer, init: Init, options: dict[str, Any]) -> HyperConfig:
+    if "causal" in options and not host.either_way:
+        raise ValueError("causal is taken from the model: leave it out")
     fields = {"mixer": mixer, "causal": host.causal, **options}
     if fields.get("max_lag") is None and mixer in ("hyperglu", "hypermlp"):
-        fields["max_lag"] = _table_rows(host)
+        fields["max_lag"] = _table_rows(host, fields["causal"])
     elif fields.get("max_lag") is None:
         fields["max_lag"] = host.window
     elif host.window is not None and fields["max_lag"] > host.window:
@@ -178,9 +187,9 @@ def _config(host: Host, mixer: Mixer, init: Init, options: dict[str, Any]) -> Hy
     return HyperConfig(hidden_size=host.hidden_size, **fields)
 
 
-def _table_rows(host: Host) -> int:
+def _table_rows(host: Host, causal: bool) -> int:
     rows = _MOST_LAGS if host.max_length is None else host.max_length
-    if not host.causal:
+    if not causal:
         return rows
     return min(rows, _MOST_LAGS, host.window or rows)
 

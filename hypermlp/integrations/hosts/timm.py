@@ -1,0 +1,152 @@
+"""timm's vision transformers: by :func:`~hypermlp.swap_attention`, or built with hyper layers from the start."""
+
+from __future__ import annotations
+
+import copyreg
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from hypermlp.config import HyperConfig, Mixer
+from hypermlp.integrations.host import Host, Projection, Projections, around
+from hypermlp.integrations.masks import padding, trimmed, visible
+from hypermlp.integrations.positions import fit_grid
+from hypermlp.integrations.registry import Adapter, register
+from hypermlp.layers import AttentionLayer, build_layer
+
+
+class TimmAttention(nn.Module):
+    """A hyper layer called as timm's ``Attention`` is: ``[B, N, C]`` to the same, a bare tensor.
+
+    Args:
+        mixer: the layer that computes.
+        proj_drop: probability of dropout after the output projection.
+    """
+
+    def __init__(self, mixer: AttentionLayer, proj_drop: float = 0.0) -> None:
+        super().__init__()
+        self.mixer = mixer
+        self.proj_drop = nn.Dropout(proj_drop)
+        fit_grid(mixer)
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """Masks may hide padding alone: bool (True is seen) or additive, broadcast to ``[B, heads, N, N]``."""
+        if is_causal:
+            raise ValueError("is_causal=True: this hyper layer is bidirectional, as timm's models are")
+        out: Tensor = self.proj_drop(self.mixer(x, trimmed(self._valid(x, attn_mask))))
+        return out
+
+    def init_weights(self) -> None:
+        """What timm calls after it has started every linear layer its own way: the layer's own start."""
+        self.mixer.reset_parameters()
+
+    @staticmethod
+    def _valid(x: Tensor, attn_mask: Tensor | None) -> Tensor | None:
+        if attn_mask is None:
+            return None
+        seen = visible(attn_mask, "attn_mask")
+        if seen.ndim == 4 and seen.shape[1] == 1:
+            seen = seen[:, 0]
+        elif seen.ndim != 2:
+            raise ValueError(f"attn_mask must be [N, N] or [B, 1, N, N], got {tuple(attn_mask.shape)}")
+        batch, length = x.shape[:2]
+        return padding(seen.expand(batch, length, length), "attn_mask", causal=False, window=None)
+
+
+class _AttnLayerType(type):
+    """Of the classes that :func:`timm_attention` makes. timm's models keep them, so pickle makes them again."""
+
+    made_by: tuple[Mixer, dict[str, Any]]
+
+
+def timm_attention(mixer: Mixer = "hyperglu", **options: Any) -> type:
+    """A class for ``timm.create_model(..., attn_layer=...)``; what it makes is a :class:`TimmAttention`.
+
+    Of what timm says about attention it takes the width, the dropout of the output, device and dtype;
+    the rest (its heads, biases, norms of queries and keys, dropout of weights) is softmax attention's.
+
+    Args:
+        mixer: as in :func:`~hypermlp.swap_attention`.
+        options: fields of :class:`~hypermlp.HyperConfig`, and ``backend``. A hyper mixer needs
+            ``max_lag``, the number of tokens: patches, class token and registers.
+
+    Example:
+        >>> attn_layer = timm_attention("hyperglu", max_lag=14 * 14 + 1)
+        >>> model = timm.create_model("vit_tiny_patch16_224", attn_layer=attn_layer)  # doctest: +SKIP
+    """
+    backend = options.pop("backend", "auto")
+    if mixer in ("hyperglu", "hypermlp") and options.get("max_lag") is None:
+        raise ValueError("max_lag is missing: say how many tokens there are, patches, class token and registers")
+    fixed = sorted({"hidden_size", "causal", "layer_idx", "device", "dtype"} & options.keys())
+    if fixed:
+        raise ValueError(f"{fixed[0]} is taken from the model: leave it out")
+
+    class AttnLayer(metaclass=_AttnLayerType):
+        made_by = (mixer, {**options, "backend": backend})
+
+        def __new__(  # type: ignore[misc]
+            cls, dim: int, proj_drop: float = 0.0, device: Any = None, dtype: Any = None, **softmax: Any
+        ) -> TimmAttention:
+            config = HyperConfig(dim, mixer=mixer, causal=False, **options)
+            return TimmAttention(build_layer(config, backend=backend, device=device, dtype=dtype), proj_drop)
+
+    return AttnLayer
+
+
+def _made_by(made: _AttnLayerType) -> tuple[Any, ...]:
+    mixer, options = made.made_by
+    return partial(timm_attention, mixer, **options), ()
+
+
+copyreg.pickle(_AttnLayerType, _made_by)
+
+
+class TimmAdapter(Adapter):
+    """``blocks.{i}.attn`` of vision transformers."""
+
+    def __init__(self, tokens: int | None = None) -> None:
+        self.tokens = tokens
+
+    def at(self, model: nn.Module, name: str) -> Adapter:
+        for host in around(model, name):
+            patches = getattr(getattr(host, "patch_embed", None), "num_patches", None)
+            if patches is not None:
+                return TimmAdapter(patches + getattr(host, "num_prefix_tokens", 0))
+        return self
+
+    def skip(self, module: nn.Module) -> str | None:
+        where = type(module).__module__
+        # before timm 1.0.17 it stood in the second place
+        known = where in ("timm.layers.attention", "timm.models.vision_transformer")
+        return None if known else f"the Attention of {where} is not that of timm's vision transformers"
+
+    def describe(self, module: Any) -> Host:
+        if module.proj.out_features != module.qkv.in_features:
+            raise ValueError("it changes the width, which a hyper layer does not")
+        added = [getattr(module, name, None) for name in ("q_norm", "k_norm", "norm", "gate")]
+        plain = all(part is None or isinstance(part, nn.Identity) for part in added)
+        return Host(
+            hidden_size=module.qkv.in_features,
+            num_heads=module.num_heads,
+            causal=False,
+            max_length=self.tokens,
+            output_dropout=module.proj_drop.p,
+            projections=(lambda: _projections(module)) if plain else None,
+        )
+
+    def wrap(self, layer: AttentionLayer, module: nn.Module, host: Host) -> nn.Module:
+        return TimmAttention(layer, host.output_dropout)
+
+
+def _projections(module: nn.Module) -> Projections:
+    attention: Any = module
+    biases = (None,) * 3 if attention.qkv.bias is None else attention.qkv.bias.chunk(3)
+    query, key, value = (
+        Projection.of(weight, bias, attention.num_heads)
+        for weight, bias in zip(attention.qkv.weight.chunk(3), biases, strict=True)
+    )
+    return Projections(query, key, value, (attention.proj.weight, attention.proj.bias), attention.scale)
+
+
+register(TimmAdapter(), "Attention")

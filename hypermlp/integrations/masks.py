@@ -1,0 +1,75 @@
+"""Masks that hosts hand to their attention, read as which tokens are padding; anything else is refused."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# exp of it is zero in every floating dtype, so that softmax hides what is given it
+_HIDES = -1e4
+
+
+def visible(mask: Tensor, name: str, *, true_hides: bool = False) -> Tensor:
+    """Bool, True for what may be seen.
+
+    Args:
+        mask: bool, or additive: 0 for what is seen, ``-inf`` or a number below -10000 for what is hidden.
+        name: of the argument, for messages.
+        true_hides: whether True in a bool mask hides, as in ``torch.nn``.
+    """
+    if mask.dtype == torch.bool:
+        return ~mask if true_hides else mask
+    if not mask.is_floating_point():
+        raise TypeError(f"{name} must be bool or additive (floating point), got {mask.dtype}")
+    seen = mask == 0
+    require(
+        (seen | (mask <= _HIDES)).all(),
+        f"{name} adds other numbers than 0 and -inf to scores: a hyper layer has no softmax, so biases of scores "
+        "(relative positions, ALiBi) mean nothing to it",
+    )
+    return seen
+
+
+def padding(seen: Tensor, name: str, *, causal: bool, window: int | None, remedy: str = "") -> Tensor:
+    """Which tokens are valid, bool ``[B, T]``, by a mask of who sees whom.
+
+    Args:
+        seen: bool ``[B, T, T]``, True where a query (row) sees a key (column).
+        name: of the argument, for messages.
+        causal: whether the layer hides later tokens; then the mask must, too, else it must not.
+        window: tokens that the layer sees, itself included; None for all.
+        remedy: what to do about a mask of the other kind, for messages.
+
+    Raises:
+        ValueError: for a mask that hides or shows anything else than padding and later tokens: a
+            hyper layer would not obey it.
+    """
+    rows = torch.arange(seen.shape[-1], device=seen.device)
+    lag = rows[:, None] - rows
+    if causal:
+        valid = seen.diagonal(dim1=1, dim2=2)
+        differs = seen != ((lag >= 0) & valid[:, None])
+        if window is not None:
+            differs = differs & (lag < window)
+    else:
+        valid = seen.any(1)
+        differs = seen != valid[:, None]
+    kind = "shows later tokens, or hides others than later ones and padding" if causal else "hides more than padding"
+    message = f"{name} {kind}, which this {'causal' if causal else 'bidirectional'} hyper layer cannot obey{remedy}"
+    require(~(differs & valid[:, :, None]).any(), message)
+    return valid
+
+
+def require(condition: Tensor, message: str) -> None:
+    """ValueError where ``condition`` does not hold; inside a compiled graph it fails when it runs."""
+    if torch.compiler.is_compiling():
+        torch._assert_async(condition, message)
+    elif not bool(condition):
+        raise ValueError(message)
+
+
+def trimmed(valid: Tensor | None) -> Tensor | None:
+    """None where all tokens are valid, which is faster."""
+    if valid is None or torch.compiler.is_compiling():
+        return valid
+    return None if bool(valid.all()) else valid

@@ -10,7 +10,7 @@ STAGES ?=
 
 .PHONY: demo test test-all test-hf-oldest lint format bench docs pictures kernel-report device-check clean
 
-demo: $(VENV)/.test
+demo: $(VENV)/.bench
 	$(BIN)/hypermlp demo $(if $(STEPS),--steps $(STEPS)) $(if $(DATA),--data "$(DATA)")
 
 test: $(VENV)/.test
@@ -31,18 +31,18 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.test
+bench: $(VENV)/.bench
 	$(BIN)/hypermlp bench attention --out benchmarks/results/attention-cpu.json --plot docs/pictures/attention-cpu.png
 	$(BIN)/hypermlp bench decode --out benchmarks/results/decode-cpu.json --plot docs/pictures/decode-cpu.png
 
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-pictures: $(VENV)/.test
+pictures: $(VENV)/.bench
 	$(BIN)/python docs/pictures/lag_layout.py
 	$(BIN)/python docs/pictures/cache_ring.py
 
-kernel-report: $(VENV)/.test
+kernel-report: $(VENV)/.bench
 	$(BIN)/python kernels/tools/report.py
 	$(BIN)/python kernels/tools/report_backward.py
 

@@ -16,6 +16,9 @@ from hypermlp.bench.decode_runner import DecodeSettings
 from hypermlp.bench.decode_runner import run as run_decode
 from hypermlp.bench.decoding import DECODE_PROVIDERS, DECODE_PROVIDERS_ON_GPU, DecodeCase
 from hypermlp.bench.measure import MODES, Mode
+from hypermlp.bench.models import ModelCase, ModelSettings
+from hypermlp.bench.models import markdown as model_markdown
+from hypermlp.bench.models import run as run_models
 from hypermlp.bench.operator_runner import OperatorSettings
 from hypermlp.bench.operator_runner import run as run_operators
 from hypermlp.bench.operators import OPERATOR_PROVIDERS, OperatorCase
@@ -65,11 +68,25 @@ def layers(device: str, seconds: float, path: Path) -> tuple[Report, str]:
     return report, layer_report.markdown(report)
 
 
+def models(device: str, seconds: float, path: Path) -> tuple[Report, str]:
+    if device == "cpu":
+        cases: tuple[ModelCase, ...] = (ModelCase(48, 2, "demo", device, _dtype(device)),)
+        providers = ["hyperglu-chunked", "softmax"]
+    else:
+        sizes = ((1024, 8), (4096, 2), (16384, 1))
+        cases = (*(ModelCase(length, batch) for length, batch in sizes), ModelCase(512, 32, "demo"))
+        providers = ["hyperglu-triton", "softmax"]
+    # half for measuring, half for building and checking
+    report = run_models(ModelSettings(cases, seconds=min(8.0, seconds / (2 * len(cases)))), providers)
+    return report, model_markdown(report)
+
+
 MEASURES: dict[str, Measure] = {
     "attention": operators(("forward",)),
     "training": operators(("forward+backward",)),
     "decode": decode,
     "layers": layers,
+    "models": models,
 }
 
 

@@ -71,6 +71,7 @@ def stages(out: Path) -> list[Stage]:
         sanitizer("racecheck", "races in shared memory", 60),
         bench("decode", "one token after a context", 60),
         bench("layers", "whole layers", 60),
+        bench("models", "training steps of whole models", 80),
     ]
 
 

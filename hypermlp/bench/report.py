@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _MIB = 2**20
+_SIZES = {"hidden_size": "width", "num_heads": "heads", "batch": "batch"}
 # colours and markers for at most this many providers, then they repeat
 MARKERS = "osD^vP*X"
 
@@ -64,7 +65,7 @@ def conditions(report: dict[str, Any]) -> str:
     device = where["accelerator"] or f"{where['cpu']}, {how['threads']} of {where['cores']} cores"
     return (
         f"{device}; {where['system']}, Python {where['python']}, PyTorch {where['torch']}, commit {where['commit']}; "
-        f"{how['dtype']}, width {how['hidden_size']}, {how['num_heads']} heads, batch {how['batch']}"
+        + ", ".join([how["dtype"], *(f"{word} {how[name]}" for name, word in _SIZES.items() if name in how)])
     )
 
 

@@ -1,0 +1,59 @@
+"""Training steps of whole models: what is measured, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hypermlp.bench import models
+from hypermlp.bench.models import ModelCase, ModelSettings, TrainingStep, check, markdown, run
+
+CASE = ModelCase(24, 2, "demo", "cpu", torch.float32)
+
+
+def quiet(line: str) -> None:
+    return None
+
+
+def test_both_models_are_of_one_size() -> None:
+    for case in (CASE, ModelCase(1024, 8)):
+        counts = [
+            sum(p.numel() for p in models.LanguageModel(config, device="meta").parameters())
+            for config in case.configs().values()
+        ]
+        assert abs(counts[0] / counts[1] - 1) < 0.01
+    assert 120e6 < counts[0] < 130e6
+
+
+def test_a_report_of_what_was_measured() -> None:
+    report = run(ModelSettings((CASE,), repeats=3, seconds=0.1), ["hyperglu-chunked", "softmax"], quiet)
+    assert [row["provider"] for row in report["rows"]] == ["hyperglu-chunked", "softmax"]
+    for row in report["rows"]:
+        assert row["tokens_per_second"] == pytest.approx(48 / (1e-3 * row["median_ms"]))
+        assert row["extra_peak_bytes"] > 0
+    assert report["rows"][1]["time_ratio"] == {"softmax": 1.0}
+    assert "demo, 2 x 24 tokens" in markdown(report)
+
+
+def test_a_step_learns() -> None:
+    step = TrainingStep(CASE, "hyperglu-chunked")
+    before = step.loss().item()
+    for _ in range(10):
+        step()
+    assert step.loss().item() < before
+
+
+def test_a_wrong_path_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert check(CASE, "hyperglu-chunked").passed
+    right = torch.ops.hypermlp.chunked_forward
+    wrong = "hypermlp.ops.attention.chunked_forward"
+    monkeypatch.setattr(wrong, lambda *args: tuple(1.5 * x for x in right(*args)))
+    assert not check(CASE, "hyperglu-chunked").passed
+    report = run(ModelSettings((CASE,), repeats=3, seconds=0.1), ["hyperglu-chunked", "softmax"], quiet)
+    assert [row["provider"] for row in report["rows"]] == ["softmax"]
+
+
+def test_a_path_that_cannot_run_here_says_why() -> None:
+    verdict = check(CASE, "hyperglu-triton")
+    assert not verdict.passed
+    assert "GPU" in verdict.reason

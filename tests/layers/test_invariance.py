@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from hypermlp import HyperGLU, HyperMLP, ReLUAttention, SoftmaxAttention
-from tests.helpers import BACKENDS, Arrangement, assert_same_as_alone, evaluate_layer, tiles
+from tests.arrangements import Arrangement, assert_same_as_alone
+from tests.helpers import BACKENDS, evaluate_layer, tiles
 
 HYPER = [HyperGLU, HyperMLP]
 BASELINES = [ReLUAttention, SoftmaxAttention]

@@ -8,17 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hypermlp.ops import hyper_attention
-from tests.helpers import (
-    BACKENDS,
-    Arrangement,
-    assert_close,
-    assert_same_as_alone,
-    evaluate,
-    make_case,
-    operator_evaluate,
-    sequences_of,
-    tiles,
-)
+from tests.arrangements import Arrangement, assert_same_as_alone, operator_evaluate, sequences_of
+from tests.helpers import BACKENDS, assert_close, evaluate, make_case, tiles
 from tests.oracle import oracle
 from tests.strategies import LENGTHS, switches
 

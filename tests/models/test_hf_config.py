@@ -1,0 +1,66 @@
+"""The Hugging Face family's configuration: how attention is given, saved and checked."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.models.families import ATTENTION, tiny_config
+
+from transformers import AutoConfig  # isort: skip
+
+from hypermlp.config import HyperConfig
+from hypermlp.models.huggingface import HyperMLPConfig
+
+MIXERS = list(ATTENTION)
+
+
+def test_attention_may_be_a_mapping_a_config_or_one_per_layer():
+    described = HyperConfig(32, 4, mixer="hypermlp", max_lag=8)
+    for given in (described, described.to_dict(), {"num_heads": 4, "mixer": "hypermlp", "max_lag": 8}):
+        assert HyperMLPConfig(hidden_size=32, attention=given).attention_config(3) == described
+    heads = HyperMLPConfig(hidden_size=32, num_attention_heads=4, attention={"mixer": "hypermlp", "max_lag": 8})
+    assert heads.attention_config(0) == described
+    mixed = HyperMLPConfig(hidden_size=32, num_hidden_layers=2, attention=[described, {"mixer": "softmax"}])
+    assert mixed.attention_config(0) == described
+    assert mixed.attention_config(1) == HyperConfig(32, mixer="softmax")
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_a_saved_config_says_everything(mixer, tmp_path):
+    config = tiny_config(mixer, eos_token_id=3)
+    config.save_pretrained(tmp_path)
+    again = AutoConfig.from_pretrained(tmp_path)
+    assert type(again) is HyperMLPConfig
+    assert {**again.to_dict(), "_name_or_path": ""} == config.to_dict()
+    stored = json.loads((tmp_path / "config.json").read_text())
+    assert HyperConfig(**stored["attention"]) == config.attention_config(0)
+    assert None not in (stored["attention"]["qk_dim"], stored["intermediate_size"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vocab_size": 0}, "vocab_size"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers must be"),
+        ({"hidden_size": 32}, r"attention\.hidden_size=16"),
+        ({"rms_norm_eps": 0.0}, "rms_norm_eps must be"),
+        ({"max_position_embeddings": 0}, "max_position_embeddings must be"),
+        ({"attention": {"causal": False}}, "causal"),
+        ({"attention": {"qk_dim": 7}}, "qk_dim=7"),
+        ({"attention": [{}, {}, {}]}, "num_hidden_layers=2"),
+        ({"attention": [{"qk_dim": 8}, {"v_dim": 7}]}, "v_dim"),
+    ],
+)
+def test_bad_configs(changes, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_config(**changes)
+
+
+def test_attention_of_another_kind_is_an_error():
+    for wrong in ("softmax", ["softmax", "softmax"], 3):
+        with pytest.raises(TypeError, match="HyperConfig"):
+            tiny_config(attention=wrong)
+    with pytest.raises(TypeError, match="heads"):
+        HyperMLPConfig(attention={"heads": 3})

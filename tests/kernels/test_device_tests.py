@@ -29,7 +29,9 @@ def run(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     shutil.copy(CONFTEST, folder)
     (folder / "test_pretended.py").write_text(TESTS)
     command = [sys.executable, "-m", "pytest", "-v", "--color=no", "-p", "no:cacheprovider", *options]
-    return subprocess.run([*command, str(folder)], cwd=folder, capture_output=True, text=True)
+    # a worker of pytest-xdist must not hand on that it is one
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    return subprocess.run([*command, str(folder)], cwd=folder, env=environment, capture_output=True, text=True)
 
 
 def test_alone_the_process_ends(tmp_path: Path) -> None:

@@ -64,6 +64,7 @@ def stages(out: Path) -> list[Stage]:
         bench("attention", "operators, forward", 110),
         tests("gradients", "gradients against float64", "test_device_gradients.py", 120),
         tests("habits", "strides, autocast, compilation", "test_device_habits.py", 60),
+        tests("curves", "200 training steps beside the chunked path", "test_device_training.py", 60, parallel=False),
         tests("decoding", "decoding kernels against float64", "test_device_decode.py", 60),
         tests("large", "offsets beyond 32 bits, long rows", "test_device_large.py", 60, parallel=False),
         sanitizer("memcheck", "accesses out of bounds", 45),

@@ -1,4 +1,5 @@
-"""Tiles found by timing, for those who ask: ``launch.forward(..., autotune=True)``.
+"""Tiles found by timing, for those who ask: ``launch.forward(..., autotune=True)``, or for a whole model
+``with TUNED.searching(): model(batch)``.
 
 What was found holds for the process, or longer through a file. Every later launch of the same kernel,
 architecture, precision, widths and switches takes it; the number of tokens is no part of that.
@@ -7,7 +8,8 @@ architecture, precision, widths and switches takes it; the number of tokens is n
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import triton
@@ -27,6 +29,16 @@ class Tuned:
 
     def __init__(self) -> None:
         self._found: dict[str, Tile] = {}
+        self.wanted = False
+
+    @contextmanager
+    def searching(self) -> Iterator[None]:
+        """Within it every launch of a case that is not known times the tiles for it."""
+        before, self.wanted = self.wanted, True
+        try:
+            yield
+        finally:
+            self.wanted = before
 
     def get(self, key: str) -> Tile | None:
         """What was found for ``key``, if anything was."""

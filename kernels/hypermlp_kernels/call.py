@@ -150,7 +150,7 @@ def candidates(kernel: Kernel, call: Call) -> tuple[Tile, ...]:
 def run(kernel: Kernel, call: Call, launch: Callable[[Tile], None]) -> None:
     """Launch with the first tile that the device has shared memory for, or with the fastest if asked to search."""
     choices = candidates(kernel, call)
-    if call.autotune and len(choices) > 1:
+    if (call.autotune or TUNED.wanted) and len(choices) > 1:
         choices = (TUNED.search(call.key(kernel), choices, launch),)
     if not any(_fits(launch, choice) for choice in choices[:-1]):
         launch(choices[-1])

@@ -127,7 +127,8 @@ def test_later_launches_take_what_was_found() -> None:
 
 
 @pytest.mark.skipif(launch.interpreted(), reason="TRITON_INTERPRET is set: nothing is compiled")
-def test_asking_times_every_candidate(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("within", [False, True], ids=["argument", "searching"])
+def test_asking_times_every_candidate(monkeypatch: pytest.MonkeyPatch, within: bool) -> None:
     """Through the real launch code for a GPU that is not here, whose last tile is the fastest."""
     timed = iter(range(100, 0, -1))
 
@@ -139,7 +140,12 @@ def test_asking_times_every_candidate(monkeypatch: pytest.MonkeyPatch) -> None:
     small = {"width": 16, "values": 16, "rank": 1, "dtype": torch.float32, "design": "store"}
     try:
         with virtual_gpu("sm_90") as gpu:
-            report.call(17, **small, autotune=True)
+            if within:
+                with TUNED.searching():
+                    report.call(17, **small)
+            else:
+                report.call(17, **small, autotune=True)
+            assert not TUNED.wanted
             searched = len(gpu.launches)
             report.call(48, **small)
             assert len(gpu.launches) == searched + 3

@@ -40,15 +40,20 @@ class ShortConv(nn.Module):
         if self.identity:
             nn.init.normal_(self.weight[:, -1], mean=1.0, std=_TAP_STD)
 
+    @property
+    def taps(self) -> Tensor:
+        """The weights as they are used, ``[channels, size]``."""
+        return self.weight
+
     def forward(self, x: Tensor, cu_seqlens: Tensor | None = None, past: Tensor | None = None) -> Tensor:
         """``[B, T, channels]`` to the same shape; taps never reach into another packed sequence.
 
         Padded tokens must hold zeros (``x`` of a layer does). ``past`` is the ``size - 1`` tokens
         before the first, ``[B, size - 1, channels]``; None for zeros.
         """
-        length = x.shape[1]
+        length, taps = x.shape[1], self.taps
         padded = F.pad(x, (0, 0, self.size - 1, 0)) if past is None else torch.cat((past, x), dim=1)
-        y = x * self.weight[:, -1]
+        y = x * taps[:, -1]
         position = None
         if cu_seqlens is not None:
             position = torch.arange(length, device=x.device) - sequence_starts(length, cu_seqlens, x.device)
@@ -57,12 +62,12 @@ class ShortConv(nn.Module):
             tap = padded[:, start : start + length]
             if position is not None:
                 tap = torch.where((position >= reach)[:, None], tap, 0)
-            y = torch.addcmul(y, tap, self.weight[:, -1 - reach])
+            y = torch.addcmul(y, tap, taps[:, -1 - reach])
         return y
 
     def step(self, window: Tensor) -> Tensor:
         """The newest token's output ``[B, 1, channels]`` from the last ``size`` inputs ``[B, size, channels]``."""
-        return (window * self.weight.mT).sum(1, keepdim=True)
+        return (window * self.taps.mT).sum(1, keepdim=True)
 
     def extra_repr(self) -> str:
         return f"{self.channels}, size={self.size}, identity={self.identity}"

@@ -1,0 +1,42 @@
+"""Several checks in one start of two processes: starting them takes longer than the checks."""
+
+from __future__ import annotations
+
+import socket
+import traceback
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+WORLD = 2
+TIMEOUT = timedelta(seconds=60)
+
+
+def run_checks(checks: Mapping[str, Callable[[], None]], folder: Path) -> dict[str, list[str]]:
+    """Every check in each of two processes; what went wrong in each, by name: empty where nothing did.
+
+    A check should compare when all processes are through with its collective calls.
+    """
+    with socket.socket() as opened:
+        opened.bind(("127.0.0.1", 0))
+        port = int(opened.getsockname()[1])
+    torch.multiprocessing.spawn(_process, (port, checks, str(folder)), nprocs=WORLD)
+    found = [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
+    return {name: [report[name] for report in found if report[name]] for name in checks}
+
+
+def _process(rank: int, port: int, checks: Mapping[str, Callable[[], None]], folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=WORLD, timeout=TIMEOUT)
+    report = {}
+    for name, check in checks.items():
+        try:
+            check()
+            report[name] = ""
+        except Exception:
+            report[name] = f"process {rank}: {traceback.format_exc()}"
+    torch.save(report, Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()

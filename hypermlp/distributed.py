@@ -83,7 +83,7 @@ class _Copied(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return _summed(grad, ctx.group), None
 
 
@@ -98,7 +98,7 @@ class _Summed(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return _copied(grad, ctx.group), None
 
 
@@ -116,9 +116,9 @@ class _SummedLinear(nn.Module):
     No ``nn.Linear``, so that what wraps those (LoRA) refuses it: an adapter here would miss the sum.
     """
 
-    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None, group: dist.ProcessGroup) -> None:
+    def __init__(self, linear: nn.Linear, group: dist.ProcessGroup) -> None:
         super().__init__()
-        self.weight, self.bias, self.group = weight, bias, group
+        self.weight, self.bias, self.group = linear.weight, linear.bias, group
 
     def forward(self, x: Tensor) -> Tensor:
         out = _summed(F.linear(x, self.weight), self.group)
@@ -156,16 +156,18 @@ class _Cut(NamedTuple):
     def part(self, whole: Tensor, group: dist.ProcessGroup) -> Tensor:
         """This process's share of every section."""
         rank, world = group.rank(), group.size()
-        sections = whole.split(self.sections, self.dim)
-        shares = [x.narrow(self.dim, rank * (n // world), n // world) for x, n in zip(sections, self.sections)]
+        shares = [
+            section.narrow(self.dim, rank * (size // world), size // world)
+            for section, size in zip(torch.split(whole, self.sections, self.dim), self.sections, strict=True)
+        ]
         return torch.cat(shares, self.dim)
 
     def gathered(self, part: Tensor, group: dist.ProcessGroup) -> Tensor:
         """The parameter of which every process has ``part``; ``sections`` are those of the part."""
         parts = [torch.empty_like(part, memory_format=torch.contiguous_format) for _ in range(group.size())]
         dist.all_gather(parts, part.contiguous(), group=group)
-        shares = zip(*(x.split(self.sections, self.dim) for x in parts))
-        return torch.cat([share for section in shares for share in section], self.dim)
+        sections = zip(*(torch.split(x, self.sections, self.dim) for x in parts), strict=True)
+        return torch.cat([share for section in sections for share in section], self.dim)
 
 
 def _cuts(config: HyperConfig) -> dict[str, _Cut]:
@@ -239,7 +241,7 @@ def _shard(layer: AttentionLayer, group: dist.ProcessGroup) -> None:
             part.num_heads //= world
     if layer.gate is not None:
         layer.gate.widths = layer.config.gate_widths
-    cast(Any, layer).o_proj = _SummedLinear(layer.o_proj.weight, layer.o_proj.bias, group)
+    cast(Any, layer).o_proj = _SummedLinear(layer.o_proj, group)
     for name in ("k_conv", "v_conv"):
         conv = getattr(layer, name)
         if conv is not None:

@@ -31,12 +31,14 @@ def run_checks(checks: Mapping[str, Callable[[], None]], folder: Path) -> dict[s
 def _process(rank: int, port: int, checks: Mapping[str, Callable[[], None]], folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=WORLD, timeout=TIMEOUT)
-    report = {}
-    for name, check in checks.items():
-        try:
-            check()
-            report[name] = ""
-        except Exception:
-            report[name] = f"process {rank}: {traceback.format_exc()}"
+    report = {name: _trouble(check) for name, check in checks.items()}
     torch.save(report, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
+
+
+def _trouble(check: Callable[[], None]) -> str:
+    try:
+        check()
+    except Exception:
+        return f"process {dist.get_rank()}: {traceback.format_exc()}"
+    return ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from typing import Any
 from unittest import mock
 
@@ -113,7 +114,7 @@ def check_cache(name: str, static: bool) -> None:
     mask[1, :2] = False
     cache, whole_cache = (HyperCache(static=static, max_length=TOKENS if static else None) for _ in range(2))
     bounds = [0, 5, 6, 7, 8 if static else TOKENS]
-    parts = [slice(start, stop) for start, stop in zip(bounds, bounds[1:], strict=False)]
+    parts = [slice(start, stop) for start, stop in pairwise(bounds)]
     found = torch.cat([layer(x[:, at], mask[:, at], cache=cache) for at in parts], dim=1)
     torch.cat([whole(x[:, at], mask[:, at], cache=whole_cache) for at in parts], dim=1)
     expected = whole(x, mask)[:, : bounds[-1]]

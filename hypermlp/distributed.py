@@ -8,7 +8,7 @@ taps) has its gradient summed too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, cast
@@ -18,6 +18,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from hypermlp.cache import CacheSpec
 from hypermlp.config import HyperConfig
@@ -38,7 +39,8 @@ def shard_heads(module: nn.Module, group: DeviceMesh | dist.ProcessGroup | None 
 
     The layers' weights are those of the group's first process. The rest of the model is left alone and
     must be the same on all. Call it after weights are loaded, and before an optimizer, DDP or
-    FSDP take the parameters; those two then go over other processes than ``group``.
+    FSDP take the parameters; those two then go over other processes than ``group``. Clip gradients
+    by :func:`clip_grad_norm_`, and save :func:`full_state_dict`.
 
     Args:
         module: an attention layer, or a model that has some, such as a swapped one.
@@ -59,7 +61,7 @@ def shard_heads(module: nn.Module, group: DeviceMesh | dist.ProcessGroup | None 
 
 
 def full_state_dict(module: nn.Module) -> dict[str, Tensor]:
-    """``module.state_dict()`` as if :meth:`shard_heads` had not been called: what to save.
+    """``module.state_dict()`` as if :func:`shard_heads` had not been called: what to save.
 
     A collective call of all processes of the group; each gets the whole. It loads into a module that
     is not sharded.
@@ -72,6 +74,41 @@ def full_state_dict(module: nn.Module) -> dict[str, Tensor]:
                 if path in state:
                     state[path] = cut.gathered(state[path], layer.o_proj.group)
     return state
+
+
+def clip_grad_norm_(module: nn.Module, max_norm: float) -> Tensor:
+    """``torch.nn.utils.clip_grad_norm_`` over a module of which heads are sharded, with the norm of the whole.
+
+    PyTorch's own would take a norm of this process's part alone, and what the processes hold in common
+    would drift apart. A collective call of all processes of the group.
+
+    Args:
+        module: the model; without sharded layers the result is PyTorch's.
+        max_norm: largest Euclidean norm of all gradients together.
+
+    Returns:
+        The norm before it is clipped, the same on every process.
+    """
+    groups: dict[dist.ProcessGroup, list[Tensor]] = {}
+    shares: set[nn.Parameter] = set()
+    for _, layer in _attention_layers(module):
+        if isinstance(layer.o_proj, _SummedLinear):
+            cut = [parameter for key, parameter in layer.named_parameters() if key not in _WHOLE]
+            shares.update(cut)
+            groups.setdefault(layer.o_proj.group, []).extend(_gradients(cut))
+    total = get_total_norm(_gradients(p for p in module.parameters() if p not in shares)).square()
+    for group, gradients in groups.items():
+        if gradients:
+            square = get_total_norm(gradients).square()
+            dist.all_reduce(square, group=group)
+            total = square + total
+    norm = total.sqrt()
+    clip_grads_with_norm_(module.parameters(), max_norm, norm)
+    return norm
+
+
+def _gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
 class _Copied(torch.autograd.Function):
@@ -122,7 +159,7 @@ class _SummedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out = _summed(F.linear(x, self.weight), self.group)
-        return out if self.bias is None else out + self.bias
+        return out if self.bias is None else out + self.bias.to(out.dtype)  # autocast does not see a sum
 
     def reset_parameters(self) -> None:
         raise RuntimeError("a sharded layer cannot start afresh: call reset_parameters before shard_heads")

@@ -12,9 +12,10 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from hypermlp import HyperCache, HyperConfig, MixConfig, build_layer
-from hypermlp.distributed import _CopiedConv, full_state_dict, shard_heads
+from hypermlp.distributed import _CopiedConv, clip_grad_norm_, full_state_dict, shard_heads
 from hypermlp.generation import generate
 from hypermlp.layers import AttentionLayer
 from hypermlp.models import LanguageModel, LanguageModelConfig
@@ -180,8 +181,25 @@ def check_errors() -> None:
         shard_heads(layer_of("relu").to("meta"))
 
 
+def check_ways_to_run() -> None:
+    """Recomputed, compiled in one graph, and in low precision."""
+    layer = sharded("hyperglu")
+    x, weight = normal(1, TOKENS, HIDDEN), normal(1, TOKENS, HIDDEN, seed=2)
+    expected = evaluate_layer(layer, x, weight).named()
+    ways: dict[str, Any] = {
+        "recomputed": partial(checkpoint, layer, use_reentrant=False),
+        "compiled": torch.compile(layer, fullgraph=True, backend="aot_eager"),
+    }
+    inputs = [normal(1, TOKENS, HIDDEN).requires_grad_(), *layer.parameters()]
+    for run in ways.values():
+        gradients = torch.autograd.grad(run(inputs[0]), inputs, weight)
+        assert_close(dict(zip(list(expected)[1:], gradients, strict=True)), dict(list(expected.items())[1:]), RTOL)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer.float()(x.float()).dtype == torch.bfloat16
+
+
 def check_language_model() -> None:
-    """A training step in float64, and the tokens it then writes."""
+    """Two training steps in float64 with clipped gradients, and the tokens it then writes."""
 
     def trained(shard: bool) -> LanguageModel:
         torch.manual_seed(3)
@@ -190,12 +208,18 @@ def check_language_model() -> None:
         if shard:
             shard_heads(model)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-        model.loss(ids[:, :-1], ids[:, 1:]).backward()
-        optimizer.step()
+        for _ in range(2):
+            optimizer.zero_grad()
+            model.loss(ids[:, :-1], ids[:, 1:]).backward()
+            norms.append(clip_grad_norm_(model, 0.5) if shard else nn.utils.clip_grad_norm_(model.parameters(), 0.5))
+            optimizer.step()
         return model
 
     ids = torch.randint(40, (2, 11), generator=torch.Generator().manual_seed(4))
+    norms: list[Tensor] = []
     model, whole = trained(True), trained(False)
+    assert min(norms) > 0.5, "gradients are clipped"
+    assert_close({"norms": torch.stack(norms[:2])}, {"norms": torch.stack(norms[2:])}, RTOL)
     assert_close(full_state_dict(model), whole.state_dict(), RTOL)
     written, expected = (generate(m, ids[:, :5], 12, temperature=0.0) for m in (model, whole))
     assert torch.equal(written, expected)
@@ -213,6 +237,7 @@ CHECKS: dict[str, Callable[[], None]] = {
     "first process": check_first_process_decides,
     "groups": check_groups,
     "errors": check_errors,
+    "ways to run": check_ways_to_run,
     "language model": check_language_model,
 }  # fmt: skip
 

@@ -49,6 +49,11 @@ def shard_heads(module: nn.Module, group: DeviceMesh | dist.ProcessGroup | None 
     Raises:
         ValueError: if heads do not divide over the group, or a layer is sharded already, or holds
             parameters that are not its own (LoRA). Nothing is changed then.
+
+    Example:
+        >>> mesh = init_device_mesh("cuda", (dist.get_world_size(),))
+        >>> swap_attention(model, num_heads=8)
+        >>> shard_heads(model, mesh)
     """
     group = _process_group(group)
     layers = list(_attention_layers(module))

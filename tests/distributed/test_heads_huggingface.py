@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from hypermlp.distributed import full_state_dict, shard_heads
 from hypermlp.integrations.huggingface import from_pretrained
@@ -110,6 +111,22 @@ def check_fully_sharded() -> None:
         shard_heads(model)
 
 
+def check_split_mlps() -> None:
+    """Beside MLPs that PyTorch splits."""
+    mesh = dist.device_mesh.init_device_mesh("cpu", (WORLD,))
+    model, whole = sharded("llama").train(), model_of("llama").train()
+    plan = {"gate_proj": ColwiseParallel(), "up_proj": ColwiseParallel(), "down_proj": RowwiseParallel()}
+    for block in model.model.layers:
+        parallelize_module(block.mlp, mesh, plan)
+    losses = [m(**padded(), use_cache=False).loss for m in (model, whole)]
+    for loss in losses:
+        loss.backward()
+    assert_close({"loss": losses[0]}, {"loss": losses[1]}, RTOL)
+    names = ["model.embed_tokens.weight", "model.layers.0.self_attn.mixer.v_conv.weight"]
+    found, expected = ({name: m.get_parameter(name).grad for name in names} for m in (model, whole))
+    assert_close(found, expected, RTOL)
+
+
 def check_adapters() -> None:
     """LoRA would miss the sum: it is refused in either order."""
     config = peft.LoraConfig(target_modules=["q_proj", "o_proj"])
@@ -124,6 +141,7 @@ CHECKS: dict[str, Callable[[], None]] = {
     **{f"generate of {name}": partial(check_generate, name) for name in ("llama", "gpt2", "hyperglu", "softmax")},
     "saved and opened": check_saved_and_opened,
     "fully sharded": check_fully_sharded,
+    "split MLPs": check_split_mlps,
     "adapters": check_adapters,
 }
 

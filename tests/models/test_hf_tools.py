@@ -156,6 +156,7 @@ import sys
 import torch
 import torch.distributed as dist
 import hypermlp.models.huggingface
+from hypermlp.distributed import shard_heads
 from transformers import AutoModelForCausalLM
 from transformers.distributed import DistributedConfig
 
@@ -174,6 +175,10 @@ for (name, p), q in zip(split.named_parameters(), whole.parameters(), strict=Tru
     torch.testing.assert_close(grad, q.grad, rtol=1e-3, atol=1e-5, msg=name)
 texts = [model.generate(ids, max_new_tokens=6, do_sample=False) for model in (split, whole)]
 assert torch.equal(*texts)
+shard_heads(split)
+torch.testing.assert_close(split(ids).logits, outs[1].logits, rtol=1e-4, atol=1e-5)
+assert torch.equal(split.generate(ids, max_new_tokens=6, do_sample=False), texts[1])
+assert split.model.layers[0].attention.config.num_heads * 2 == whole.model.layers[0].attention.config.num_heads
 print("same", flush=True)
 dist.destroy_process_group()
 """

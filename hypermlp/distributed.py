@@ -77,7 +77,7 @@ def full_state_dict(module: nn.Module) -> dict[str, Tensor]:
             for key, cut in _cuts(layer.config).items():
                 path = f"{name}.{key}" if name else key
                 if path in state:
-                    state[path] = cut.gathered(state[path], layer.o_proj.group)
+                    state[path] = cut.gathered(state[path], layer.o_proj.group.processes)
     return state
 
 
@@ -100,7 +100,7 @@ def clip_grad_norm_(module: nn.Module, max_norm: float) -> Tensor:
         if isinstance(layer.o_proj, _SummedLinear):
             cut = [parameter for key, parameter in layer.named_parameters() if key not in _WHOLE]
             shares.update(cut)
-            groups.setdefault(layer.o_proj.group, []).extend(_gradients(cut))
+            groups.setdefault(layer.o_proj.group.processes, []).extend(_gradients(cut))
     total = get_total_norm(_gradients(p for p in module.parameters() if p not in shares)).square()
     for group, gradients in groups.items():
         if gradients:
@@ -152,41 +152,50 @@ def _summed(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     return cast(Tensor, _Summed.apply(x, group))  # type: ignore[no-untyped-call]
 
 
+class _Group(NamedTuple):
+    """The processes of a sharded layer. A copy of the layer, such as a moving average, shares them."""
+
+    processes: dist.ProcessGroup
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Group:
+        return self
+
+
 class _SummedLinear(nn.Module):
     """Output projection of some heads, summed over the group; the bias is added once.
 
     No ``nn.Linear``, so that what wraps those (LoRA) refuses it: an adapter here would miss the sum.
     """
 
-    def __init__(self, linear: nn.Linear, group: dist.ProcessGroup) -> None:
+    def __init__(self, linear: nn.Linear, group: _Group) -> None:
         super().__init__()
         self.weight, self.bias, self.group = linear.weight, linear.bias, group
 
     def forward(self, x: Tensor) -> Tensor:
-        out = _summed(F.linear(x, self.weight), self.group)
+        out = _summed(F.linear(x, self.weight), self.group.processes)
         return out if self.bias is None else out + self.bias.to(out.dtype)  # autocast does not see a sum
 
     def reset_parameters(self) -> None:
         raise RuntimeError("a sharded layer cannot start afresh: call reset_parameters before shard_heads")
 
     def extra_repr(self) -> str:
-        return f"{self.weight.shape[1]} of {self.weight.shape[1] * self.group.size()}, {self.weight.shape[0]}"
+        return f"{self.weight.shape[1]} of {self.weight.shape[1] * self.group.processes.size()}, {self.weight.shape[0]}"
 
 
 class _CopiedConv(ShortConv):
     """A convolution that every process holds whole and uses for its own heads."""
 
-    group: dist.ProcessGroup
+    group: _Group
 
     @classmethod
-    def of(cls, conv: ShortConv, group: dist.ProcessGroup) -> _CopiedConv:
+    def of(cls, conv: ShortConv, group: _Group) -> _CopiedConv:
         new = cls(conv.channels, conv.size, identity=conv.identity, device="meta")
         new.weight, new.group = conv.weight, group
         return new.train(conv.training)
 
     @property
     def taps(self) -> Tensor:
-        return _copied(self.weight, self.group)
+        return _copied(self.weight, self.group.processes)
 
 
 class _Cut(NamedTuple):
@@ -283,20 +292,20 @@ def _shard(layer: AttentionLayer, group: dist.ProcessGroup) -> None:
             part.num_heads //= world
     if layer.gate is not None:
         layer.gate.widths = layer.config.gate_widths
-    cast(Any, layer).o_proj = _SummedLinear(layer.o_proj, group)
+    cast(Any, layer).o_proj = _SummedLinear(layer.o_proj, _Group(group))
     for name in ("k_conv", "v_conv"):
         conv = getattr(layer, name)
         if conv is not None:
-            setattr(layer, name, _CopiedConv.of(conv, group))
-    layer.register_forward_pre_hook(partial(_enter, group), with_kwargs=True)
+            setattr(layer, name, _CopiedConv.of(conv, _Group(group)))
+    layer.register_forward_pre_hook(partial(_enter, _Group(group)), with_kwargs=True)
 
 
 def _enter(
-    group: dist.ProcessGroup, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    group: _Group, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The hidden states of a call, with the sum of their gradients."""
     x = args[0] if args else kwargs.get("hidden_states")
     if not isinstance(x, Tensor):  # the layer says what is wrong
         return args, kwargs
-    x = _copied(x, group)
+    x = _copied(x, group.processes)
     return ((x, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": x})

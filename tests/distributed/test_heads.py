@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -182,7 +183,7 @@ def check_errors() -> None:
 
 
 def check_ways_to_run() -> None:
-    """Recomputed, compiled in one graph, and in low precision."""
+    """Recomputed, compiled in one graph, copied, and in low precision."""
     layer = sharded("hyperglu")
     x, weight = normal(1, TOKENS, HIDDEN), normal(1, TOKENS, HIDDEN, seed=2)
     expected = evaluate_layer(layer, x, weight).named()
@@ -190,8 +191,9 @@ def check_ways_to_run() -> None:
         "recomputed": partial(checkpoint, layer, use_reentrant=False),
         "compiled": torch.compile(layer, fullgraph=True, backend="aot_eager"),
     }
-    inputs = [normal(1, TOKENS, HIDDEN).requires_grad_(), *layer.parameters()]
-    for run in ways.values():
+    ways["copied"] = copy = deepcopy(layer)
+    for name, run in ways.items():
+        inputs = [normal(1, TOKENS, HIDDEN).requires_grad_(), *(copy if name == "copied" else layer).parameters()]
         gradients = torch.autograd.grad(run(inputs[0]), inputs, weight)
         assert_close(dict(zip(list(expected)[1:], gradients, strict=True)), dict(list(expected.items())[1:]), RTOL)
     with torch.autocast("cpu", torch.bfloat16):

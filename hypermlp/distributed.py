@@ -21,6 +21,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from hypermlp.cache import CacheSpec
+from hypermlp.collectives import copied, summed
 from hypermlp.config import HyperConfig
 from hypermlp.layers import AttentionLayer
 from hypermlp.layers.sequence_mixing import LagMixing
@@ -116,42 +117,6 @@ def _gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
     return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
-class _Copied(torch.autograd.Function):
-    """Identity, whose gradient is the sum over the group: enters what differs by process."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _summed(grad, ctx.group), None
-
-
-class _Summed(torch.autograd.Function):
-    """Sum over the group, whose gradient is the identity: leaves what differs by process."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        total = x.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total, group=group)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _copied(grad, ctx.group), None
-
-
-def _copied(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    return cast(Tensor, _Copied.apply(x, group))  # type: ignore[no-untyped-call]
-
-
-def _summed(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    return cast(Tensor, _Summed.apply(x, group))  # type: ignore[no-untyped-call]
-
-
 class _Group(NamedTuple):
     """The processes of a sharded layer. A copy of the layer, such as a moving average, shares them."""
 
@@ -172,7 +137,7 @@ class _SummedLinear(nn.Module):
         self.weight, self.bias, self.group = linear.weight, linear.bias, group
 
     def forward(self, x: Tensor) -> Tensor:
-        out = _summed(F.linear(x, self.weight), self.group.processes)
+        out = summed(F.linear(x, self.weight), self.group.processes)
         return out if self.bias is None else out + self.bias.to(out.dtype)  # autocast does not see a sum
 
     def reset_parameters(self) -> None:
@@ -195,7 +160,7 @@ class _CopiedConv(ShortConv):
 
     @property
     def taps(self) -> Tensor:
-        return _copied(self.weight, self.group.processes)
+        return copied(self.weight, self.group.processes)
 
 
 class _Cut(NamedTuple):
@@ -307,5 +272,5 @@ def _enter(
     x = args[0] if args else kwargs.get("hidden_states")
     if not isinstance(x, Tensor):  # the layer says what is wrong
         return args, kwargs
-    x = _copied(x, group.processes)
+    x = copied(x, group.processes)
     return ((x, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": x})

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from collections.abc import Iterator
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import report_decode
 import torch
+from report_table import ALLOWED_STACK, Row, arguments, complaints_of, print_table, verdict
 from virtual_gpu import TARGETS, Resources, resources, virtual_gpu
 
 from hypermlp_kernels import launch
@@ -31,11 +29,6 @@ DESIGNS: dict[Design, tuple[Kernel, ...]] = {
     "store": ("routing_statistic", "selection_statistics", "stored_readout"),
 }
 VALUES = 512
-COLUMNS = ("HGMMA", "HMMA", "MUFU", "LDS", "STS", "LDSM", "SHFL", "LDGSTS", "BAR", "LDL")
-
-
-# bytes of stack (spilled registers) known and accepted, compiled by Triton 3.7: see complaints() for the keys
-ALLOWED_STACK: dict[str, int] = json.loads((Path(__file__).parent / "allowed_stack.json").read_text())
 
 
 def call(
@@ -96,49 +89,20 @@ def issue_clocks(tile: Tile, used: Resources) -> int:
 
 def complaints(arch: str, name: str, tile: Tile, used: Resources) -> list[str]:
     """What is wrong with a compiled kernel: spills beyond the allowance, no tensor cores in its loop."""
-    key = f"{arch} {name} {used.name.removesuffix('_kernel')} {shape(tile)}"
-    found = []
-    allowed = ALLOWED_STACK.get(key, 0)
-    if used.stack > allowed:
-        found.append(f"{key}: {used.stack} bytes of stack, {allowed} allowed")
-    if not used.tensor_instructions and name != "glu fp32":
-        found.append(f"{key}: no tensor-core instruction in its loop")
-    return found
+    return complaints_of(arch, name, used.name.removesuffix("_kernel"), shape(tile), used)
+
+
+def rows(arch: str, name: str, preferred_only: bool) -> Iterator[Row]:
+    for tile, used in chain.from_iterable(report(arch, name, preferred_only, design) for design in DESIGNS):
+        found, clocks = complaints(arch, name, tile, used), issue_clocks(tile, used)
+        yield Row(used.name.removesuffix("_kernel"), shape(tile), tile.warps, used, clocks, found)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--arch", nargs="*", default=["sm_80", "sm_90"], choices=[a for a in TARGETS if a.startswith("sm")]
-    )
-    parser.add_argument("--only", nargs="*", default=list(CONFIGURATIONS), choices=list(CONFIGURATIONS))
-    parser.add_argument("--preferred", action="store_true", help="the first tile of each kernel alone")
-    options = parser.parse_args()
-    names = ("arch", "path", "kernel", "tile", "warps", "regs", "stack B", "smem B", "SASS", "loop", "clocks", *COLUMNS)
-    print("| " + " | ".join(names) + " |")
-    print("|" + " --- |" * len(names))
-    found: list[str] = []
-    for arch in options.arch:
-        for name in options.only:
-            for tile, used in chain.from_iterable(report(arch, name, options.preferred, design) for design in DESIGNS):
-                found += complaints(arch, name, tile, used)
-                kernel = used.name.removesuffix("_kernel")
-                cells = (
-                    arch,
-                    name,
-                    kernel,
-                    shape(tile),
-                    tile.warps,
-                    *used[1:5],
-                    used.loop.total(),
-                    issue_clocks(tile, used),
-                )
-                counts = (used.loop[column] for column in COLUMNS)
-                print("| " + " | ".join(str(cell) for cell in (*cells, *counts)) + " |", flush=True)
+    options = arguments(__doc__, CONFIGURATIONS)
+    found = print_table(options, rows)
     print()
-    found += report_decode.print_report(options.arch, ALLOWED_STACK)
-    print("\n".join(found), file=sys.stderr)
-    return bool(found)
+    return verdict(found + report_decode.print_report(options.arch, ALLOWED_STACK))
 
 
 if __name__ == "__main__":

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from report import ALLOWED_STACK, COLUMNS, CONFIGURATIONS, VALUES
+from report import CONFIGURATIONS, VALUES
+from report_table import Row, arguments, complaints_of, print_table, verdict
 from virtual_gpu import TARGETS, Resources, resources, virtual_gpu
 
 from hypermlp_kernels import launch, launch_backward
@@ -82,41 +82,19 @@ def issue_clocks(tile: BackwardTile, used: Resources, by_lag: bool) -> int:
 
 def complaints(arch: str, name: str, tile: BackwardTile, used: Resources) -> list[str]:
     """What is wrong with a compiled kernel: spills beyond the allowance, no tensor cores in its loop."""
-    key = f"{arch} {name} {used.name} {tile.rows}x{tile.keys}"
-    found = []
-    allowed = ALLOWED_STACK.get(key, 0)
-    if used.stack > allowed:
-        found.append(f"{key}: {used.stack} bytes of stack, {allowed} allowed")
-    if not used.tensor_instructions and name != "glu fp32":
-        found.append(f"{key}: no tensor-core instruction in its loop")
-    return found
+    return complaints_of(arch, name, used.name, shape(tile), used)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--arch", nargs="*", default=["sm_80", "sm_90"], choices=[a for a in TARGETS if a.startswith("sm")]
-    )
-    parser.add_argument("--only", nargs="*", default=list(CONFIGURATIONS), choices=list(CONFIGURATIONS))
-    parser.add_argument("--preferred", action="store_true", help="the first tile of each configuration alone")
-    options = parser.parse_args()
-    names = ("arch", "path", "kernel", "tile", "warps", "regs", "stack B", "smem B", "SASS", "loop", "clocks", *COLUMNS)
-    print("| " + " | ".join(names) + " |")
-    print("|" + " --- |" * len(names))
-    found: list[str] = []
-    for arch in options.arch:
-        for name in options.only:
-            for tile, used in report(arch, name, options.preferred):
-                found += complaints(arch, name, tile, used)
-                clocks = issue_clocks(tile, used, CONFIGURATIONS[name].get("by_lag", True))
-                cells = (
-                    arch, name, used.name, f"{tile.rows}x{tile.keys}", tile.warps,
-                    *used[1:5], used.loop.total(), clocks, *(used.loop[column] for column in COLUMNS),
-                )  # fmt: skip
-                print("| " + " | ".join(str(cell) for cell in cells) + " |", flush=True)
-    print("\n".join(found), file=sys.stderr)
-    return bool(found)
+def shape(tile: BackwardTile) -> str:
+    return f"{tile.rows}x{tile.keys}"
+
+
+def rows(arch: str, name: str, preferred_only: bool) -> Iterator[Row]:
+    by_lag = CONFIGURATIONS[name].get("by_lag", True)
+    for tile, used in report(arch, name, preferred_only):
+        found, clocks = complaints(arch, name, tile, used), issue_clocks(tile, used, by_lag)
+        yield Row(used.name, shape(tile), tile.warps, used, clocks, found)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(verdict(print_table(arguments(__doc__, CONFIGURATIONS), rows)))

@@ -9,8 +9,8 @@ import torch
 pytest.importorskip("triton", reason="triton is not installed on this platform")
 sys.path.insert(0, str(Path(__file__).parents[2] / "kernels/tools"))
 
-import report
 import report_decode
+import report_table
 import triton
 from report_decode import Step
 from virtual_gpu import SHARED_MEMORY, virtual_gpu
@@ -35,7 +35,7 @@ ALL = [f"decode_{phase}_kernel" for phase in ("scores", "selection", "readout", 
 )
 def test_kernels_keep_to_their_allowance(arch: str, name: str) -> None:
     for used in report_decode.report(arch, name):
-        assert not report_decode.complaints(arch, name, used, report.ALLOWED_STACK)
+        assert not report_decode.complaints(arch, name, used, report_table.ALLOWED_STACK)
         assert used.shared <= SHARED_MEMORY[arch]
 
 

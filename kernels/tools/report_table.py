@@ -1,0 +1,74 @@
+"""What the reports share: the command line, the table, and what is wrong with a compiled kernel."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from virtual_gpu import TARGETS, Resources
+
+COLUMNS = ("HGMMA", "HMMA", "MUFU", "LDS", "STS", "LDSM", "SHFL", "LDGSTS", "BAR", "LDL")
+
+# bytes of stack (spilled registers) known and accepted, compiled by Triton 3.7: see complaints_of() for the keys
+ALLOWED_STACK: dict[str, int] = json.loads((Path(__file__).parent / "allowed_stack.json").read_text())
+
+
+class Row(NamedTuple):
+    """One kernel with one tile: how it is called in the table, and what it takes."""
+
+    kernel: str
+    shape: str
+    warps: int
+    used: Resources
+    clocks: int
+    complaints: list[str]
+
+
+def complaints_of(arch: str, path: str, kernel: str, shape: str, used: Resources) -> list[str]:
+    """Spills beyond the allowance, no tensor cores in the loop."""
+    key = f"{arch} {path} {kernel} {shape}"
+    found = []
+    allowed = ALLOWED_STACK.get(key, 0)
+    if used.stack > allowed:
+        found.append(f"{key}: {used.stack} bytes of stack, {allowed} allowed")
+    if not used.tensor_instructions and path != "glu fp32":
+        found.append(f"{key}: no tensor-core instruction in its loop")
+    return found
+
+
+def arguments(description: str | None, paths: Iterable[str]) -> argparse.Namespace:
+    """``arch``, ``only`` and ``preferred``."""
+    paths = list(paths)
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument(
+        "--arch", nargs="*", default=["sm_80", "sm_90"], choices=[a for a in TARGETS if a.startswith("sm")]
+    )
+    parser.add_argument("--only", nargs="*", default=paths, choices=paths)
+    parser.add_argument("--preferred", action="store_true", help="the first tile of each kernel alone")
+    return parser.parse_args()
+
+
+def print_table(options: argparse.Namespace, rows: Callable[[str, str, bool], Iterable[Row]]) -> list[str]:
+    """One line for each row of ``rows(arch, path, preferred)``, as it comes; returns all complaints."""
+    names = ("arch", "path", "kernel", "tile", "warps", "regs", "stack B", "smem B", "SASS", "loop", "clocks", *COLUMNS)
+    print("| " + " | ".join(names) + " |")
+    print("|" + " --- |" * len(names))
+    found: list[str] = []
+    for arch in options.arch:
+        for path in options.only:
+            for kernel, shape, warps, used, clocks, complaints in rows(arch, path, options.preferred):
+                found += complaints
+                counts = (used.loop[column] for column in COLUMNS)
+                cells = (arch, path, kernel, shape, warps, *used[1:5], used.loop.total(), clocks, *counts)
+                print("| " + " | ".join(str(cell) for cell in cells) + " |", flush=True)
+    return found
+
+
+def verdict(complaints: list[str]) -> int:
+    """Say what is wrong; the exit status."""
+    print("\n".join(complaints), file=sys.stderr)
+    return bool(complaints)

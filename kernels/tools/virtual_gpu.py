@@ -117,23 +117,48 @@ class Resources(NamedTuple):
 
     @property
     def tensor_instructions(self) -> int:
-        return sum(self.loop[op] for op in ("HGMMA", "HMMA", "UTCHMMA"))
+        return sum(self.loop[op] for op in ("HGMMA", "HMMA", "UTCHMMA", "MFMA"))
+
+
+class _Syntax(NamedTuple):
+    """Of an assembler: a label, an instruction with its operands, and the label a branch names among them."""
+
+    label: str
+    instruction: str
+    branches: tuple[str, ...]
+    target: str
+
+
+_SASS = _Syntax(
+    r"\s*(\.L_x_\d+):", r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_]+)(.*)", ("BRA",), r"`\((\.L_x_\d+)\)"
+)
+_GCN = _Syntax(r"(\.LBB\d+_\d+):", r"\t([a-z]\w+)(.*)", ("s_branch", "s_cbranch"), r"(\.LBB\d+_\d+)")
 
 
 def resources(compiled: Any) -> Resources:
-    """Of a kernel compiled for NVIDIA, from its binary."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        usage = _tool("cuobjdump", "-res-usage", file.name)
-        code = _tool("nvdisasm", "-c", file.name)
-    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
-    if found is None:
-        raise RuntimeError(f"cuobjdump printed no resources: {usage!r}")
-    opcodes, loop = _parse(code)
-    return Resources(
-        compiled.metadata.name, int(found[1]), int(found[2]), compiled.metadata.shared, len(opcodes), Counter(loop)
-    )
+    """Of a compiled kernel, from its binary (NVIDIA) or assembly (AMD)."""
+    name, shared = compiled.metadata.name, compiled.metadata.shared
+    if "amdgcn" in compiled.asm:
+        code = compiled.asm["amdgcn"]
+        registers, stack = _numbers(code, r"\.vgpr_count:\s+(\d+)", r"\.private_segment_fixed_size:\s+(\d+)")
+        opcodes, loop = _parse(code, _GCN)
+        loop = ["MFMA" if op.startswith("v_mfma") else op for op in loop]
+    else:
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            file.write(compiled.asm["cubin"])
+            file.flush()
+            usage = _tool("cuobjdump", "-res-usage", file.name)
+            code = _tool("nvdisasm", "-c", file.name)
+        registers, stack = _numbers(usage, r"REG:(\d+)", r"STACK:(\d+)")
+        opcodes, loop = _parse(code, _SASS)
+    return Resources(name, registers, stack, shared, len(opcodes), Counter(loop))
+
+
+def _numbers(text: str, *patterns: str) -> list[int]:
+    found = [re.search(pattern, text) for pattern in patterns]
+    if None in found:
+        raise RuntimeError(f"no resources in {text[:200]!r}")
+    return [int(match[1]) for match in found if match]
 
 
 def _tool(name: str, *args: str) -> str:
@@ -141,18 +166,18 @@ def _tool(name: str, *args: str) -> str:
     return done.stdout + done.stderr
 
 
-def _parse(code: str) -> tuple[list[str], list[str]]:
+def _parse(code: str, syntax: _Syntax) -> tuple[list[str], list[str]]:
     """All opcodes, and those between the target and the jump of the longest backward branch."""
     opcodes: list[str] = []
     labels: dict[str, int] = {}
     longest: list[str] = []
     for line in code.splitlines():
-        if label := re.match(r"\s*(\.L_x_\d+):", line):
+        if label := re.match(syntax.label, line):
             labels[label[1]] = len(opcodes)
-        elif instruction := re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_]+)(.*)", line):
+        elif instruction := re.match(syntax.instruction, line):
             opcodes.append(instruction[1])
-            target = re.search(r"`\((\.L_x_\d+)\)", instruction[2])
-            if instruction[1] == "BRA" and target and target[1] in labels:
+            target = re.search(syntax.target, instruction[2])
+            if instruction[1].startswith(syntax.branches) and target and target[1] in labels:
                 body = opcodes[labels[target[1]] :]
                 # a branch to itself ends every kernel
                 longest = max(longest, body if len(body) > 1 else [], key=len)

@@ -11,16 +11,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from hypermlp.ops.lag_layout import Layout, ScoreBuffer, Tile
 from hypermlp.ops.mixing import SequenceMix
+from hypermlp.ops.softplus import softplus_
 from hypermlp.ops.tiling import Mixing, Options, Slab, Tables, Workspaces, slabs
 from hypermlp.ops.varlen import key_spans, sees_nonfinite
-
-# exp stays finite below this, and softplus(u) is u to the last bit above it, in float32 and float64
-_EXP_FINITE = 80.0
 
 
 class Operands:
@@ -152,14 +149,3 @@ def _forward_tile(head: Head, tile: Tile, buffers: list[ScoreBuffer], options: O
     head.readout.apply(a, tile, out=a, saved=False)
     buffers[0].hide(tile)
     torch.bmm(buffers[0].by_key(tile), head.v[:, tile.keys], out=o[:, tile.own])
-
-
-def softplus_(u: Tensor) -> Tensor:
-    """``log(1 + exp(u))`` in place, accurate at both ends.
-
-    On a CPU two vectorised passes, about half of PyTorch's own softplus. They need ``exp`` to
-    stay finite: a map where it may not (NaN included) takes PyTorch's.
-    """
-    if u.device.type == "cpu" and bool(u.amax() < _EXP_FINITE):
-        return u.exp_().log1p_()
-    return u.copy_(F.softplus(u, threshold=_EXP_FINITE))

@@ -10,9 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hypermlp.ops.chunked import Head, Operands, softplus_
+from hypermlp.ops.chunked import Head, Operands
 from hypermlp.ops.lag_layout import Layout, ScoreBuffer, Tile
 from hypermlp.ops.mixing import SequenceMix
+from hypermlp.ops.softplus import softplus_
 from hypermlp.ops.tiling import Mixing, Options, Slab, Tables, Workspaces, slabs
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hypermlp.ops import chunked
 from hypermlp.ops.mixing import SequenceMix
+from hypermlp.ops.softplus import softplus
 from hypermlp.ops.tiling import Options
 
 
@@ -75,7 +76,7 @@ def decode_step(q: Tensor, past: Past, routing_mix: SequenceMix, readout_mix: Se
     if columns is not None:
         y = torch.where(columns.visible, y, 0)
     gate, *scale = y.chunk(options.num_maps)
-    a = F.relu(gate) * F.softplus(scale[0]) if scale else F.relu(gate)
+    a = F.relu(gate) * softplus(scale[0]) if scale else F.relu(gate)
     w = _mix(a, readout_mix)
     if options.norm:
         w = w / torch.linalg.vector_norm(gate, dim=-1, keepdim=True).clamp_min(options.eps)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hypermlp.ops.lag_layout import columns_to_keys
 from hypermlp.ops.mixing import SequenceMix
+from hypermlp.ops.softplus import softplus
 from hypermlp.ops.varlen import key_spans, sees_nonfinite
 
 
@@ -53,7 +54,7 @@ def hyper_attention_reference(
 
     y = _mix(s, routing_mix, visible)
     gate_map, *scale_map = y.chunk(2 if selection == "glu" else 1, dim=1)
-    a = F.softplus(scale_map[0]) * F.relu(gate_map) if scale_map else F.relu(gate_map)
+    a = softplus(scale_map[0]) * F.relu(gate_map) if scale_map else F.relu(gate_map)
     w = _mix(a, readout_mix, visible)
 
     # back from columns to key positions; hidden columns carry zeros

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 Mixer = Literal["hyperglu", "hypermlp", "relu", "softmax"]
@@ -156,22 +157,22 @@ class HyperConfig:
         if self.mixer == "softmax" and not self.norm:
             raise ValueError("norm=False is not for softmax, which normalises by itself")
 
-    @property
+    @cached_property
     def num_maps(self) -> int:
         """Score maps ``S`` a head has: a gate and a scale for HyperGLU, else one."""
         return 2 if self.mixer == "hyperglu" else 1
 
-    @property
+    @cached_property
     def qk_width(self) -> int:
         """Score width ``K`` of one map."""
         return self.qk_dim // (self.num_maps * self.num_heads)
 
-    @property
+    @cached_property
     def v_width(self) -> int:
         """Value width ``V`` of one head."""
         return self.v_dim // self.num_heads
 
-    @property
+    @cached_property
     def gate_widths(self) -> tuple[int, int, int, int]:
         """Widths of the gates of queries and output and of the cores of both mixings, 0 where there is none."""
         maps = self.num_maps * self.num_heads

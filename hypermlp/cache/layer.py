@@ -60,17 +60,17 @@ class LayerCache:
         kept = min(taps, self.length)
         parts = [like.new_zeros(like.shape[0], taps - kept, like.shape[-1])] if kept < taps else []
         if kept:
-            parts += [part[:, 0] for part in self._rings["inputs"].tokens(self.length - kept, self.length)]
+            parts += self._rings["inputs"].tokens(self.length - kept, self.length)
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
-    def check(self, q: Tensor) -> None:
-        """Whether these queries' tokens, ``[B, m, S*H, K]``, may follow; an error changes nothing."""
+    def check(self, q: Tensor, new: int) -> None:
+        """Whether ``new`` tokens with queries ``[B, ...]`` may follow; an error changes nothing."""
         if torch.is_grad_enabled() and q.requires_grad:
             raise RuntimeError("cache= is for inference: call under torch.no_grad() or torch.inference_mode()")
         limit = self.max_length if self.spec.by_lag else min(x for x in (self.max_length, self.spec.max_lag) if x)
-        if limit is not None and self.length + q.shape[1] > limit:
+        if limit is not None and self.length + new > limit:
             raise ValueError(
-                f"the cache holds {self.length} tokens and {q.shape[1]} more pass its {limit}: "
+                f"the cache holds {self.length} tokens and {new} more pass its {limit}: "
                 "start a new one, or make it with a larger max_length"
             )
         if not self.length:
@@ -84,21 +84,29 @@ class LayerCache:
             raise ValueError(f"the cache is on {data.device} and got {q.device}: use cache.to(device=...)")
 
     def window(self, x: Tensor) -> Tensor:
-        """Take in one new token's hidden states ``[B, 1, D]``; returns the ``taps + 1`` newest, oldest first."""
+        """Take in one new token's hidden states ``[B, D]``; returns the newest, oldest first, ``[B, taps + 1, D]``."""
         if not self.spec.taps:
-            return x
+            return x[:, None]
         ring, stop = self._rings["inputs"], self.length + 1
-        ring.append(x[:, None], self.length)
+        ring.put(x, self.length)
         first = max(0, stop - self.spec.taps - 1)
-        parts = [part[:, 0] for part in ring.tokens(first, stop)]
+        parts = ring.tokens(first, stop)
         missing = self.spec.taps + 1 - (stop - first)
         if missing:
             parts.insert(0, x.new_zeros(x.shape[0], missing, x.shape[-1]))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def step(self, k: Tensor, v: Tensor, valid: Tensor | None) -> Past:
-        """Take in the rest of the token given to :meth:`window`; returns what it sees."""
-        self._append({"keys": k.transpose(1, 2), "values": v.transpose(1, 2)}, valid)
+        """Take in the keys ``[B, S*H, K]`` and values ``[B, H, V]`` of the token given to :meth:`window`.
+
+        ``valid`` is bool ``[B, 1]``. Returns what the token sees.
+        """
+        if valid is None and "valid" not in self._rings:
+            self._rings["keys"].put(k, self.length)
+            self._rings["values"].put(v, self.length)
+            self.length += 1
+        else:
+            self._append({"keys": k.unsqueeze(2), "values": v.unsqueeze(2)}, valid)
         past = self._past(self.length)
         return past if self.spec.by_lag else past._replace(start=self._starts())
 
@@ -117,24 +125,24 @@ class LayerCache:
         """Take in keys ``[B, m, S*H, K]``, values ``[B, m, H, V]``, hidden states ``[B, m, D]``, valid ``[B, m]``."""
         rows = {"keys": k.transpose(1, 2), "values": v.transpose(1, 2)}
         if self.spec.taps:
-            rows["inputs"] = x[:, None]
+            rows["inputs"] = x
         self._append(rows, valid)
 
     def _append(self, rows: dict[str, Tensor], valid: Tensor | None) -> None:
-        """Take in ``[B, heads, m, width]`` of each kind."""
+        """Take in ``[B, ..., m, width]`` of each kind."""
         new = rows["keys"].shape[2]
         if valid is not None and "valid" not in self._rings:
-            self._rings["valid"] = self._new_ring("valid", valid[:, None, :, None])
+            self._rings["valid"] = self._new_ring("valid", valid[..., None])
             if self.length:
-                self._rings["valid"].append(valid.new_ones(valid.shape[0], 1, self.length, 1), 0)
+                self._rings["valid"].append(valid.new_ones(valid.shape[0], self.length, 1), 0)
         if "valid" in self._rings:
             now = self._rings["valid"].data.new_ones(rows["keys"].shape[0], new) if valid is None else valid
-            rows["valid"] = now[:, None, :, None]
+            rows["valid"] = now[..., None]
         self.start = self._starts_with(valid)
         for name, part in rows.items():
             if name not in self._rings or (not self.length and not self._rings[name].fits(part)):
                 self._rings[name] = self._new_ring(name, part)
-            self._rings[name].append(part.detach() if part.requires_grad else part, self.length)
+            self._rings[name].append(part, self.length)
         self.length += new
 
     def crop(self, lengths: int | Tensor) -> None:
@@ -191,8 +199,7 @@ class LayerCache:
         keys, values = (self._rings[name].tokens(stop - reach, stop) for name in ("keys", "values"))
         valid = None
         if "valid" in self._rings:
-            parts = [part[:, 0, :, 0] for part in self._rings["valid"].tokens(stop - reach, stop)]
-            valid = torch.cat(parts, dim=1)
+            valid = torch.cat(self._rings["valid"].tokens(stop - reach, stop), dim=1)[..., 0]
         return Past(keys, values, valid)
 
     def _new_ring(self, name: str, like: Tensor) -> Ring:
@@ -247,18 +254,18 @@ class LayerCache:
         start = self._starts() + shift
         for ring in self._rings.values():
             first = ring.oldest
-            held = torch.cat(ring.tokens(first, self.length), dim=2)
+            held = torch.cat(ring.tokens(first, self.length), dim=-2)
             source = torch.arange(first, stop, device=held.device) - shift[:, None]
-            index = (source - first).clamp_min(0)[:, None, :, None].expand(-1, held.shape[1], -1, held.shape[3])
-            known = (source >= first)[:, None, :, None]
-            ring.append(torch.where(known, held.gather(2, index), torch.zeros_like(held[:, :, :1])), first)
+            source = source.view(len(source), *[1] * (held.ndim - 3), -1, 1)
+            index = (source - first).clamp_min(0).expand(*held.shape[:-2], -1, held.shape[-1])
+            ring.append(torch.where(source >= first, held.gather(-2, index), held.new_zeros(())), first)
             if first:
                 ring.oldest = first + most - least
         self.length, self.start = stop, start
         if "valid" not in self._rings:
             valid = torch.arange(stop, device=start.device) >= start[:, None]
-            self._rings["valid"] = self._new_ring("valid", valid[:, None, :, None])
-            self._rings["valid"].append(valid[:, None, :, None], 0)
+            self._rings["valid"] = self._new_ring("valid", valid[..., None])
+            self._rings["valid"].append(valid[..., None], 0)
 
 
 def _count(segments: Sequence[Tensor]) -> int:

@@ -61,22 +61,22 @@ class StaticLayerCache:
         return self._tensors["inputs"].clone()
 
     def window(self, x: Tensor) -> Tensor:
-        """Take in one new token's hidden states ``[B, 1, D]``; returns the ``taps + 1`` newest, oldest first."""
+        """Take in one new token's hidden states ``[B, D]``; returns the newest, oldest first, ``[B, taps + 1, D]``."""
         if not self.spec.taps:
-            return x
-        window = torch.cat((self._tensors["inputs"], x), dim=1)
+            return x[:, None]
+        window = torch.cat((self._tensors["inputs"], x[:, None]), dim=1)
         self._tensors["inputs"].copy_(window[:, 1:])
         return window
 
-    def check(self, q: Tensor) -> None:
-        """Whether these queries' tokens, ``[B, m, S*H, K]``, may follow; an error changes nothing."""
+    def check(self, q: Tensor, new: int) -> None:
+        """Whether ``new`` tokens with queries ``[B, ...]`` may follow; an error changes nothing."""
         if torch.is_grad_enabled() and q.requires_grad:
             raise RuntimeError("cache= is for inference: call under torch.no_grad() or torch.inference_mode()")
         if torch.compiler.is_compiling():
             return  # the count lives on the device: reading it would break the graph
-        if self.length + q.shape[1] > self.max_length:
+        if self.length + new > self.max_length:
             raise ValueError(
-                f"the cache holds {self.length} tokens and {q.shape[1]} more pass its {self.max_length}: "
+                f"the cache holds {self.length} tokens and {new} more pass its {self.max_length}: "
                 "make it with a larger max_length"
             )
         if self._tensors:
@@ -88,11 +88,14 @@ class StaticLayerCache:
                 )
 
     def step(self, k: Tensor, v: Tensor, valid: Tensor | None) -> Past:
-        """Take in the rest of the token given to :meth:`window`; returns what it sees."""
+        """Take in the keys ``[B, S*H, K]`` and values ``[B, H, V]`` of the token given to :meth:`window`.
+
+        ``valid`` is bool ``[B, 1]``. Returns what the token sees.
+        """
         held = self._tensors
         slot = (held["length"] % self.capacity).reshape(1)
-        held["keys"].index_copy_(2, slot, k.transpose(1, 2))
-        held["values"].index_copy_(2, slot, v.transpose(1, 2))
+        held["keys"].index_copy_(2, slot, k.unsqueeze(2))
+        held["values"].index_copy_(2, slot, v.unsqueeze(2))
         now = torch.ones_like(held["valid"][:, :1]) if valid is None else valid
         held["valid"].index_copy_(1, slot, now)
         held["start"].add_(((held["start"] == held["length"]) & ~now[:, 0]).long())

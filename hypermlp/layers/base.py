@@ -124,24 +124,37 @@ class AttentionLayer(nn.Module, ABC):
         if cu_seqlens is not None and not state.empty:
             raise ValueError("cu_seqlens is for the first call of a cache: later tokens come as a batch of its rows")
         valid = self._new_tokens_mask(attention_mask, hidden_states, state)
+        if hidden_states.shape[1] == 1 and not state.empty:
+            return self._step(hidden_states[:, 0], valid, state)[:, None]
         x = zero_padded(hidden_states, valid)
         offset = self._rotary_offset(x, valid, cu_seqlens) if state.empty else state.offset(valid)
         gates = self.gates(x)
         q = self.queries(x, gates, offset)
-        state.check(q)
+        state.check(q, x.shape[1])
         if state.empty:
             k, v = (zero_padded(y, valid) for y in self.keys_values(x, cu_seqlens, offset))
             o = self.attend(q, k, v, gates, valid, cu_seqlens)
             state.append(*unpacked(k, v, x, valid, cu_seqlens))
-        elif x.shape[1] == 1:
-            k, v = self._newest_keys_values(state.window(x), offset)
-            o = self.attend_step(q, gates, state.step(zero_padded(k, valid), zero_padded(v, valid), valid))
         else:
             # a hidden token's keys and values still hold what its convolutions saw of earlier ones
             k, v = (zero_padded(y, valid) for y in self.keys_values(x, None, offset, past=state.inputs(x)))
             o = self.attend_block(q, gates, state.extended(k, v, valid))
             state.append(k, v, x, valid)
         return zero_padded(self.output(o, gates), valid)
+
+    def _step(self, x: Tensor, valid: Tensor | None, state: LayerCache | StaticLayerCache) -> Tensor:
+        """One token a row after a cache, ``[B, hidden_size]``: nothing but its mask has a dimension of time."""
+        x = zero_padded(x, valid)
+        offset = state.offset(valid) if self.config.rope else 0
+        gates = self.gates(x)
+        q = self.queries(x, gates, offset)
+        state.check(q, 1)
+        window = state.window(x) if self.config.conv_size else x
+        k = self.k_proj(window if self.k_conv is None else self.k_conv.step(window))
+        v = self.v_proj(window if self.v_conv is None else self.v_conv.step(window))
+        k, v = _heads(self._rotated(k, offset), self.config.qk_width), _heads(v, self.config.v_width)
+        past = state.step(zero_padded(k, valid), zero_padded(v, valid), valid)
+        return zero_padded(self.output(self.attend_step(q, gates, past), gates), valid)
 
     @staticmethod
     def _new_tokens_mask(
@@ -168,9 +181,8 @@ class AttentionLayer(nn.Module, ABC):
 
     def queries(self, x: Tensor, gates: Gates, offset: int | Tensor = 0) -> Tensor:
         """``(x Wq) * phi(x Wm1 + b)``, ``[B, T, S*H, K]``; the rotation comes before the gate."""
-        width = self.config.qk_width
-        q = self._rotated(_heads(self.q_proj(x), width), offset)
-        return q if gates.query is None else q * _heads(gates.query, width)
+        q = self._rotated(self.q_proj(x), offset)
+        return _heads(q if gates.query is None else q * gates.query, self.config.qk_width)
 
     def keys_values(
         self, x: Tensor, cu_seqlens: Tensor | None, offset: int | Tensor = 0, past: Tensor | None = None
@@ -178,13 +190,7 @@ class AttentionLayer(nn.Module, ABC):
         """``conv(x) Wk`` ``[B, T, S*H, K]`` and ``conv'(x) Wv`` ``[B, T, H, V]``."""
         k = self.k_proj(x if self.k_conv is None else self.k_conv(x, cu_seqlens, past))
         v = self.v_proj(x if self.v_conv is None else self.v_conv(x, cu_seqlens, past))
-        return self._rotated(_heads(k, self.config.qk_width), offset), _heads(v, self.config.v_width)
-
-    def _newest_keys_values(self, window: Tensor, offset: int | Tensor) -> tuple[Tensor, Tensor]:
-        """Those of one token, from the ``[B, taps + 1, hidden_size]`` that its convolutions read."""
-        k = self.k_proj(window if self.k_conv is None else self.k_conv.step(window))
-        v = self.v_proj(window if self.v_conv is None else self.v_conv.step(window))
-        return self._rotated(_heads(k, self.config.qk_width), offset), _heads(v, self.config.v_width)
+        return _heads(self._rotated(k, offset), self.config.qk_width), _heads(v, self.config.v_width)
 
     def output(self, o: Tensor, gates: Gates) -> Tensor:
         """``(o * phi(x Wm2 + b)) Wo``, ``[B, T, hidden_size]``."""
@@ -200,14 +206,19 @@ class AttentionLayer(nn.Module, ABC):
 
     @abstractmethod
     def attend_step(self, q: Tensor, gates: Gates, past: Past) -> Tensor:
-        """What the newest token, alone, reads from all that ``past`` holds, ``[B, 1, H, V]``."""
+        """What the newest token, ``q`` ``[B, S*H, K]``, reads from all that ``past`` holds, ``[B, H, V]``."""
 
     @abstractmethod
     def attend_block(self, q: Tensor, gates: Gates, past: Past) -> Tensor:
         """What a block of the newest tokens reads from all that ``past`` holds, ``[B, m, H, V]``."""
 
     def _rotated(self, x: Tensor, offset: int | Tensor) -> Tensor:
-        return rotate(x, self.config.rope_theta, offset) if self.config.rope else x
+        """Every head of ``[B, T, qk_dim]``, or ``[B, qk_dim]`` of one token each, turned by its token's number."""
+        if not self.config.rope:
+            return x
+        if x.ndim == 2:
+            return self._rotated(x[:, None], offset)[:, 0]
+        return rotate(_heads(x, self.config.qk_width), self.config.rope_theta, offset).flatten(-2)
 
     def _rotary_offset(self, x: Tensor, attention_mask: Tensor | None, cu_seqlens: Tensor | None) -> int | Tensor:
         """Angles count from each sequence's first valid token: a gate after the rotation feels where they start."""
@@ -246,5 +257,5 @@ class AttentionLayer(nn.Module, ABC):
 
 
 def _heads(x: Tensor, width: int) -> Tensor:
-    """``[B, T, heads * width]`` as ``[B, T, heads, width]``."""
-    return x.view(x.shape[0], x.shape[1], -1, width)
+    """``[..., heads * width]`` as ``[..., heads, width]``."""
+    return x.view(*x.shape[:-1], -1, width)

@@ -87,7 +87,7 @@ class SoftmaxAttention(AttentionLayer):
         return o.transpose(1, 2)
 
     def attend_step(self, q: Tensor, gates: Gates, past: Past) -> Tensor:
-        return self._read(q, past, None if past.valid is None else past.valid[:, None, None])
+        return self._read(q[:, None], past, None if past.valid is None else past.valid[:, None, None])[:, 0]
 
     def attend_block(self, q: Tensor, gates: Gates, past: Past) -> Tensor:
         count = sum(keys.shape[2] for keys in past.keys)

@@ -59,7 +59,7 @@ class GateProjection(nn.Module):
         x: Tensor = self.proj(hidden_states)
         if self.activation == "sigmoid":
             x = torch.sigmoid(x)
-        parts = torch.split(x, self.widths, dim=-1)  # type: ignore[arg-type]
+        parts = x.split_with_sizes(self.widths, dim=-1)
         return Gates(*[part if width else None for part, width in zip(parts, self.widths, strict=True)])
 
     def extra_repr(self) -> str:

@@ -66,8 +66,8 @@ class ShortConv(nn.Module):
         return y
 
     def step(self, window: Tensor) -> Tensor:
-        """The newest token's output ``[B, 1, channels]`` from the last ``size`` inputs ``[B, size, channels]``."""
-        return (window * self.taps.mT).sum(1, keepdim=True)
+        """The newest token's output ``[B, channels]`` from the last ``size`` inputs ``[B, size, channels]``."""
+        return (window * self.taps.mT).sum(1)
 
     def extra_repr(self) -> str:
         return f"{self.channels}, size={self.size}, identity={self.identity}"

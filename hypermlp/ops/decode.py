@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from hypermlp.ops import chunked
@@ -57,31 +56,43 @@ class _Columns(NamedTuple):
 
 
 def decode_step(q: Tensor, past: Past, routing_mix: SequenceMix, readout_mix: SequenceMix, options: Options) -> Tensor:
-    """``o`` ``[B, 1, H, V]`` of the newest token, which ``past`` includes.
+    """``o`` ``[B, H, V]`` of the newest token, which ``past`` includes.
 
     Args:
-        q: ``[B, 1, S*H, K]``.
+        q: ``[B, S*H, K]``.
         past: keys and values; hidden tokens hold zeros.
-        routing_mix, readout_mix: gates ``[B, 1, heads, R]``.
+        routing_mix, readout_mix: gates ``[B, heads, R]``.
         options: as everywhere.
     """
     columns = _columns(past)
     dtype = torch.promote_types(q.dtype, torch.float32)
-    batch, _, maps, width = q.shape
+    batch, maps, width = q.shape
     query = q.reshape(batch * maps, 1, width)
     scores = [torch.bmm(query, keys.flatten(0, 1).mT) for keys in past.keys]
     s = scores[0] if len(scores) == 1 else torch.cat(scores, dim=2)
-    x = _to_columns(s.view(batch, maps, -1).to(dtype), columns).transpose(0, 1)
-    y = _mix(x, routing_mix)
+    y = _mix(_to_columns(_by_head(s, batch).to(dtype), columns), routing_mix)
     if columns is not None:
         y = torch.where(columns.visible, y, 0)
-    gate, *scale = y.chunk(options.num_maps)
-    a = F.relu(gate) * softplus(scale[0]) if scale else F.relu(gate)
+    if options.num_maps == 2:
+        gate, scale = y.split_with_sizes((maps // 2, maps // 2))
+        a = torch.relu(gate) * softplus(scale)
+    else:
+        gate, a = y, torch.relu(y)
     w = _mix(a, readout_mix)
     if options.norm:
         w = w / torch.linalg.vector_norm(gate, dim=-1, keepdim=True).clamp_min(options.eps)
-    weights = _to_slots(w.transpose(0, 1), columns).to(q.dtype).reshape(batch * w.shape[0], 1, -1)
-    return _weighted_sum(weights, past.values).view(batch, 1, w.shape[0], -1)
+    weights = _by_row(_to_slots(w, columns).to(q.dtype), batch)
+    return _weighted_sum(weights, past.values).view(batch, w.shape[0], -1)
+
+
+def _by_head(x: Tensor, batch: int) -> Tensor:
+    """``[B * heads, 1, n]`` as ``[heads, B, n]``: as it is for one row, where every view tells."""
+    return x if batch == 1 else x.view(batch, -1, x.shape[-1]).transpose(0, 1)
+
+
+def _by_row(x: Tensor, batch: int) -> Tensor:
+    """The way back, to ``[B * heads, 1, n]``."""
+    return x if batch == 1 else x.transpose(0, 1).reshape(-1, 1, x.shape[-1])
 
 
 def _weighted_sum(weights: Tensor, segments: Sequence[Tensor]) -> Tensor:
@@ -95,17 +106,19 @@ def _weighted_sum(weights: Tensor, segments: Sequence[Tensor]) -> Tensor:
 
 
 def _to_columns(s: Tensor, columns: _Columns | None) -> Tensor:
+    """Scores ``[heads, B, n]`` by slot as those by table row, ``[heads, B, c]``."""
     if columns is None:
         return s.flip(-1)
-    index = columns.to_columns[:, None].expand(s.shape[0], s.shape[1], -1)
-    return torch.where(columns.visible[:, None], s.gather(-1, index), 0)
+    index = columns.to_columns.expand(*s.shape[:2], -1)
+    return torch.where(columns.visible, s.gather(-1, index), 0)
 
 
 def _to_slots(w: Tensor, columns: _Columns | None) -> Tensor:
+    """Weights ``[heads, B, c]`` by table row as those by slot, ``[heads, B, n]``."""
     if columns is None:
         return w.flip(-1)
-    index = columns.to_slots[:, None].expand(w.shape[0], w.shape[1], -1)
-    return torch.where(columns.readable[:, None], w.gather(-1, index), 0)
+    index = columns.to_slots.expand(*w.shape[:2], -1)
+    return torch.where(columns.readable, w.gather(-1, index), 0)
 
 
 def _mix(x: Tensor, mix: SequenceMix) -> Tensor:
@@ -117,14 +130,17 @@ def _mix(x: Tensor, mix: SequenceMix) -> Tensor:
     if mix.down is not None and mix.up is not None:
         z = torch.bmm(x, _rows(mix.down, columns, dtype))
         if mix.gate is not None:
-            z = z * mix.gate.squeeze(1).transpose(0, 1).to(dtype)
-        y = torch.baddbmm(y, z, _rows(mix.up, columns, dtype).mT)
+            z *= mix.gate.transpose(0, 1)
+        up = _rows(mix.up, columns, dtype).mT
+        y = torch.baddbmm(y, z, up) if y is x else y.baddbmm_(z, up)
     return y
 
 
 def _rows(table: Tensor, count: int, dtype: torch.dtype) -> Tensor:
-    """The first ``count`` rows of ``[heads, L, ...]``; a view costs as much as a small operation."""
-    return (table if table.shape[1] == count else table.narrow(1, 0, count)).to(dtype)
+    """The first ``count`` rows of ``[heads, L, ...]``; for one token a view costs as much as the arithmetic."""
+    if table.shape[1] != count:
+        table = table[:, :count]
+    return table if table.dtype == dtype else table.to(dtype)
 
 
 def _columns(past: Past) -> _Columns | None:

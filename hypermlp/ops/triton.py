@@ -121,7 +121,7 @@ triton_forward = forward_operator("triton_forward", forward, triton_backward)
 
 
 def decode_step(q: Tensor, past: Past, routing_mix: SequenceMix, readout_mix: SequenceMix, options: Options) -> Tensor:
-    """``o`` ``[B, 1, H, V]`` of the newest token, as :func:`hypermlp.ops.decode.decode_step`; no gradient."""
+    """``o`` ``[B, H, V]`` of the newest token, as :func:`hypermlp.ops.decode.decode_step`; no gradient."""
     check_available(q)
     # the operator is for tracing: called directly, a step is spared its dispatch
     run = triton_decode if torch.compiler.is_compiling() else _decode
@@ -156,7 +156,9 @@ def _decode(
     from hypermlp_kernels.launch import Mix
     from hypermlp_kernels.launch_decode import decode
 
-    return decode(
+    # the kernels' queries have a dimension of time
+    q, routing_gate, readout_gate = (x if x is None else x.unsqueeze(1) for x in (q, routing_gate, readout_gate))
+    o = decode(
         q,
         keys,
         values,
@@ -170,6 +172,7 @@ def _decode(
         start=start,
         length=length,
     )
+    return o.squeeze(1)
 
 
 triton_decode = torch.library.custom_op("hypermlp::triton_decode", _decode, mutates_args=())
@@ -178,4 +181,4 @@ triton_decode = torch.library.custom_op("hypermlp::triton_decode", _decode, muta
 @triton_decode.register_fake
 def _(q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], *args: object) -> Tensor:
     batch, heads, _, width = values[0].shape
-    return q.new_empty(batch, 1, heads, width)
+    return q.new_empty(batch, heads, width)

@@ -30,12 +30,12 @@ def zero_padded(x: Tensor, attention_mask: Tensor | None) -> Tensor:
     """``x`` with the rows of padded tokens set to zero, whatever they held (NaN included).
 
     Args:
-        x: ``[B, T, ...]``.
+        x: ``[B, T, ...]``, or ``[B, ...]`` for T = 1.
         attention_mask: bool ``[B, T]``, True for a valid token; None keeps ``x`` as it is.
     """
     if attention_mask is None:
         return x
-    mask = attention_mask.reshape(attention_mask.shape + (1,) * (x.ndim - 2))
+    mask = attention_mask.reshape(attention_mask.shape + (1,) * (x.ndim - attention_mask.ndim))
     return torch.where(mask, x, x.new_zeros(()))
 
 

@@ -123,12 +123,14 @@ def test_a_cache_that_forgets_its_convolution_inputs_is_caught(monkeypatch: pyte
     x = torch.randn(1, 12, WIDTH, dtype=torch.float64)
     with torch.no_grad():
         expected = layer(x)
-    for method, sizes, rows in (("inputs", [4, 4, 4], 0), ("window", [4] + [1] * 8, 1)):
+    nothing = torch.zeros(1, 3, WIDTH, dtype=x.dtype)
+    forgetful = {
+        "inputs": ([4, 4, 4], lambda self, x: nothing),
+        "window": ([4] + [1] * 8, lambda self, x: torch.cat((nothing, x[:, None]), dim=1)),
+    }
+    for method, (sizes, forgets) in forgetful.items():
         with monkeypatch.context() as patch:
-            patch.setattr(
-                f"hypermlp.cache.layer.LayerCache.{method}",
-                lambda self, x, rows=rows: torch.cat((x.new_zeros(x.shape[0], 3, x.shape[2]), x[:, :rows]), dim=1),
-            )
+            patch.setattr(f"hypermlp.cache.layer.LayerCache.{method}", forgets)
             assert (run_split(layer, x, sizes, None, HyperCache()) - expected).abs().max() > 1e-3, method
 
 

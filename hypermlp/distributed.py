@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from hypermlp.cache import CacheSpec
 from hypermlp.collectives import copied, summed
 from hypermlp.config import HyperConfig
 from hypermlp.layers import AttentionLayer
@@ -248,8 +247,7 @@ def _shard(layer: AttentionLayer, group: dist.ProcessGroup) -> None:
         setattr(layer.get_submodule(owner), name, share)
     c = layer.config
     heads, world = c.num_heads, group.size()
-    layer.config = replace(c, num_heads=heads // world, qk_dim=c.qk_dim // world, v_dim=c.v_dim // world)
-    layer._cache_spec = CacheSpec.of(layer.config) if c.causal else None
+    layer._configure(replace(c, num_heads=heads // world, qk_dim=c.qk_dim // world, v_dim=c.v_dim // world))
     for part in layer.modules():
         if isinstance(part, nn.Linear):
             part.out_features, part.in_features = part.weight.shape

@@ -107,7 +107,7 @@ def by_dense_softmax(layer: AttentionLayer, hidden_states: Tensor) -> Tensor:
     scores = torch.einsum("bihk,bjhk->bhij", q, k) * q.shape[-1] ** -0.5
     future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
     weights = scores.masked_fill(future, float("-inf")).softmax(-1)
-    return layer.output(torch.einsum("bhij,bjhv->bihv", weights, v), gates)
+    return layer.output(torch.einsum("bhij,bjhv->bihv", weights, v).flatten(-2), gates)
 
 
 def _reference_bytes(case: Case) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -97,29 +97,36 @@ class LayerCache:
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def step(self, k: Tensor, v: Tensor, valid: Tensor | None) -> Past:
-        """Take in the keys ``[B, S*H, K]`` and values ``[B, H, V]`` of the token given to :meth:`window`.
+        """Take in the keys ``[B, S*H*K]`` and values ``[B, H*V]`` of the token given to :meth:`window`.
 
         ``valid`` is bool ``[B, 1]``. Returns what the token sees.
         """
-        if valid is None and "valid" not in self._rings:
-            self._rings["keys"].put(k, self.length)
-            self._rings["values"].put(v, self.length)
-            self.length += 1
-        else:
-            self._append({"keys": k.unsqueeze(2), "values": v.unsqueeze(2)}, valid)
-        past = self._past(self.length)
+        rings, length = self._rings, self.length
+        if valid is not None or "valid" in rings:
+            self._mark(valid, k.shape[0], 1)
+        rings["keys"].put(k, length)
+        rings["values"].put(v, length)
+        self.length = length + 1
+        past = self._past(self.length, self._seen(self.length, 1))
         return past if self.spec.by_lag else past._replace(start=self._starts())
 
     def extended(self, k: Tensor, v: Tensor, valid: Tensor | None) -> Past:
         """What a block of new tokens sees, themselves included, before it is taken in."""
-        past = self._past(self.length, new=k.shape[1])
+        seen = self._seen(self.length, k.shape[1])
+        past = self._past(self.length, seen)
         if valid is not None or past.valid is not None:
             before = past.valid
             if before is None:
-                before = torch.ones(k.shape[0], _count(past.keys), dtype=torch.bool, device=k.device)
+                before = torch.ones(k.shape[0], seen, dtype=torch.bool, device=k.device)
             now = torch.ones(k.shape[:2], dtype=torch.bool, device=k.device) if valid is None else valid
             past = past._replace(valid=torch.cat((before, now), dim=1))
-        return past._replace(keys=[*past.keys, k.transpose(1, 2)], values=[*past.values, v.transpose(1, 2)])
+        k, v = (self._as_memory(part) for part in (k, v))
+        return past._replace(keys=[*past.keys, k], values=[*past.values, v])
+
+    def _as_memory(self, part: Tensor) -> Tensor:
+        """``[B, m, heads, width]`` as tokens come out of a ring."""
+        order = (0, 2, 3, 1) if self.spec.slots_last else (0, 2, 1, 3)
+        return part.permute(order).flatten(0, 1)
 
     def append(self, k: Tensor, v: Tensor, x: Tensor, valid: Tensor | None) -> None:
         """Take in keys ``[B, m, S*H, K]``, values ``[B, m, H, V]``, hidden states ``[B, m, D]``, valid ``[B, m]``."""
@@ -130,20 +137,25 @@ class LayerCache:
 
     def _append(self, rows: dict[str, Tensor], valid: Tensor | None) -> None:
         """Take in ``[B, ..., m, width]`` of each kind."""
-        new = rows["keys"].shape[2]
-        if valid is not None and "valid" not in self._rings:
-            self._rings["valid"] = self._new_ring("valid", valid[..., None])
-            if self.length:
-                self._rings["valid"].append(valid.new_ones(valid.shape[0], self.length, 1), 0)
-        if "valid" in self._rings:
-            now = self._rings["valid"].data.new_ones(rows["keys"].shape[0], new) if valid is None else valid
-            rows["valid"] = now[..., None]
-        self.start = self._starts_with(valid)
+        batch, new = rows["keys"].shape[0], rows["keys"].shape[2]
+        if valid is not None or "valid" in self._rings:
+            self._mark(valid, batch, new)
         for name, part in rows.items():
             if name not in self._rings or (not self.length and not self._rings[name].fits(part)):
                 self._rings[name] = self._new_ring(name, part)
             self._rings[name].append(part, self.length)
         self.length += new
+
+    def _mark(self, valid: Tensor | None, batch: int, new: int) -> None:
+        """Take in which of ``new`` tokens count, bool ``[B, m]``; None for all."""
+        if valid is None:
+            valid = self._rings["valid"].data.new_ones(batch, new)
+        elif "valid" not in self._rings:
+            self._rings["valid"] = self._new_ring("valid", valid[..., None])
+            if self.length:
+                self._rings["valid"].append(valid.new_ones(batch, self.length, 1), 0)
+        self.start = self._starts_with(valid)
+        self._rings["valid"].append(valid[..., None], self.length)
 
     def crop(self, lengths: int | Tensor) -> None:
         """Forget all but the first ``lengths`` tokens of every row (of each row, if a tensor ``[B]``)."""
@@ -192,15 +204,18 @@ class LayerCache:
             if ring.oldest:  # a ring that has wrapped cannot grow
                 ring.limit = ring.capacity
 
-    def _past(self, stop: int, new: int = 1) -> Past:
+    def _seen(self, stop: int, new: int) -> int:
         """Tokens before ``stop`` that a query among the last of ``new`` can see (one new one is among them)."""
         window = self.spec.window
-        reach = stop if window is None else min(stop, window if new == 1 else window - 1)
-        keys, values = (self._rings[name].tokens(stop - reach, stop) for name in ("keys", "values"))
+        return stop if window is None else min(stop, window if new == 1 else window - 1)
+
+    def _past(self, stop: int, seen: int) -> Past:
+        """The last ``seen`` tokens before ``stop``."""
+        rings, start = self._rings, stop - seen
         valid = None
-        if "valid" in self._rings:
-            valid = torch.cat(self._rings["valid"].tokens(stop - reach, stop), dim=1)[..., 0]
-        return Past(keys, values, valid)
+        if "valid" in rings:
+            valid = torch.cat(rings["valid"].tokens(start, stop), dim=1)[..., 0]
+        return Past(rings["keys"].tokens(start, stop), rings["values"].tokens(start, stop), valid)
 
     def _new_ring(self, name: str, like: Tensor) -> Ring:
         slots_last = self.spec.slots_last and name in ("keys", "values")
@@ -254,7 +269,7 @@ class LayerCache:
         start = self._starts() + shift
         for ring in self._rings.values():
             first = ring.oldest
-            held = torch.cat(ring.tokens(first, self.length), dim=-2)
+            held = ring.gathered(first, self.length)
             source = torch.arange(first, stop, device=held.device) - shift[:, None]
             source = source.view(len(source), *[1] * (held.ndim - 3), -1, 1)
             index = (source - first).clamp_min(0).expand(*held.shape[:-2], -1, held.shape[-1])
@@ -266,7 +281,3 @@ class LayerCache:
             valid = torch.arange(stop, device=start.device) >= start[:, None]
             self._rings["valid"] = self._new_ring("valid", valid[..., None])
             self._rings["valid"].append(valid[..., None], 0)
-
-
-def _count(segments: Sequence[Tensor]) -> int:
-    return sum(part.shape[2] for part in segments)

@@ -17,10 +17,10 @@ class Ring:
         like: ``[B, ..., any, width]``, for sizes, dtype and device.
         limit: tokens it keeps at most; None for all.
         slots_last: keep a row's numbers a capacity apart, so that a product over all slots reads
-            memory in order; what goes in and comes out has the same shape either way.
+            memory in order.
 
     Attributes:
-        data: the memory, ``[B, ..., slots, width]``, or ``[B, ..., width, slots]``.
+        data: the memory, ``[B, ..., slots, width]``, or ``[B, ..., width, slots]``; assigned as a whole.
         oldest: number of the oldest token that has not been overwritten; 0 until the ring wraps.
     """
 
@@ -30,14 +30,24 @@ class Ring:
         self.data = self._allocate(like, _FIRST_CAPACITY if limit is None else min(_FIRST_CAPACITY, limit))
 
     @property
-    def capacity(self) -> int:
-        return self.data.shape[self._slots_dim]
+    def data(self) -> Tensor:
+        return self._data
 
-    def put(self, row: Tensor, length: int) -> None:
-        """Write the one token ``[B, ..., width]`` after the ``length`` tokens there have been."""
+    @data.setter
+    def data(self, data: Tensor) -> None:
+        self._data = data
+        # heads beside batch rows, as products take them: made once, since a view costs a step as much as arithmetic
+        self._rows = data.flatten(0, -3)
+
+    @property
+    def capacity(self) -> int:
+        return self._rows.shape[self._slots_dim]
+
+    def put(self, token: Tensor, length: int) -> None:
+        """Write one token ``[B, ... * width]`` after the ``length`` tokens there have been."""
         self._make_room(length, length + 1)
-        slot = self.data.select(self._slots_dim, length % self.capacity)
-        slot.copy_(row.detach() if row.requires_grad else row)
+        slot = self._rows.select(self._slots_dim, length % self.capacity)
+        slot.copy_((token.detach() if token.requires_grad else token).view_as(slot))
 
     def append(self, rows: Tensor, length: int) -> None:
         """Write ``[B, ..., m, width]`` after the ``length`` tokens there have been."""
@@ -55,15 +65,22 @@ class Ring:
         return (rows.shape[0], rows.dtype, rows.device) == (data.shape[0], data.dtype, data.device)
 
     def tokens(self, start: int, stop: int) -> list[Tensor]:
-        """Views of tokens ``start:stop``, oldest first: one, or two where the ring wraps."""
-        capacity = self.capacity
+        """Views of tokens ``start:stop``, oldest first: one, or two where the ring wraps.
+
+        As memory lies, with heads beside batch rows: ``[B * ..., n, width]``, or ``[B * ..., width, n]``.
+        """
+        rows, capacity = self._rows, self.capacity
         low, count = start % capacity, stop - start
         if low + count <= capacity:
-            return [self._slots(low, count)]
-        return [self._slots(*span) for span in self._spans(start, stop)]
+            return [rows.narrow(self._slots_dim, low, count)]
+        return [rows.narrow(self._slots_dim, *span) for span in self._spans(start, stop)]
+
+    def gathered(self, start: int, stop: int) -> Tensor:
+        """A copy of tokens ``start:stop``, ``[B, ..., n, width]``."""
+        return torch.cat([self._slots(*span) for span in self._spans(start, stop)], dim=-2)
 
     def _slots(self, low: int, count: int) -> Tensor:
-        """View ``[B, ..., count, width]``."""
+        """View ``[B, ..., count, width]``, however memory lies."""
         part = self.data.narrow(self._slots_dim, low, count)
         return part.mT if self.slots_last else part
 

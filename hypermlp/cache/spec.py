@@ -21,8 +21,8 @@ class CacheSpec:
         by_lag: whether tables are indexed by lag; by position a sequence may not be longer than
             ``max_lag``.
         max_lag: rows of the tables, or None.
-        slots_last: whether keys and values lie with tokens along the last dimension: for a layer that
-            multiplies by all of them at once, and not for PyTorch's attention.
+        slots_last: whether keys and values lie, and are handed out, with tokens along the last dimension:
+            for a layer that multiplies by all of them at once, and not for PyTorch's attention.
     """
 
     key_heads: int

@@ -88,19 +88,22 @@ class StaticLayerCache:
                 )
 
     def step(self, k: Tensor, v: Tensor, valid: Tensor | None) -> Past:
-        """Take in the keys ``[B, S*H, K]`` and values ``[B, H, V]`` of the token given to :meth:`window`.
+        """Take in the keys ``[B, S*H*K]`` and values ``[B, H*V]`` of the token given to :meth:`window`.
 
         ``valid`` is bool ``[B, 1]``. Returns what the token sees.
         """
         held = self._tensors
         slot = (held["length"] % self.capacity).reshape(1)
-        held["keys"].index_copy_(2, slot, k.unsqueeze(2))
-        held["values"].index_copy_(2, slot, v.unsqueeze(2))
         now = torch.ones_like(held["valid"][:, :1]) if valid is None else valid
         held["valid"].index_copy_(1, slot, now)
         held["start"].add_(((held["start"] == held["length"]) & ~now[:, 0]).long())
         held["length"].add_(1)
-        return Past([held["keys"]], [held["values"]], held["valid"], length=held["length"])
+        rows = []
+        for name, token in (("keys", k), ("values", v)):
+            rows.append(held[name].flatten(0, 1))
+            column = token.view(*rows[-1].select(self._slots_dim, 0).shape).unsqueeze(self._slots_dim)
+            rows[-1].index_copy_(self._slots_dim, slot, column)
+        return Past(rows[:1], rows[1:], held["valid"], length=held["length"])
 
     def extended(self, k: Tensor, v: Tensor, valid: Tensor | None) -> Past:
         """Not offered: blocks have many lengths."""
@@ -115,8 +118,9 @@ class StaticLayerCache:
         kept = min(rows, self.capacity)
         slots = torch.arange(rows - kept, rows, device=k.device) % self.capacity
         now = torch.ones(batch, rows, dtype=torch.bool, device=k.device) if valid is None else valid
-        held["keys"].index_copy_(2, slots, k[:, rows - kept :].transpose(1, 2))
-        held["values"].index_copy_(2, slots, v[:, rows - kept :].transpose(1, 2))
+        for name, part in (("keys", k), ("values", v)):
+            part = part[:, rows - kept :].transpose(1, 2)
+            held[name].index_copy_(self._slots_dim, slots, part.mT if self.spec.slots_last else part)
         held["valid"].index_copy_(1, slots, now[:, rows - kept :])
         held["start"].copy_(torch.where(now.any(1), now.int().argmax(1), rows))
         if self.spec.taps:
@@ -158,11 +162,19 @@ class StaticLayerCache:
     def _allocate(self, k: Tensor, v: Tensor, x: Tensor) -> None:
         batch, device = k.shape[0], k.device
         self._tensors = {
-            "keys": k.new_zeros(batch, k.shape[2], self.capacity, k.shape[3]),
-            "values": v.new_zeros(batch, v.shape[2], self.capacity, v.shape[3]),
+            "keys": k.new_zeros(batch, k.shape[2], *self._memory(k.shape[3])),
+            "values": v.new_zeros(batch, v.shape[2], *self._memory(v.shape[3])),
             "valid": torch.zeros(batch, self.capacity, dtype=torch.bool, device=device),
             "start": torch.zeros(batch, dtype=torch.long, device=device),
             "length": torch.zeros((), dtype=torch.long, device=device),
         }
         if self.spec.taps:
             self._tensors["inputs"] = x.new_zeros(batch, self.spec.taps, x.shape[-1])
+
+    @property
+    def _slots_dim(self) -> int:
+        return -1 if self.spec.slots_last else -2
+
+    def _memory(self, width: int) -> tuple[int, int]:
+        """Sizes of one head's memory."""
+        return (width, self.capacity) if self.spec.slots_last else (self.capacity, width)

@@ -44,8 +44,8 @@ class AttentionLayer(nn.Module, ABC):
         dtype: torch.dtype | None,
     ) -> None:
         super().__init__()
-        self.config, self.backend, self.layer_idx = config, backend, layer_idx
-        self._cache_spec = CacheSpec.of(config) if config.causal else None
+        self.backend, self.layer_idx = backend, layer_idx
+        self._configure(config)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         hidden, qk_dim, v_dim = config.hidden_size, config.qk_dim, config.v_dim
         self.q_proj = nn.Linear(hidden, qk_dim, bias=config.bias, **factory)
@@ -56,6 +56,11 @@ class AttentionLayer(nn.Module, ABC):
         self.v_conv = self._conv(factory)
         widths = config.gate_widths
         self.gate = GateProjection(hidden, widths, config.gate_activation, **factory) if any(widths) else None
+
+    def _configure(self, config: HyperConfig) -> None:
+        """Take ``config``, and make what every call reads of it."""
+        self.config = config
+        self._cache_spec = CacheSpec.of(config) if config.causal else None
 
     @property
     def cache_spec(self) -> CacheSpec:
@@ -115,7 +120,7 @@ class AttentionLayer(nn.Module, ABC):
         q = self.queries(x, gates, offset)
         k, v = self.keys_values(x, cu_seqlens, offset)
         o = self.attend(q, k, v, gates, attention_mask, cu_seqlens)
-        return zero_padded(self.output(o, gates), attention_mask)
+        return zero_padded(self.output(o.flatten(-2), gates), attention_mask)
 
     def _forward_cached(
         self, hidden_states: Tensor, attention_mask: Tensor | None, cu_seqlens: Tensor | None, cache: HyperCache
@@ -140,20 +145,19 @@ class AttentionLayer(nn.Module, ABC):
             k, v = (zero_padded(y, valid) for y in self.keys_values(x, None, offset, past=state.inputs(x)))
             o = self.attend_block(q, gates, state.extended(k, v, valid))
             state.append(k, v, x, valid)
-        return zero_padded(self.output(o, gates), valid)
+        return zero_padded(self.output(o.flatten(-2), gates), valid)
 
     def _step(self, x: Tensor, valid: Tensor | None, state: LayerCache | StaticLayerCache) -> Tensor:
-        """One token a row after a cache, ``[B, hidden_size]``: nothing but its mask has a dimension of time."""
+        """One token a row after a cache, ``[B, hidden_size]`` to the same: heads and time have no dimensions here."""
         x = zero_padded(x, valid)
         offset = state.offset(valid) if self.config.rope else 0
         gates = self.gates(x)
-        q = self.queries(x, gates, offset)
+        q = self._gated_queries(x, gates, offset)
         state.check(q, 1)
         window = state.window(x) if self.config.conv_size else x
         k = self.k_proj(window if self.k_conv is None else self.k_conv.step(window))
         v = self.v_proj(window if self.v_conv is None else self.v_conv.step(window))
-        k, v = _heads(self._rotated(k, offset), self.config.qk_width), _heads(v, self.config.v_width)
-        past = state.step(zero_padded(k, valid), zero_padded(v, valid), valid)
+        past = state.step(zero_padded(self._rotated(k, offset), valid), zero_padded(v, valid), valid)
         return zero_padded(self.output(self.attend_step(q, gates, past), gates), valid)
 
     @staticmethod
@@ -181,8 +185,11 @@ class AttentionLayer(nn.Module, ABC):
 
     def queries(self, x: Tensor, gates: Gates, offset: int | Tensor = 0) -> Tensor:
         """``(x Wq) * phi(x Wm1 + b)``, ``[B, T, S*H, K]``; the rotation comes before the gate."""
+        return _heads(self._gated_queries(x, gates, offset), self.config.qk_width)
+
+    def _gated_queries(self, x: Tensor, gates: Gates, offset: int | Tensor) -> Tensor:
         q = self._rotated(self.q_proj(x), offset)
-        return _heads(q if gates.query is None else q * gates.query, self.config.qk_width)
+        return q if gates.query is None else q * gates.query
 
     def keys_values(
         self, x: Tensor, cu_seqlens: Tensor | None, offset: int | Tensor = 0, past: Tensor | None = None
@@ -193,8 +200,7 @@ class AttentionLayer(nn.Module, ABC):
         return _heads(self._rotated(k, offset), self.config.qk_width), _heads(v, self.config.v_width)
 
     def output(self, o: Tensor, gates: Gates) -> Tensor:
-        """``(o * phi(x Wm2 + b)) Wo``, ``[B, T, hidden_size]``."""
-        o = o.flatten(-2)
+        """``(o * phi(x Wm2 + b)) Wo``, ``[..., hidden_size]``, of the heads' ``o`` ``[..., H*V]``."""
         out: Tensor = self.o_proj(o if gates.output is None else o * gates.output)
         return out
 
@@ -206,7 +212,7 @@ class AttentionLayer(nn.Module, ABC):
 
     @abstractmethod
     def attend_step(self, q: Tensor, gates: Gates, past: Past) -> Tensor:
-        """What the newest token, ``q`` ``[B, S*H, K]``, reads from all that ``past`` holds, ``[B, H, V]``."""
+        """What the newest token, ``q`` ``[B, S*H*K]``, reads from all that ``past`` holds, ``[B, H*V]``."""
 
     @abstractmethod
     def attend_block(self, q: Tensor, gates: Gates, past: Past) -> Tensor:

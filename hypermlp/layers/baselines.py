@@ -13,7 +13,7 @@ from hypermlp.layers.base import AttentionLayer
 from hypermlp.layers.feature_mixing import Gates
 from hypermlp.layers.operator_layer import OperatorLayer
 from hypermlp.ops.attention import Backend
-from hypermlp.ops.decode import Past, joined
+from hypermlp.ops.decode import Past
 from hypermlp.ops.varlen import key_spans
 
 
@@ -87,15 +87,16 @@ class SoftmaxAttention(AttentionLayer):
         return o.transpose(1, 2)
 
     def attend_step(self, q: Tensor, gates: Gates, past: Past) -> Tensor:
-        return self._read(q[:, None], past, None if past.valid is None else past.valid[:, None, None])[:, 0]
+        batch = q.shape[0]
+        keys, values = _joined(past, batch)
+        q = q.reshape(batch, keys.shape[1], 1, -1)
+        visible = None if past.valid is None else past.valid[:, None, None]
+        return F.scaled_dot_product_attention(q, keys, values, attn_mask=visible).flatten(1)
 
     def attend_block(self, q: Tensor, gates: Gates, past: Past) -> Tensor:
-        count = sum(keys.shape[2] for keys in past.keys)
-        return self._read(q, past, self._visible(count, past.valid, None, q.device)[:, :, count - q.shape[1] :])
-
-    @staticmethod
-    def _read(q: Tensor, past: Past, visible: Tensor | None) -> Tensor:
-        keys, values = joined(past.keys), joined(past.values)
+        keys, values = _joined(past, q.shape[0])
+        count = keys.shape[2]
+        visible = self._visible(count, past.valid, None, q.device)[:, :, count - q.shape[1] :]
         return F.scaled_dot_product_attention(q.transpose(1, 2), keys, values, attn_mask=visible).transpose(1, 2)
 
     def _visible(
@@ -110,6 +111,12 @@ class SoftmaxAttention(AttentionLayer):
         if attention_mask is not None:
             visible = visible & (attention_mask != 0)[:, None, None]
         return visible | torch.eye(length, dtype=torch.bool, device=device)
+
+
+def _joined(past: Past, batch: int) -> list[Tensor]:
+    """Keys and values of all slots, ``[B, H, n, width]``: a copy only where they are in several segments."""
+    joined = (part[0] if len(part) == 1 else torch.cat(list(part), dim=1) for part in (past.keys, past.values))
+    return [part.view(batch, -1, *part.shape[1:]) for part in joined]
 
 
 class ReLUAttention(OperatorLayer, SoftmaxAttention):

@@ -108,9 +108,12 @@ class HyperMLP(OperatorLayer):
         max_lag = self.config.max_lag
         return LagMixing(heads, max_lag, mix, **factory) if isinstance(mix, MixConfig) and max_lag else None
 
-    def mixes(self, gates: Gates) -> tuple[SequenceMix | None, SequenceMix | None]:
-        routing = None if self.routing_mix is None else self.routing_mix(gates.routing)
-        return routing, None if self.readout_mix is None else self.readout_mix(gates.readout)
+    def mixes(self, gates: Gates) -> tuple[SequenceMix, SequenceMix]:
+        routing, readout = self.routing_mix, self.readout_mix
+        return (
+            SequenceMix() if routing is None else routing(gates.routing),
+            SequenceMix() if readout is None else readout(gates.readout),
+        )
 
 
 class HyperGLU(HyperMLP):

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hypermlp.config import HyperConfig
 from hypermlp.layers.base import AttentionLayer
 from hypermlp.layers.feature_mixing import Gates
 from hypermlp.ops import SequenceMix, hyper_attention, triton
-from hypermlp.ops.attention import Selection
 from hypermlp.ops.decode import Past, decode_block, decode_step
 from hypermlp.ops.tiling import Options
 
@@ -19,43 +19,31 @@ from hypermlp.ops.tiling import Options
 class OperatorLayer(AttentionLayer):
     """Reads by ``hyper_attention``, and by its decoding forms where there is a cache."""
 
-    def mixes(self, gates: Gates) -> tuple[SequenceMix | None, SequenceMix | None]:
-        """First and second sequence mixing of the tokens with these ``gates``; here none."""
-        return None, None
+    def _configure(self, config: HyperConfig) -> None:
+        super()._configure(config)
+        c, selection = config, "glu" if config.num_maps == 2 else "relu"
+        self._options = Options(selection, c.norm, c.eps, c.causal, c.layout, c.max_lag)
 
-    @property
-    def selection(self) -> Selection:
-        return "glu" if self.config.num_maps == 2 else "relu"
+    def mixes(self, gates: Gates) -> tuple[SequenceMix, SequenceMix]:
+        """First and second sequence mixing of the tokens with these ``gates``; here none."""
+        return SequenceMix(), SequenceMix()
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, gates: Gates, attention_mask: Tensor | None, cu_seqlens: Tensor | None
     ) -> Tensor:
-        c = self.config
         return hyper_attention(
-            q, k, v, *self.mixes(gates),
-            selection=self.selection, norm=c.norm, eps=c.eps, causal=c.causal, layout=c.layout, max_lag=c.max_lag,
+            q, k, v, *self.mixes(gates), **self._options._asdict(),
             attention_mask=attention_mask, cu_seqlens=cu_seqlens, backend=self.backend,
         )  # fmt: skip
 
     def attend_step(self, q: Tensor, gates: Gates, past: Past) -> Tensor:
-        mixes = self._given_mixes(gates)
         step = triton.decode_step if self.backend == "triton" else decode_step
         with _no_autocast(q.device.type):
-            return step(q, past, *mixes, self._options)
+            return step(q, past, *self.mixes(gates), self._options)
 
     def attend_block(self, q: Tensor, gates: Gates, past: Past) -> Tensor:
-        mixes = self._given_mixes(gates)
         with _no_autocast(q.device.type):
-            return decode_block(q, past, *mixes, self._options)
-
-    def _given_mixes(self, gates: Gates) -> tuple[SequenceMix, SequenceMix]:
-        routing_mix, readout_mix = self.mixes(gates)
-        return routing_mix or SequenceMix(), readout_mix or SequenceMix()
-
-    @property
-    def _options(self) -> Options:
-        c = self.config
-        return Options(self.selection, c.norm, c.eps, c.causal, c.layout, c.max_lag)
+            return decode_block(q, past, *self.mixes(gates), self._options)
 
 
 def _no_autocast(device_type: str) -> AbstractContextManager[Any]:

@@ -22,12 +22,13 @@ from hypermlp.ops.tiling import Options
 class Past(NamedTuple):
     """What the cache holds of the tokens up to and including the new ones.
 
-    Slots are counted over all segments. They run from the oldest token to the newest one, unless ``length`` says
-    that they are a ring.
+    Heads lie beside batch rows, as a batched product takes them; for softmax attention the last two dimensions of
+    keys and values are the other way round. Slots are counted over all segments, and run from the oldest token to
+    the newest one, unless ``length`` says that they are a ring.
 
     Attributes:
-        keys: segments ``[B, S*H, n_i, K]``, oldest first.
-        values: segments ``[B, H, n_i, V]``, cut at the same places.
+        keys: segments ``[B * S*H, K, n_i]``, oldest first.
+        values: segments ``[B * H, V, n_i]``, cut at the same places.
         valid: bool ``[B, n]`` over all segments, or None if every token counts.
         start: int64 ``[B]``, the slot of table row 0, for tables by position; None for tables by lag.
         length: tokens there have been, a 0-dim int64 tensor, where the one segment holds token ``t`` in slot
@@ -39,6 +40,10 @@ class Past(NamedTuple):
     valid: Tensor | None
     start: Tensor | None = None
     length: Tensor | None = None
+
+
+# scores of these are mixed as they are, those of other types in float32
+_EXACT = (torch.float32, torch.float64)
 
 
 class _Columns(NamedTuple):
@@ -56,33 +61,36 @@ class _Columns(NamedTuple):
 
 
 def decode_step(q: Tensor, past: Past, routing_mix: SequenceMix, readout_mix: SequenceMix, options: Options) -> Tensor:
-    """``o`` ``[B, H, V]`` of the newest token, which ``past`` includes.
+    """``o`` ``[B, H*V]`` of the newest token, which ``past`` includes.
 
     Args:
-        q: ``[B, S*H, K]``.
+        q: ``[B, S*H*K]``.
         past: keys and values; hidden tokens hold zeros.
         routing_mix, readout_mix: gates ``[B, heads, R]``.
         options: as everywhere.
     """
     columns = _columns(past)
-    dtype = torch.promote_types(q.dtype, torch.float32)
-    batch, maps, width = q.shape
-    query = q.reshape(batch * maps, 1, width)
-    scores = [torch.bmm(query, keys.flatten(0, 1).mT) for keys in past.keys]
-    s = scores[0] if len(scores) == 1 else torch.cat(scores, dim=2)
-    y = _mix(_to_columns(_by_head(s, batch).to(dtype), columns), routing_mix)
+    batch, keys, values = q.shape[0], past.keys, past.values
+    query = q.reshape(keys[0].shape[0], 1, -1)
+    s = torch.bmm(query, keys[0]) if len(keys) == 1 else torch.cat([torch.bmm(query, part) for part in keys], dim=2)
+    if q.dtype not in _EXACT:
+        s = s.float()
+    y = _mix(_to_columns(_by_head(s, batch), columns), routing_mix)
     if columns is not None:
         y = torch.where(columns.visible, y, 0)
-    if options.num_maps == 2:
-        gate, scale = y.split_with_sizes((maps // 2, maps // 2))
+    if options.selection == "glu":
+        gate, scale = y.split_with_sizes((y.shape[0] // 2,) * 2)
         a = torch.relu(gate) * softplus(scale)
     else:
         gate, a = y, torch.relu(y)
     w = _mix(a, readout_mix)
     if options.norm:
         w = w / torch.linalg.vector_norm(gate, dim=-1, keepdim=True).clamp_min(options.eps)
-    weights = _by_row(_to_slots(w, columns).to(q.dtype), batch)
-    return _weighted_sum(weights, past.values).view(batch, w.shape[0], -1)
+    w = _by_row(_to_slots(w, columns), batch)
+    if q.dtype not in _EXACT:
+        w = w.to(q.dtype)
+    o = torch.bmm(w, values[0].mT) if len(values) == 1 else _weighted_sum(w, *values)
+    return o.view(batch, -1)
 
 
 def _by_head(x: Tensor, batch: int) -> Tensor:
@@ -95,14 +103,10 @@ def _by_row(x: Tensor, batch: int) -> Tensor:
     return x if batch == 1 else x.transpose(0, 1).reshape(-1, 1, x.shape[-1])
 
 
-def _weighted_sum(weights: Tensor, segments: Sequence[Tensor]) -> Tensor:
-    """``weights`` ``[B * H, 1, n]`` over segments ``[B, H, n_i, V]``, ``[B * H, 1, V]``."""
-    if len(segments) == 1:
-        return torch.bmm(weights, segments[0].flatten(0, 1))
-    older, newer = segments
+def _weighted_sum(weights: Tensor, older: Tensor, newer: Tensor) -> Tensor:
+    """``weights`` ``[B * H, 1, n]`` over two segments ``[B * H, V, n_i]``, ``[B * H, 1, V]``."""
     split = older.shape[2]
-    o = torch.bmm(weights[..., :split], older.flatten(0, 1))
-    return torch.baddbmm(o, weights[..., split:], newer.flatten(0, 1))
+    return torch.baddbmm(torch.bmm(weights[..., :split], older.mT), weights[..., split:], newer.mT)
 
 
 def _to_columns(s: Tensor, columns: _Columns | None) -> Tensor:
@@ -188,10 +192,6 @@ def decode_block(q: Tensor, past: Past, routing_mix: SequenceMix, readout_mix: S
 
     The last rows of a chunked forward; segments are joined once for the whole block.
     """
-    keys, values = (joined(segments).transpose(1, 2) for segments in (past.keys, past.values))
+    joined = (torch.cat(list(segments), dim=2) for segments in (past.keys, past.values))
+    keys, values = (part.view(q.shape[0], -1, *part.shape[1:]).permute(0, 3, 1, 2) for part in joined)
     return chunked.forward(q, keys, values, routing_mix, readout_mix, options, past.valid, None)[0].to(q.dtype)
-
-
-def joined(segments: Sequence[Tensor]) -> Tensor:
-    """Segments ``[B, heads, n_i, width]`` as one: a copy only where there are several."""
-    return segments[0] if len(segments) == 1 else torch.cat(list(segments), dim=2)

@@ -121,7 +121,7 @@ triton_forward = forward_operator("triton_forward", forward, triton_backward)
 
 
 def decode_step(q: Tensor, past: Past, routing_mix: SequenceMix, readout_mix: SequenceMix, options: Options) -> Tensor:
-    """``o`` ``[B, H, V]`` of the newest token, as :func:`hypermlp.ops.decode.decode_step`; no gradient."""
+    """``o`` ``[B, H*V]`` of the newest token, as :func:`hypermlp.ops.decode.decode_step`; no gradient."""
     check_available(q)
     # the operator is for tracing: called directly, a step is spared its dispatch
     run = triton_decode if torch.compiler.is_compiling() else _decode
@@ -156,12 +156,13 @@ def _decode(
     from hypermlp_kernels.launch import Mix
     from hypermlp_kernels.launch_decode import decode
 
-    # the kernels' queries have a dimension of time
-    q, routing_gate, readout_gate = (x if x is None else x.unsqueeze(1) for x in (q, routing_gate, readout_gate))
+    batch, width = q.shape[0], keys[0].shape[1]
+    # the kernels take dimensions of their own for heads and time
+    routing_gate, readout_gate = (x if x is None else x.unsqueeze(1) for x in (routing_gate, readout_gate))
     o = decode(
-        q,
-        keys,
-        values,
+        q.reshape(batch, 1, -1, width),
+        [part.view(batch, -1, *part.shape[1:]).mT for part in keys],
+        [part.view(batch, -1, *part.shape[1:]).mT for part in values],
         Mix(routing_diag, routing_down, routing_up, routing_gate, routing_identity),
         Mix(readout_diag, readout_down, readout_up, readout_gate, readout_identity),
         glu=selection == "glu",
@@ -172,7 +173,7 @@ def _decode(
         start=start,
         length=length,
     )
-    return o.squeeze(1)
+    return o.reshape(batch, -1)
 
 
 triton_decode = torch.library.custom_op("hypermlp::triton_decode", _decode, mutates_args=())
@@ -180,5 +181,4 @@ triton_decode = torch.library.custom_op("hypermlp::triton_decode", _decode, muta
 
 @triton_decode.register_fake
 def _(q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], *args: object) -> Tensor:
-    batch, heads, _, width = values[0].shape
-    return q.new_empty(batch, heads, width)
+    return q.new_empty(q.shape[0], values[0].shape[0] // q.shape[0] * values[0].shape[1])

@@ -29,7 +29,7 @@ def make(mixer: str, **options: Any) -> AttentionLayer:
 def read_by_map(layer: AttentionLayer, x: Tensor, weights: Tensor, **kwargs: Any) -> Tensor:
     """The layer's output from its map, by its own projections."""
     _, v = layer.keys_values(x, kwargs.get("cu_seqlens"))
-    return layer.output(torch.einsum("bhts,bshv->bthv", weights, v), layer.gates(x))
+    return layer.output(torch.einsum("bhts,bshv->bthv", weights, v).flatten(-2), layer.gates(x))
 
 
 @pytest.mark.parametrize("mixer", MIXERS)

@@ -26,6 +26,7 @@ class LayerCache:
 
     def __init__(self, spec: CacheSpec, max_crop: int, max_length: int | None) -> None:
         self.spec, self.max_crop, self.max_length = spec, max_crop, max_length
+        self._window = spec.window
         self.length = 0
         self.start: Tensor | None = None
         self._rings: dict[str, Ring] = {}
@@ -120,13 +121,8 @@ class LayerCache:
                 before = torch.ones(k.shape[0], seen, dtype=torch.bool, device=k.device)
             now = torch.ones(k.shape[:2], dtype=torch.bool, device=k.device) if valid is None else valid
             past = past._replace(valid=torch.cat((before, now), dim=1))
-        k, v = (self._as_memory(part) for part in (k, v))
-        return past._replace(keys=[*past.keys, k], values=[*past.values, v])
-
-    def _as_memory(self, part: Tensor) -> Tensor:
-        """``[B, m, heads, width]`` as tokens come out of a ring."""
-        order = (0, 2, 3, 1) if self.spec.slots_last else (0, 2, 1, 3)
-        return part.permute(order).flatten(0, 1)
+        k = k.permute((0, 2, 3, 1) if self.spec.keys_transposed else (0, 2, 1, 3)).flatten(0, 1)
+        return past._replace(keys=[*past.keys, k], values=[*past.values, v.transpose(1, 2).flatten(0, 1)])
 
     def append(self, k: Tensor, v: Tensor, x: Tensor, valid: Tensor | None) -> None:
         """Take in keys ``[B, m, S*H, K]``, values ``[B, m, H, V]``, hidden states ``[B, m, D]``, valid ``[B, m]``."""
@@ -206,7 +202,7 @@ class LayerCache:
 
     def _seen(self, stop: int, new: int) -> int:
         """Tokens before ``stop`` that a query among the last of ``new`` can see (one new one is among them)."""
-        window = self.spec.window
+        window = self._window
         return stop if window is None else min(stop, window if new == 1 else window - 1)
 
     def _past(self, stop: int, seen: int) -> Past:
@@ -218,7 +214,7 @@ class LayerCache:
         return Past(rings["keys"].tokens(start, stop), rings["values"].tokens(start, stop), valid)
 
     def _new_ring(self, name: str, like: Tensor) -> Ring:
-        slots_last = self.spec.slots_last and name in ("keys", "values")
+        slots_last = self.spec.keys_transposed and name == "keys"
         if name == "inputs":  # a token joins its convolutions' window before the oldest may go
             return Ring(like, self.spec.taps + max(1, self.max_crop))
         return Ring(like, None if self.spec.window is None else self.spec.window + self.max_crop, slots_last)

@@ -21,6 +21,7 @@ class Ring:
 
     Attributes:
         data: the memory, ``[B, ..., slots, width]``, or ``[B, ..., width, slots]``; assigned as a whole.
+        capacity: slots there are.
         oldest: number of the oldest token that has not been overwritten; 0 until the ring wraps.
     """
 
@@ -38,10 +39,7 @@ class Ring:
         self._data = data
         # heads beside batch rows, as products take them: made once, since a view costs a step as much as arithmetic
         self._rows = data.flatten(0, -3)
-
-    @property
-    def capacity(self) -> int:
-        return self._rows.shape[self._slots_dim]
+        self.capacity = data.shape[self._slots_dim]
 
     def put(self, token: Tensor, length: int) -> None:
         """Write one token ``[B, ... * width]`` after the ``length`` tokens there have been."""

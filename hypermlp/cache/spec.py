@@ -21,8 +21,8 @@ class CacheSpec:
         by_lag: whether tables are indexed by lag; by position a sequence may not be longer than
             ``max_lag``.
         max_lag: rows of the tables, or None.
-        slots_last: whether keys and values lie, and are handed out, with tokens along the last dimension:
-            for a layer that multiplies by all of them at once, and not for PyTorch's attention.
+        keys_transposed: whether keys lie, and are handed out, with tokens along the last dimension: for a layer
+            that multiplies by all of them at once, and not for PyTorch's attention.
     """
 
     key_heads: int
@@ -33,7 +33,7 @@ class CacheSpec:
     taps: int
     by_lag: bool
     max_lag: int | None
-    slots_last: bool
+    keys_transposed: bool
 
     @classmethod
     def of(cls, config: HyperConfig) -> CacheSpec:
@@ -49,7 +49,7 @@ class CacheSpec:
             taps=max(0, config.conv_size - 1),
             by_lag=config.layout == "lag",
             max_lag=config.max_lag,
-            slots_last=config.mixer != "softmax",
+            keys_transposed=config.mixer != "softmax",
         )
 
     @property

@@ -98,12 +98,11 @@ class StaticLayerCache:
         held["valid"].index_copy_(1, slot, now)
         held["start"].add_(((held["start"] == held["length"]) & ~now[:, 0]).long())
         held["length"].add_(1)
-        rows = []
-        for name, token in (("keys", k), ("values", v)):
-            rows.append(held[name].flatten(0, 1))
-            column = token.view(*rows[-1].select(self._slots_dim, 0).shape).unsqueeze(self._slots_dim)
-            rows[-1].index_copy_(self._slots_dim, slot, column)
-        return Past(rows[:1], rows[1:], held["valid"], length=held["length"])
+        keys, values = held["keys"].flatten(0, 1), held["values"].flatten(0, 1)
+        k = k.view(keys.shape[0], 1, -1)
+        keys.index_copy_(self._key_slots_dim, slot, k.mT if self.spec.keys_transposed else k)
+        values.index_copy_(1, slot, v.view(values.shape[0], 1, -1))
+        return Past([keys], [values], held["valid"], length=held["length"])
 
     def extended(self, k: Tensor, v: Tensor, valid: Tensor | None) -> Past:
         """Not offered: blocks have many lengths."""
@@ -118,9 +117,9 @@ class StaticLayerCache:
         kept = min(rows, self.capacity)
         slots = torch.arange(rows - kept, rows, device=k.device) % self.capacity
         now = torch.ones(batch, rows, dtype=torch.bool, device=k.device) if valid is None else valid
-        for name, part in (("keys", k), ("values", v)):
-            part = part[:, rows - kept :].transpose(1, 2)
-            held[name].index_copy_(self._slots_dim, slots, part.mT if self.spec.slots_last else part)
+        k, v = (part[:, rows - kept :].transpose(1, 2) for part in (k, v))
+        held["keys"].index_copy_(self._key_slots_dim, slots, k.mT if self.spec.keys_transposed else k)
+        held["values"].index_copy_(2, slots, v)
         held["valid"].index_copy_(1, slots, now[:, rows - kept :])
         held["start"].copy_(torch.where(now.any(1), now.int().argmax(1), rows))
         if self.spec.taps:
@@ -161,9 +160,10 @@ class StaticLayerCache:
 
     def _allocate(self, k: Tensor, v: Tensor, x: Tensor) -> None:
         batch, device = k.shape[0], k.device
+        keys = k.new_zeros(batch, k.shape[2], self.capacity, k.shape[3])
         self._tensors = {
-            "keys": k.new_zeros(batch, k.shape[2], *self._memory(k.shape[3])),
-            "values": v.new_zeros(batch, v.shape[2], *self._memory(v.shape[3])),
+            "keys": keys.mT.contiguous() if self.spec.keys_transposed else keys,
+            "values": v.new_zeros(batch, v.shape[2], self.capacity, v.shape[3]),
             "valid": torch.zeros(batch, self.capacity, dtype=torch.bool, device=device),
             "start": torch.zeros(batch, dtype=torch.long, device=device),
             "length": torch.zeros((), dtype=torch.long, device=device),
@@ -172,9 +172,5 @@ class StaticLayerCache:
             self._tensors["inputs"] = x.new_zeros(batch, self.spec.taps, x.shape[-1])
 
     @property
-    def _slots_dim(self) -> int:
-        return -1 if self.spec.slots_last else -2
-
-    def _memory(self, width: int) -> tuple[int, int]:
-        """Sizes of one head's memory."""
-        return (width, self.capacity) if self.spec.slots_last else (self.capacity, width)
+    def _key_slots_dim(self) -> int:
+        return -1 if self.spec.keys_transposed else -2

@@ -149,16 +149,20 @@ class AttentionLayer(nn.Module, ABC):
 
     def _step(self, x: Tensor, valid: Tensor | None, state: LayerCache | StaticLayerCache) -> Tensor:
         """One token a row after a cache, ``[B, hidden_size]`` to the same: heads and time have no dimensions here."""
-        x = zero_padded(x, valid)
+        if valid is not None:
+            x = zero_padded(x, valid)
         offset = state.offset(valid) if self.config.rope else 0
         gates = self.gates(x)
         q = self._gated_queries(x, gates, offset)
         state.check(q, 1)
         window = state.window(x) if self.config.conv_size else x
-        k = self.k_proj(window if self.k_conv is None else self.k_conv.step(window))
-        v = self.v_proj(window if self.v_conv is None else self.v_conv.step(window))
-        past = state.step(zero_padded(self._rotated(k, offset), valid), zero_padded(v, valid), valid)
-        return zero_padded(self.output(self.attend_step(q, gates, past), gates), valid)
+        k_conv, v_conv = self.k_conv, self.v_conv
+        k = self._rotated(self.k_proj(window if k_conv is None else k_conv.step(window)), offset)
+        v = self.v_proj(window if v_conv is None else v_conv.step(window))
+        if valid is not None:
+            k, v = zero_padded(k, valid), zero_padded(v, valid)
+        out = self.output(self.attend_step(q, gates, state.step(k, v, valid)), gates)
+        return out if valid is None else zero_padded(out, valid)
 
     @staticmethod
     def _new_tokens_mask(
@@ -181,7 +185,8 @@ class AttentionLayer(nn.Module, ABC):
 
     def gates(self, x: Tensor) -> Gates:
         """Everything of the form ``phi(x W + b)``, from one product."""
-        return NO_GATES if self.gate is None else self.gate(x)
+        gate = self.gate
+        return NO_GATES if gate is None else gate(x)
 
     def queries(self, x: Tensor, gates: Gates, offset: int | Tensor = 0) -> Tensor:
         """``(x Wq) * phi(x Wm1 + b)``, ``[B, T, S*H, K]``; the rotation comes before the gate."""

@@ -59,8 +59,10 @@ class GateProjection(nn.Module):
         x: Tensor = self.proj(hidden_states)
         if self.activation == "sigmoid":
             x = torch.sigmoid(x)
-        parts = x.split_with_sizes(self.widths, dim=-1)
-        return Gates(*[part if width else None for part, width in zip(parts, self.widths, strict=True)])
+        gates = Gates(*x.split_with_sizes(self.widths, dim=-1))
+        if all(self.widths):
+            return gates
+        return Gates(*[part if width else None for part, width in zip(gates, self.widths, strict=True)])
 
     def extra_repr(self) -> str:
         named = [f"{name}={width}" for name, width in zip(Gates._fields, self.widths, strict=True) if width]

@@ -111,8 +111,8 @@ class HyperMLP(OperatorLayer):
     def mixes(self, gates: Gates) -> tuple[SequenceMix, SequenceMix]:
         routing, readout = self.routing_mix, self.readout_mix
         return (
-            SequenceMix() if routing is None else routing(gates.routing),
-            SequenceMix() if readout is None else readout(gates.readout),
+            SequenceMix() if routing is None else routing.of(gates.routing),
+            SequenceMix() if readout is None else readout.of(gates.readout),
         )
 
 

@@ -54,10 +54,10 @@ def attention_map(
     offset = state.offset(valid)
     gates = layer.gates(x)
     k, v = (zero_padded(part, valid) for part in layer.keys_values(x, None, offset, past=state.inputs(x)))
-    past, slots_dim = state.extended(k, v, valid), -1 if state.spec.slots_last else -2
-    bounds = list(accumulate((part.shape[slots_dim] for part in past.values), initial=0))
+    past = state.extended(k, v, valid)
+    bounds = list(accumulate((part.shape[1] for part in past.values), initial=0))
     unit = _unit(v, bounds[-1]).flatten(0, 1)
-    values = [unit.narrow(slots_dim, start, stop - start) for start, stop in pairwise(bounds)]
+    values = [unit[:, start:stop] for start, stop in pairwise(bounds)]
     weights = layer.attend_block(layer.queries(x, gates, offset), gates, past._replace(values=values)).transpose(1, 2)
     # tokens before the window
     return F.pad(weights, (state.length + x.shape[1] - bounds[-1], 0))

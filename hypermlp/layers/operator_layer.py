@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -38,16 +35,12 @@ class OperatorLayer(AttentionLayer):
 
     def attend_step(self, q: Tensor, gates: Gates, past: Past) -> Tensor:
         step = triton.decode_step if self.backend == "triton" else decode_step
-        with _no_autocast(q.device.type):
-            return step(q, past, *self.mixes(gates), self._options)
+        mixes = self.mixes(gates)
+        if torch.is_autocast_enabled(q.device.type):
+            with torch.autocast(q.device.type, enabled=False):
+                return step(q, past, *mixes, self._options)
+        return step(q, past, *mixes, self._options)
 
     def attend_block(self, q: Tensor, gates: Gates, past: Past) -> Tensor:
-        with _no_autocast(q.device.type):
+        with torch.autocast(q.device.type, enabled=False):
             return decode_block(q, past, *self.mixes(gates), self._options)
-
-
-def _no_autocast(device_type: str) -> AbstractContextManager[Any]:
-    # entering autocast costs as much as an operator of a single token's step
-    if not torch.is_autocast_enabled(device_type):
-        return nullcontext()
-    return torch.autocast(device_type, enabled=False)

@@ -58,7 +58,7 @@ class LagMixing(nn.Module):
             if table is not None:
                 nn.init.normal_(table, std=_TABLE_STD)
 
-    def forward(self, gate: Tensor | None) -> SequenceMix:
+    def of(self, gate: Tensor | None) -> SequenceMix:
         """The mixing of the tokens whose cores are ``gate`` ``[B, T, heads * rank]``, as the operator takes it."""
         if gate is not None:
             gate = gate.view(*gate.shape[:-1], self.num_heads, self.mix.rank)

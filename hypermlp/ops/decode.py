@@ -22,13 +22,13 @@ from hypermlp.ops.tiling import Options
 class Past(NamedTuple):
     """What the cache holds of the tokens up to and including the new ones.
 
-    Heads lie beside batch rows, as a batched product takes them; for softmax attention the last two dimensions of
-    keys and values are the other way round. Slots are counted over all segments, and run from the oldest token to
+    Heads lie beside batch rows, as a batched product takes them; softmax attention has the last two dimensions of
+    keys the other way round. Slots are counted over all segments, and run from the oldest token to
     the newest one, unless ``length`` says that they are a ring.
 
     Attributes:
         keys: segments ``[B * S*H, K, n_i]``, oldest first.
-        values: segments ``[B * H, V, n_i]``, cut at the same places.
+        values: segments ``[B * H, n_i, V]``, cut at the same places.
         valid: bool ``[B, n]`` over all segments, or None if every token counts.
         start: int64 ``[B]``, the slot of table row 0, for tables by position; None for tables by lag.
         length: tokens there have been, a 0-dim int64 tensor, where the one segment holds token ``t`` in slot
@@ -89,7 +89,7 @@ def decode_step(q: Tensor, past: Past, routing_mix: SequenceMix, readout_mix: Se
     w = _by_row(_to_slots(w, columns), batch)
     if q.dtype not in _EXACT:
         w = w.to(q.dtype)
-    o = torch.bmm(w, values[0].mT) if len(values) == 1 else _weighted_sum(w, *values)
+    o = torch.bmm(w, values[0]) if len(values) == 1 else _weighted_sum(w, *values)
     return o.view(batch, -1)
 
 
@@ -104,9 +104,9 @@ def _by_row(x: Tensor, batch: int) -> Tensor:
 
 
 def _weighted_sum(weights: Tensor, older: Tensor, newer: Tensor) -> Tensor:
-    """``weights`` ``[B * H, 1, n]`` over two segments ``[B * H, V, n_i]``, ``[B * H, 1, V]``."""
-    split = older.shape[2]
-    return torch.baddbmm(torch.bmm(weights[..., :split], older.mT), weights[..., split:], newer.mT)
+    """``weights`` ``[B * H, 1, n]`` over two segments ``[B * H, n_i, V]``, ``[B * H, 1, V]``."""
+    split = older.shape[1]
+    return torch.baddbmm(torch.bmm(weights[..., :split], older), weights[..., split:], newer)
 
 
 def _to_columns(s: Tensor, columns: _Columns | None) -> Tensor:
@@ -127,24 +127,25 @@ def _to_slots(w: Tensor, columns: _Columns | None) -> Tensor:
 
 def _mix(x: Tensor, mix: SequenceMix) -> Tensor:
     """``x (Diag(identity + diag) + down Diag(gate) up^T)`` for one token, ``[heads, B, c]``."""
-    columns, dtype = x.shape[-1], x.dtype
-    y = x if mix.identity else torch.zeros_like(x)
-    if mix.diag is not None:
-        y = torch.addcmul(y, x, _rows(mix.diag, columns, dtype).unsqueeze(1))
-    if mix.down is not None and mix.up is not None:
-        z = torch.bmm(x, _rows(mix.down, columns, dtype))
-        if mix.gate is not None:
-            z *= mix.gate.transpose(0, 1)
-        up = _rows(mix.up, columns, dtype).mT
+    diag, down, up, gate, identity = mix
+    y = x if identity else torch.zeros_like(x)
+    if diag is not None:
+        y = torch.addcmul(y, x, _rows(diag, x).unsqueeze(1))
+    if down is not None and up is not None:
+        z = torch.bmm(x, _rows(down, x))
+        if gate is not None:
+            z *= gate.transpose(0, 1)
+        up = _rows(up, x).mT
         y = torch.baddbmm(y, z, up) if y is x else y.baddbmm_(z, up)
     return y
 
 
-def _rows(table: Tensor, count: int, dtype: torch.dtype) -> Tensor:
-    """The first ``count`` rows of ``[heads, L, ...]``; for one token a view costs as much as the arithmetic."""
+def _rows(table: Tensor, x: Tensor) -> Tensor:
+    """As many rows of ``[heads, L, ...]`` as ``x`` has columns, and its dtype; a view only where it must be."""
+    count = x.shape[-1]
     if table.shape[1] != count:
         table = table[:, :count]
-    return table if table.dtype == dtype else table.to(dtype)
+    return table if table.dtype == x.dtype else table.to(x.dtype)
 
 
 def _columns(past: Past) -> _Columns | None:
@@ -192,6 +193,6 @@ def decode_block(q: Tensor, past: Past, routing_mix: SequenceMix, readout_mix: S
 
     The last rows of a chunked forward; segments are joined once for the whole block.
     """
-    joined = (torch.cat(list(segments), dim=2) for segments in (past.keys, past.values))
-    keys, values = (part.view(q.shape[0], -1, *part.shape[1:]).permute(0, 3, 1, 2) for part in joined)
+    joined = torch.cat(list(past.keys), dim=2).mT, torch.cat(list(past.values), dim=1)
+    keys, values = (part.view(q.shape[0], -1, *part.shape[1:]).transpose(1, 2) for part in joined)
     return chunked.forward(q, keys, values, routing_mix, readout_mix, options, past.valid, None)[0].to(q.dtype)

@@ -162,7 +162,7 @@ def _decode(
     o = decode(
         q.reshape(batch, 1, -1, width),
         [part.view(batch, -1, *part.shape[1:]).mT for part in keys],
-        [part.view(batch, -1, *part.shape[1:]).mT for part in values],
+        [part.view(batch, -1, *part.shape[1:]) for part in values],
         Mix(routing_diag, routing_down, routing_up, routing_gate, routing_identity),
         Mix(readout_diag, readout_down, readout_up, readout_gate, readout_identity),
         glu=selection == "glu",
@@ -181,4 +181,4 @@ triton_decode = torch.library.custom_op("hypermlp::triton_decode", _decode, muta
 
 @triton_decode.register_fake
 def _(q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], *args: object) -> Tensor:
-    return q.new_empty(q.shape[0], values[0].shape[0] // q.shape[0] * values[0].shape[1])
+    return q.new_empty(q.shape[0], values[0].shape[0] // q.shape[0] * values[0].shape[2])

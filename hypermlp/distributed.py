@@ -247,7 +247,7 @@ def _shard(layer: AttentionLayer, group: dist.ProcessGroup) -> None:
         setattr(layer.get_submodule(owner), name, share)
     c = layer.config
     heads, world = c.num_heads, group.size()
-    layer._configure(replace(c, num_heads=heads // world, qk_dim=c.qk_dim // world, v_dim=c.v_dim // world))
+    layer.config = replace(c, num_heads=heads // world, qk_dim=c.qk_dim // world, v_dim=c.v_dim // world)
     for part in layer.modules():
         if isinstance(part, nn.Linear):
             part.out_features, part.in_features = part.weight.shape

@@ -44,8 +44,7 @@ class AttentionLayer(nn.Module, ABC):
         dtype: torch.dtype | None,
     ) -> None:
         super().__init__()
-        self.backend, self.layer_idx = backend, layer_idx
-        self._configure(config)
+        self.config, self.backend, self.layer_idx = config, backend, layer_idx
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         hidden, qk_dim, v_dim = config.hidden_size, config.qk_dim, config.v_dim
         self.q_proj = nn.Linear(hidden, qk_dim, bias=config.bias, **factory)
@@ -57,9 +56,18 @@ class AttentionLayer(nn.Module, ABC):
         widths = config.gate_widths
         self.gate = GateProjection(hidden, widths, config.gate_activation, **factory) if any(widths) else None
 
+    @property
+    def config(self) -> HyperConfig:
+        """All that is computed; a new one is for whoever changes the parameters' sizes."""
+        return self._config
+
+    @config.setter
+    def config(self, config: HyperConfig) -> None:
+        self._configure(config)
+
     def _configure(self, config: HyperConfig) -> None:
-        """Take ``config``, and make what every call reads of it."""
-        self.config = config
+        """Take ``config``, and make of it what every call reads."""
+        self._config = config
         self._cache_spec = CacheSpec.of(config) if config.causal else None
 
     @property

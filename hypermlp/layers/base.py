@@ -208,8 +208,8 @@ class AttentionLayer(nn.Module, ABC):
         self, x: Tensor, cu_seqlens: Tensor | None, offset: int | Tensor = 0, past: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """``conv(x) Wk`` ``[B, T, S*H, K]`` and ``conv'(x) Wv`` ``[B, T, H, V]``."""
-        k = self.k_proj(x if self.k_conv is None else self.k_conv(x, cu_seqlens, past))
-        v = self.v_proj(x if self.v_conv is None else self.v_conv(x, cu_seqlens, past))
+        k = self.k_proj(x if self.k_conv is None else self.k_conv(x, cu_seqlens, past, self.backend))
+        v = self.v_proj(x if self.v_conv is None else self.v_conv(x, cu_seqlens, past, self.backend))
         return _heads(self._rotated(k, offset), self.config.qk_width), _heads(v, self.config.v_width)
 
     def output(self, o: Tensor, gates: Gates) -> Tensor:

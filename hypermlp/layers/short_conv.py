@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hypermlp.ops.varlen import sequence_starts
+from hypermlp.ops.attention import Backend
+from hypermlp.ops.short_conv import short_conv
 
 # standard deviation of the taps, from the authors' implementation
 _TAP_STD = 0.02
@@ -45,25 +45,11 @@ class ShortConv(nn.Module):
         """The weights as they are used, ``[channels, size]``."""
         return self.weight
 
-    def forward(self, x: Tensor, cu_seqlens: Tensor | None = None, past: Tensor | None = None) -> Tensor:
-        """``[B, T, channels]`` to the same shape; taps never reach into another packed sequence.
-
-        Padded tokens must hold zeros (``x`` of a layer does). ``past`` is the ``size - 1`` tokens
-        before the first, ``[B, size - 1, channels]``; None for zeros.
-        """
-        length, taps = x.shape[1], self.taps
-        padded = F.pad(x, (0, 0, self.size - 1, 0)) if past is None else torch.cat((past, x), dim=1)
-        y = x * taps[:, -1]
-        position = None
-        if cu_seqlens is not None:
-            position = torch.arange(length, device=x.device) - sequence_starts(length, cu_seqlens, x.device)
-        for reach in range(1, self.size):
-            start = self.size - 1 - reach
-            tap = padded[:, start : start + length]
-            if position is not None:
-                tap = torch.where((position >= reach)[:, None], tap, 0)
-            y = torch.addcmul(y, tap, taps[:, -1 - reach])
-        return y
+    def forward(
+        self, x: Tensor, cu_seqlens: Tensor | None = None, past: Tensor | None = None, backend: Backend = "auto"
+    ) -> Tensor:
+        """``[B, T, channels]`` to the same shape, by :func:`hypermlp.ops.short_conv.short_conv`."""
+        return short_conv(x, self.taps, cu_seqlens, past, backend)
 
     def step(self, window: Tensor) -> Tensor:
         """The newest token's output ``[B, channels]`` from the last ``size`` inputs ``[B, size, channels]``."""

@@ -82,8 +82,7 @@ def hyper_attention(
     """
     if selection not in _SELECTIONS:
         raise ValueError(f"selection must be one of {_SELECTIONS}, got {selection!r}")
-    if backend not in _BACKENDS:
-        raise ValueError(f"backend must be one of {_BACKENDS}, got {backend!r}")
+    check_backend(backend)
     if not eps > 0:
         raise ValueError(f"eps must be positive, got {eps!r}")
     indexing = _resolve_layout(layout, causal)
@@ -159,7 +158,7 @@ def _without_autocast(device_type: str) -> AbstractContextManager[object]:
 
 def _choose(backend: str, q: Tensor) -> str:
     """The path to take. Transforms see through the reference alone: the others are opaque to them."""
-    if _under_transform():
+    if under_transform():
         return "reference"
     if backend == "triton":
         check_available(q)
@@ -171,7 +170,14 @@ def _choose(backend: str, q: Tensor) -> str:
     return "chunked"
 
 
-def _under_transform() -> bool:
+def check_backend(backend: str) -> None:
+    """ValueError for a name that is no path."""
+    if backend not in _BACKENDS:
+        raise ValueError(f"backend must be one of {_BACKENDS}, got {backend!r}")
+
+
+def under_transform() -> bool:
+    """Whether a ``torch.func`` transform or forward-mode differentiation is going on."""
     # PyTorch has no public way to ask: these are its own names, the same from 2.6 to 2.13
     return bool(torch._C._are_functorch_transforms_active()) or torch.autograd.forward_ad._current_level >= 0
 

@@ -32,9 +32,9 @@ def unavailable(q: Tensor) -> str | None:
     if interpreted():
         return None
     if q.device.type != "cuda":
-        return f"the kernels need a GPU and q is on {q.device} (or set TRITON_INTERPRET=1 to try them, slowly)"
+        return f"the kernels need a GPU and the input is on {q.device} (or set TRITON_INTERPRET=1 to try them, slowly)"
     if q.dtype == torch.float64:
-        return "the kernels take float16, bfloat16 and float32 and q is float64"
+        return "the kernels take float16, bfloat16 and float32 and the input is float64"
     if torch.version.hip is None and torch.cuda.get_device_capability(q.device) < _MIN_CAPABILITY:
         return "the kernels need compute capability 8.0 or later"
     return None

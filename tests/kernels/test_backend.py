@@ -15,7 +15,7 @@ def streams(dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
 
 
 def test_a_cpu_tensor_is_refused_with_the_reason() -> None:
-    with pytest.raises(ValueError, match=r"backend='triton' cannot run here: .* q is on cpu"):
+    with pytest.raises(ValueError, match=r"backend='triton' cannot run here: .* the input is on cpu"):
         hyper_attention(*streams(), backend="triton")
 
 
@@ -24,7 +24,7 @@ def test_a_step_with_a_cache_is_refused_with_the_reason() -> None:
     with torch.no_grad():
         layer(x[:, :2], cache=cache)
         layer.backend = "triton"
-        with pytest.raises(ValueError, match=r"backend='triton' cannot run here: .* q is on cpu"):
+        with pytest.raises(ValueError, match=r"backend='triton' cannot run here: .* the input is on cpu"):
             layer(x[:, 2:], cache=cache)
 
 
@@ -35,7 +35,7 @@ def test_auto_takes_the_chunked_path_on_the_cpu() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_float64_is_refused_on_a_gpu() -> None:
-    with pytest.raises(ValueError, match="q is float64"):
+    with pytest.raises(ValueError, match="the input is float64"):
         hyper_attention(*(x.cuda() for x in streams(torch.float64)), backend="triton")
 
 

@@ -1,0 +1,137 @@
+"""The short depthwise causal convolution (paper: KV convolution) as a function, with its fused form as an operator.
+
+``hypermlp::triton_short_conv`` and ``hypermlp::triton_short_conv_backward`` carry shapes for tracing (fake) and
+the gradient. Call :func:`short_conv` instead: it checks its arguments and these do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, List  # noqa: UP035 - torch 2.6 reads no other spelling in a signature
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hypermlp.ops.attention import Backend, check_backend, under_transform
+from hypermlp.ops.triton import check_available
+from hypermlp.ops.varlen import sequence_starts, sequence_stops
+
+
+def short_conv(
+    x: Tensor,
+    taps: Tensor,
+    cu_seqlens: Tensor | None = None,
+    past: Tensor | None = None,
+    backend: Backend = "auto",
+) -> Tensor:
+    """``y_t = sum_r taps[:, -1 - r] x_{t-r}``, ``r`` from 0 to ``size - 1``.
+
+    Args:
+        x: ``[B, T, D]``; padded tokens hold zeros.
+        taps: ``[D, size]``; the last one is the current token's.
+        cu_seqlens: bounds of packed sequences, ``[N + 1]``: taps never reach into another.
+        past: the ``size - 1`` tokens before the first, ``[B, size - 1, D]``; None for zeros.
+        backend: ``"triton"`` is one fused kernel, with first derivatives only; every other choice is
+            PyTorch's own operators, as is everything under ``torch.func`` transforms.
+
+    Returns:
+        ``[B, T, D]`` in the common dtype of ``x`` and ``taps``.
+
+    Raises:
+        ValueError: naming the argument, its value and the remedy.
+    """
+    check_backend(backend)
+    _check(x, taps, cu_seqlens, past)
+    if backend != "triton" or under_transform():
+        return _by_operators(x, taps, cu_seqlens, past)
+    check_available(x)
+    before = 0 if past is None else past.shape[1]
+    y: Tensor = triton_short_conv(x if past is None else torch.cat((past, x), dim=1), taps, cu_seqlens, before)
+    return y
+
+
+def _check(x: Tensor, taps: Tensor, cu_seqlens: Tensor | None, past: Tensor | None) -> None:
+    if x.ndim != 3 or taps.ndim != 2 or x.shape[2] != taps.shape[0] or not taps.shape[1]:
+        raise ValueError(
+            f"x must be [B, T, D] and taps [D, size], size at least 1: got {tuple(x.shape)}, {tuple(taps.shape)}"
+        )
+    if past is None:
+        return
+    if cu_seqlens is not None:
+        raise ValueError("past is for a batch with one sequence a row: packed sequences (cu_seqlens) begin afresh")
+    expected = (x.shape[0], taps.shape[1] - 1, x.shape[2])
+    if tuple(past.shape) != expected:
+        raise ValueError(f"past must be [B, size - 1, D], {expected}, got {tuple(past.shape)}")
+
+
+def _by_operators(x: Tensor, taps: Tensor, cu_seqlens: Tensor | None, past: Tensor | None) -> Tensor:
+    length, size = x.shape[1], taps.shape[1]
+    padded = F.pad(x, (0, 0, size - 1, 0)) if past is None else torch.cat((past, x), dim=1)
+    y = x * taps[:, -1]
+    position = None
+    if cu_seqlens is not None:
+        position = torch.arange(length, device=x.device) - sequence_starts(length, cu_seqlens, x.device)
+    for reach in range(1, size):
+        start = size - 1 - reach
+        tap = padded[:, start : start + length]
+        if position is not None:
+            tap = torch.where((position >= reach)[:, None], tap, 0)
+        y = torch.addcmul(y, tap, taps[:, -1 - reach])
+    return y
+
+
+@torch.library.custom_op("hypermlp::triton_short_conv", mutates_args=())
+def triton_short_conv(x: Tensor, taps: Tensor, cu_seqlens: Tensor | None, past: int) -> Tensor:
+    """The convolution of ``x`` ``[B, past + T, D]``, of which the first ``past`` tokens are only read."""
+    from hypermlp_kernels import launch_short_conv
+
+    starts = None if cu_seqlens is None else sequence_starts(x.shape[1], cu_seqlens, x.device)
+    return launch_short_conv.forward(x, taps, past=past, starts=starts)
+
+
+@torch.library.custom_op("hypermlp::triton_short_conv_backward", mutates_args=())
+def triton_short_conv_backward(
+    grad_y: Tensor, x: Tensor, taps: Tensor, cu_seqlens: Tensor | None, past: int, needs: Sequence[bool]
+) -> List[Tensor]:  # noqa: UP006
+    """The gradients of ``x`` and of ``taps``, those that ``needs`` asks for."""
+    from hypermlp_kernels import launch_short_conv
+
+    stops = None if cu_seqlens is None else sequence_stops(x.shape[1], cu_seqlens, x.device)
+    grads = launch_short_conv.backward(grad_y, x, taps, past=past, stops=stops, needs_x=needs[0], needs_taps=needs[1])
+    return [grad for grad in grads if grad is not None]
+
+
+@triton_short_conv.register_fake
+def _(x: Tensor, taps: Tensor, cu_seqlens: Tensor | None, past: int) -> Tensor:
+    shape = (x.shape[0], x.shape[1] - past, x.shape[2])
+    return x.new_empty(shape, dtype=torch.promote_types(x.dtype, taps.dtype))
+
+
+@triton_short_conv_backward.register_fake
+def _(
+    grad_y: Tensor, x: Tensor, taps: Tensor, cu_seqlens: Tensor | None, past: int, needs: Sequence[bool]
+) -> list[Tensor]:
+    return [y.new_empty(y.shape) for y, need in zip((x, taps), needs, strict=True) if need]
+
+
+def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None, int], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:3])
+    ctx.past = inputs[3]
+
+
+def _gradient(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    needs = [bool(need) for need in ctx.needs_input_grad[:2]]
+    grads = iter(triton_short_conv_backward(grad_y, *ctx.saved_tensors, ctx.past, needs))
+    grad_x, grad_taps = (next(grads) if need else None for need in needs)
+    return grad_x, grad_taps, None, None
+
+
+def _second_gradient(ctx: Any, *grads: Any) -> Any:
+    raise RuntimeError(
+        "the triton path of short_conv has first derivatives only: use backend='reference' to differentiate twice"
+    )
+
+
+triton_short_conv.register_autograd(_gradient, setup_context=_setup_context)
+triton_short_conv_backward.register_autograd(_second_gradient)

@@ -66,6 +66,7 @@ def stages(out: Path) -> list[Stage]:
         tests("habits", "strides, autocast, compilation", "test_device_habits.py", 60),
         tests("curves", "200 training steps beside the chunked path", "test_device_training.py", 60, parallel=False),
         tests("decoding", "decoding kernels against float64", "test_device_decode.py", 60),
+        tests("convolution", "short convolution against PyTorch's", "test_device_short_conv.py", 40),
         tests("large", "offsets beyond 32 bits, long rows", "test_device_large.py", 60, parallel=False),
         sanitizer("memcheck", "accesses out of bounds", 45),
         bench("training", "operators, forward and backward", 100),

@@ -8,8 +8,9 @@ from itertools import chain
 from typing import Any
 
 import report_decode
+import report_short_conv
 import torch
-from report_table import ALLOWED_STACK, Row, arguments, complaints_of, print_table, verdict
+from report_table import Row, arguments, complaints_of, print_plain_table, print_table, verdict
 from virtual_gpu import TARGETS, Resources, resources, virtual_gpu
 
 from hypermlp_kernels import launch
@@ -101,8 +102,10 @@ def rows(arch: str, name: str, preferred_only: bool) -> Iterator[Row]:
 def main() -> int:
     options = arguments(__doc__, CONFIGURATIONS)
     found = print_table(options, rows)
-    print()
-    return verdict(found + report_decode.print_report(options.arch, ALLOWED_STACK))
+    for other in (report_decode, report_short_conv):
+        print()
+        found += print_plain_table(options.arch, other.CONFIGURATIONS, other.report)
+    return verdict(found)
 
 
 if __name__ == "__main__":

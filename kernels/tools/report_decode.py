@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
-from report_table import JUDGED
 from virtual_gpu import Resources, resources, virtual_gpu
 
 from hypermlp_kernels.launch import Mix
@@ -84,28 +83,3 @@ def report(arch: str, name: str) -> Iterator[Resources]:
         Step(**CONFIGURATIONS[name]).run()
         for compiled in gpu.compiled():
             yield resources(compiled)
-
-
-def complaints(arch: str, name: str, used: Resources, allowed: dict[str, int]) -> list[str]:
-    """What is wrong with a compiled kernel: spills beyond the allowance."""
-    key = f"{arch} {name} {used.name.removesuffix('_kernel')}"
-    if arch not in JUDGED or used.stack <= allowed.get(key, 0):
-        return []
-    return [f"{key}: {used.stack} bytes of stack, {allowed.get(key, 0)} allowed"]
-
-
-def print_report(archs: list[str], allowed: dict[str, int]) -> list[str]:
-    """Print the table; returns the complaints."""
-    columns = ("LDG", "LDS", "STS", "SHFL", "BAR", "MUFU", "LDL")
-    names = ("arch", "path", "kernel", "regs", "stack B", "smem B", "SASS", "loop", *columns)
-    print("| " + " | ".join(names) + " |")
-    print("|" + " --- |" * len(names))
-    found: list[str] = []
-    for arch in archs:
-        for name in CONFIGURATIONS:
-            for used in report(arch, name):
-                found += complaints(arch, name, used, allowed)
-                cells = (arch, name, used.name.removesuffix("_kernel"), *used[1:5], used.loop.total())
-                counts = (used.loop[column] for column in columns)
-                print("| " + " | ".join(str(cell) for cell in (*cells, *counts)) + " |", flush=True)
-    return found

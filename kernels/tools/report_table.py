@@ -11,7 +11,9 @@ from typing import NamedTuple
 
 from virtual_gpu import TARGETS, Resources
 
+# of kernels with tensor cores, and of those without
 COLUMNS = ("HGMMA", "HMMA", "UTCHMMA", "MFMA", "MUFU", "LDS", "STS", "LDSM", "SHFL", "LDGSTS", "BAR", "LDL")
+PLAIN_COLUMNS = ("LDG", "LDS", "STS", "SHFL", "BAR", "MUFU", "LDL")
 
 # the others are compiled and shown, but nobody has looked for good tiles there yet
 JUDGED = ("sm_80", "sm_90")
@@ -67,6 +69,32 @@ def print_table(options: argparse.Namespace, rows: Callable[[str, str, bool], It
                 counts = (used.loop[column] for column in COLUMNS)
                 cells = (arch, path, kernel, shape, warps, *used[1:5], used.loop.total(), clocks, *counts)
                 print("| " + " | ".join(str(cell) for cell in cells) + " |", flush=True)
+    return found
+
+
+def spills_of(arch: str, path: str, used: Resources, allowed: dict[str, int]) -> list[str]:
+    """Of a kernel without tensor cores and with one tile: spills beyond the allowance."""
+    key = f"{arch} {path} {used.name.removesuffix('_kernel')}"
+    if arch not in JUDGED or used.stack <= allowed.get(key, 0):
+        return []
+    return [f"{key}: {used.stack} bytes of stack, {allowed.get(key, 0)} allowed"]
+
+
+def print_plain_table(
+    archs: Iterable[str], paths: Iterable[str], report: Callable[[str, str], Iterable[Resources]]
+) -> list[str]:
+    """One line for each kernel of ``report(arch, path)``; returns all complaints."""
+    names = ("arch", "path", "kernel", "regs", "stack B", "smem B", "SASS", "loop", *PLAIN_COLUMNS)
+    print("| " + " | ".join(names) + " |")
+    print("|" + " --- |" * len(names))
+    found: list[str] = []
+    for arch in archs:
+        for path in paths:
+            for used in report(arch, path):
+                found += spills_of(arch, path, used, ALLOWED_STACK)
+                cells = (arch, path, used.name.removesuffix("_kernel"), *used[1:5], used.loop.total())
+                counts = (used.loop[column] for column in PLAIN_COLUMNS)
+                print("| " + " | ".join(str(cell) for cell in (*cells, *counts)) + " |", flush=True)
     return found
 
 

@@ -35,13 +35,13 @@ ALL = [f"decode_{phase}_kernel" for phase in ("scores", "selection", "readout", 
 )
 def test_kernels_keep_to_their_allowance(arch: str, name: str) -> None:
     for used in report_decode.report(arch, name):
-        assert not report_decode.complaints(arch, name, used, report_table.ALLOWED_STACK)
+        assert not report_table.spills_of(arch, name, used, report_table.ALLOWED_STACK)
         assert used.shared <= SHARED_MEMORY[arch]
 
 
 def test_complaints_are_made() -> None:
     used = next(iter(report_decode.report("sm_90", "decode glu bf16")))
-    assert report_decode.complaints("sm_90", "decode glu bf16", used._replace(stack=10**6), {})
+    assert report_table.spills_of("sm_90", "decode glu bf16", used._replace(stack=10**6), {})
 
 
 @pytest.mark.parametrize("slots_last", [False, True])

@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -31,7 +34,7 @@ from hypermlp.layers.feature_mixing import GateProjection, Gates  # noqa: E402
 
 # these look at the shape of their input, or leave their output unwritten
 _SHAPE_ALONE = ("new_empty", "empty_like", "new_zeros", "zeros_like", "new_ones", "ones_like", "full_like", "new_full")
-_UNWRITTEN = ("empty", "new_empty", "empty_like", "empty_strided", "detach", "lift_fresh")
+_UNWRITTEN = ("empty", "new_empty", "empty_like", "empty_strided")
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ class ByteCounter(TorchDispatchMode):
 def _bytes(tree: Any) -> int:
     """Of all tensors; a dimension that was expanded is in memory once."""
     return sum(
-        x.element_size() * int(torch.Size([n for n, stride in zip(x.shape, x.stride(), strict=True) if stride]).numel())
+        x.element_size() * prod(n for n, stride in zip(x.shape, x.stride(), strict=True) if stride)
         for x in tree_leaves(tree)
         if isinstance(x, Tensor)
     )
@@ -101,7 +104,7 @@ def parts(layer: AttentionLayer, x: Tensor) -> dict[str, Traffic]:
 
     calls: dict[str, list[tuple[Callable[..., Any], list[Tensor]]]] = {
         "projections": [(linear, [x]) for linear in (layer.q_proj, layer.k_proj, layer.v_proj)],
-        "convolutions": [(conv, [x]) for conv in (layer.k_conv, layer.v_conv) if conv],
+        "convolutions": [(partial(conv, backend=layer.backend), [x]) for conv in (layer.k_conv, layer.v_conv) if conv],
         "gates": [],
         "operator": [(attend, [q, k, v, *(y for y in gates if y is not None)])],
     }
@@ -125,11 +128,17 @@ def parts(layer: AttentionLayer, x: Tensor) -> dict[str, Traffic]:
     return found | {"whole layer": whole}
 
 
+@contextmanager
+def pretended_gpu() -> Iterator[None]:
+    """Tensors have no memory, and the kernels would run if anything did."""
+    with FakeTensorMode(), mock.patch("hypermlp.ops.triton.unavailable", return_value=None):
+        yield
+
+
 def layer_traffic(build: Callable[[Case], AttentionLayer], case: Case) -> dict[str, Traffic]:
     """:func:`parts` of a layer of which no number is ever computed."""
-    with FakeTensorMode(), mock.patch("hypermlp.ops.triton.unavailable", return_value=None):
-        layer = build(case)
-        return parts(layer, torch.empty(case.batch, case.length, case.hidden_size, dtype=case.dtype))
+    with pretended_gpu():
+        return parts(build(case), torch.empty(case.batch, case.length, case.hidden_size, dtype=case.dtype))
 
 
 def main() -> None:

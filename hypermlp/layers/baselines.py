@@ -34,7 +34,7 @@ class SoftmaxAttention(AttentionLayer):
         causal: hide later tokens.
         q_gate, output_gate, gate_activation, rope, rope_theta, bias, conv_init, layer_idx, device, dtype: see
             :class:`~hypermlp.HyperMLP`.
-        backend: taken so that layers can be swapped; PyTorch chooses its own.
+        backend: ``"triton"`` takes the fused kernel for the convolutions; for attention PyTorch chooses its own.
 
     Shape:
         ``[B, T, hidden_size]`` to ``[B, T, hidden_size]``.

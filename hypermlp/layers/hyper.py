@@ -43,7 +43,8 @@ class HyperMLP(OperatorLayer):
         rope_theta: base of its frequencies.
         bias: biases in the four projections.
         conv_init: ``"identity"``, or ``"paper"`` for the authors' start.
-        backend: path of the operator, see :func:`hypermlp.ops.hyper_attention`.
+        backend: path of the operator, see :func:`hypermlp.ops.hyper_attention`; ``"triton"`` takes the fused
+            kernel for the convolutions too.
         layer_idx: place in a model, for caches.
         device, dtype: of the parameters.
 

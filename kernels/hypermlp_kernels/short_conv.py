@@ -81,7 +81,7 @@ def short_conv_backward_kernel(
     b_dx = tl.zeros((BT, BD), ACC)
     for reach in tl.static_range(SIZE):
         o_t = o_s - past + reach
-        seen = exists & (o_t >= 0) & (o_t < stop)
+        seen = (o_t >= 0) & (o_t < stop)
         b_dy = load_rows(p_dy, o_t, o_d, seen, inside, dy_token).to(ACC)
         if INPUT:
             b_tap = tl.load(p_taps + o_d * tap_channel + (SIZE - 1 - reach) * tap_step, mask=inside, other=0.0)

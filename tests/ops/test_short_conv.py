@@ -1,0 +1,53 @@
+"""The short convolution as a function: what it refuses, and that its past is what went before."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hypermlp import HyperGLU, SoftmaxAttention
+from hypermlp.ops.short_conv import short_conv
+
+x, taps = torch.randn(2, 9, 3).double(), torch.randn(3, 4).double()
+
+
+@pytest.mark.parametrize("split", [3, 5, 8])
+def test_past_is_what_went_before(split):
+    after = short_conv(x[:, split:], taps, past=x[:, split - 3 : split])
+    torch.testing.assert_close(after, short_conv(x, taps)[:, split:])
+
+
+def test_gradients_in_float64():
+    tensors = [y.clone().requires_grad_() for y in (x, taps, x[:, :3])]
+    torch.autograd.gradcheck(lambda x, taps, past: short_conv(x, taps, past=past), tensors)
+    torch.autograd.gradgradcheck(lambda x, taps: short_conv(x[:1, :5], taps, torch.tensor([0, 2, 5])), tensors[:2])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((x[0], taps), r"x must be \[B, T, D\] and taps \[D, size\].* got \(9, 3\), \(3, 4\)"),
+        ((x, taps[:2]), r"got \(2, 9, 3\), \(2, 4\)"),
+        ((x, taps[:1]), r"got \(2, 9, 3\), \(1, 4\)"),
+        ((x, taps[:, :0]), "size at least 1"),
+        ((x, taps, None, x[:, :2]), r"past must be \[B, size - 1, D\], \(2, 3, 3\), got \(2, 2, 3\)"),
+        ((x, taps, None, x[:1, :3]), r"got \(1, 3, 3\)"),
+        ((x[:1], taps, torch.tensor([0, 9]), x[:1, :3]), "past is for a batch with one sequence a row"),
+        ((x, taps, None, None, "fused"), r"backend must be one of .*, got 'fused'"),
+    ],
+)
+@pytest.mark.parametrize("backend", ["auto", "triton"])
+def test_bad_input_is_refused_with_the_reason(arguments, message, backend):
+    if len(arguments) < 5:
+        arguments = (*arguments, *[None] * (4 - len(arguments)), backend)
+    with pytest.raises(ValueError, match=message):
+        short_conv(*arguments)
+
+
+@pytest.mark.parametrize("layer", [HyperGLU(8, max_lag=9), SoftmaxAttention(8, conv_size=4)])
+def test_a_layers_convolutions_follow_its_backend(layer):
+    hidden_states = torch.randn(1, 9, 8)
+    layer(hidden_states)
+    layer.backend = "triton"
+    with pytest.raises(ValueError, match=r"backend='triton' cannot run here: .* the input is on cpu"):
+        layer.keys_values(hidden_states, None)

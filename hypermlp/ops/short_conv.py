@@ -56,6 +56,8 @@ def _check(x: Tensor, taps: Tensor, cu_seqlens: Tensor | None, past: Tensor | No
         raise ValueError(
             f"x must be [B, T, D] and taps [D, size], size at least 1: got {tuple(x.shape)}, {tuple(taps.shape)}"
         )
+    if taps.device != x.device:
+        raise ValueError(f"taps are on {taps.device} and x on {x.device}: move them to one device")
     if past is None:
         return
     if cu_seqlens is not None:

@@ -30,6 +30,7 @@ def test_gradients_in_float64():
         ((x, taps[:2]), r"got \(2, 9, 3\), \(2, 4\)"),
         ((x, taps[:1]), r"got \(2, 9, 3\), \(1, 4\)"),
         ((x, taps[:, :0]), "size at least 1"),
+        ((x, taps.to("meta")), "taps are on meta and x on cpu"),
         ((x, taps, None, x[:, :2]), r"past must be \[B, size - 1, D\], \(2, 3, 3\), got \(2, 2, 3\)"),
         ((x, taps, None, x[:1, :3]), r"got \(1, 3, 3\)"),
         ((x[:1], taps, torch.tensor([0, 9]), x[:1, :3]), "past is for a batch with one sequence a row"),

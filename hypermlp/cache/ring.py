@@ -20,7 +20,6 @@ class Ring:
             memory in order.
 
     Attributes:
-        data: the memory, ``[B, ..., slots, width]``, or ``[B, ..., width, slots]``; assigned as a whole.
         capacity: slots there are.
         oldest: number of the oldest token that has not been overwritten; 0 until the ring wraps.
     """
@@ -32,13 +31,13 @@ class Ring:
 
     @property
     def data(self) -> Tensor:
-        return self._data
+        """The memory, ``[B, ..., slots, width]``, or ``[B, ..., width, slots]``."""
+        return self._rows.view(*self._leading, *self._rows.shape[1:])
 
     @data.setter
     def data(self, data: Tensor) -> None:
-        self._data = data
-        # heads beside batch rows, as products take them: made once, since a view costs a step as much as arithmetic
-        self._rows = data.flatten(0, -3)
+        # held with heads beside batch rows, as products take them: a view costs a step as much as arithmetic
+        self._leading, self._rows = data.shape[:-2], data.flatten(0, -3)
         self.capacity = data.shape[self._slots_dim]
 
     def put(self, token: Tensor, length: int) -> None:
@@ -96,8 +95,8 @@ class Ring:
         if total > self.capacity:
             self._grow(length, total)
             self.oldest = max(self.oldest, total - self.capacity)
-        if self.data.is_inference() and not torch.is_inference_mode_enabled():
-            self.data = self.data.clone()  # made under inference_mode, it could not be written outside
+        if self._rows.is_inference() and not torch.is_inference_mode_enabled():
+            self._rows = self._rows.clone()  # made under inference_mode, it could not be written outside
 
     def _grow(self, length: int, needed: int) -> None:
         if self.limit is not None and self.capacity >= self.limit:

@@ -1,6 +1,8 @@
 """What a cache can be asked to do: crop, reorder, repeat, save; its bounds and its errors."""
 
 import copy
+import pickle
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -270,3 +272,13 @@ class TestErrors:
         self.refused(layer, cache, tokens(2), "one token at a time")
         with pytest.raises(ValueError, match="max_length"):
             HyperCache(static=True)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda cache: pickle.loads(pickle.dumps(cache))])
+def test_a_copy_goes_on_by_blocks_and_steps(layer: AttentionLayer, copied: Callable[[HyperCache], HyperCache]) -> None:
+    x, cache = tokens(20), HyperCache()
+    layer(x[:, :5], cache=cache)
+    twin = copied(cache)
+    layer(tokens(3), cache=cache)
+    parts = [layer(part, cache=twin) for part in x[:, 5:].split([1, 4, 1, 6, 3], dim=1)]
+    torch.testing.assert_close(torch.cat(parts, dim=1), layer(x)[:, 5:], atol=1e-12, rtol=0)

@@ -8,17 +8,22 @@ import triton
 import triton.language as tl
 
 from hypermlp_kernels.backward_blocks import block_tiles, locate_in_chunk, tile_offsets
-from hypermlp_kernels.blocks import gated_statistic, hide, key_tiles, load_rows, mix, place, table_rows
+from hypermlp_kernels.blocks import gated_statistic, head_of, hide, key_tiles, load_rows, mix, place, table_rows
 from hypermlp_kernels.skew import rotate, rotation_index
 
 
-@triton.jit(do_not_specialize=["length", "max_lag", "num_blocks", "last", "origin", "full", "most", "plane"])
+@triton.jit(
+    do_not_specialize=[
+        "length", "max_lag", "num_blocks", "last", "origin", "full", "most", "plane",
+        "k_batch", "k_head", "gate_batch", "gate_head",
+    ]
+)  # fmt: skip
 def turn_kernel(
     p_x, p_scale, p_table, p_z, p_gate, p_rho, p_k, p_out, p_dq, p_blocks, p_valid,
     k_batch, k_token, k_head, gate_batch, gate_token, gate_head,
     length, max_lag, num_blocks, num_heads, num_maps, last, origin, full, most, plane,
     K: tl.constexpr, R: tl.constexpr, SCALE: tl.constexpr, GATED: tl.constexpr, WEIGHTS: tl.constexpr,
-    QUERY_GRADIENT: tl.constexpr,
+    QUERY_GRADIENT: tl.constexpr, ALIGNED: tl.constexpr,
     BY_LAG: tl.constexpr, CAUSAL: tl.constexpr, HAS_BLOCKS: tl.constexpr, HOLES: tl.constexpr,
     ASM: tl.constexpr, ACC: tl.constexpr, MIX: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BR: tl.constexpr, STAGES: tl.constexpr,
@@ -41,7 +46,7 @@ def turn_kernel(
     p_hole = p_valid + first_token
     p_scale += i_map * max_lag
     p_table += i_map * max_lag * BR
-    p_keys = p_k + i_b * k_batch + start.to(tl.int64) * k_token + i_map * k_head
+    p_keys = head_of(p_k, i_b, start, i_map, k_batch, k_token, k_head, ALIGNED)
     o_m = tl.arange(0, BM)
     t_first, t_stop = key_tiles(i0, n, max_lag, BY_LAG, CAUSAL, BM, BN)
 
@@ -50,7 +55,7 @@ def turn_kernel(
     b_w = b_next
     if R > 0:
         p_z_rows = p_z + (first_token * num_maps + i_map) * R
-        p_gate_rows = p_gate + i_b * gate_batch + start.to(tl.int64) * gate_token + i_map * gate_head
+        p_gate_rows = head_of(p_gate, i_b, start, i_map, gate_batch, gate_token, gate_head, False)
         b_w = gated_statistic(
             p_z_rows, p_gate_rows, i0, n, num_maps * R, gate_token, 1.0, R, GATED, MIX, BM, NG, BR
         )  # fmt: skip
@@ -88,12 +93,16 @@ def turn_kernel(
         tl.store(p_out_rows, b_dq, mask=(i0 + o_m < n)[:, None] & (o_k < K)[None, :])
 
 
-@triton.jit(do_not_specialize=["length", "max_lag", "num_blocks", "first", "stop", "origin", "full", "most", "plane"])
+@triton.jit(
+    do_not_specialize=[
+        "length", "max_lag", "num_blocks", "first", "stop", "origin", "full", "most", "plane", "y_batch", "y_head",
+    ]
+)  # fmt: skip
 def key_product_kernel(
     p_x, p_y, p_out, p_blocks,
     y_batch, y_token, y_head,
     length, max_lag, num_blocks, num_heads, num_maps, first, stop, origin, full, most, plane,
-    WIDTH: tl.constexpr, BY_LAG: tl.constexpr, CAUSAL: tl.constexpr, HAS_BLOCKS: tl.constexpr,
+    WIDTH: tl.constexpr, BY_LAG: tl.constexpr, CAUSAL: tl.constexpr, HAS_BLOCKS: tl.constexpr, ALIGNED: tl.constexpr,
     ACC: tl.constexpr, MIX: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BW: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -118,7 +127,7 @@ def key_product_kernel(
     first_token = i_b * length + start
     o_m = tl.arange(0, BM)
     o_w = tl.program_id(1) * BW + tl.arange(0, BW)
-    p_rows = p_y + i_b * y_batch + start.to(tl.int64) * y_token + i_map * y_head + tl.program_id(1) * BW
+    p_rows = head_of(p_y, i_b, start, i_map, y_batch, y_token, y_head, ALIGNED) + tl.program_id(1) * BW
     b_out = tl.zeros((BM, BW), ACC)
     o_tile = o_m // BN
     o_key = o_tile * (BM * BN) + o_m % BN

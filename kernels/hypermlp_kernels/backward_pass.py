@@ -15,7 +15,7 @@ from hypermlp_kernels.backward_rows import (
 )
 from hypermlp_kernels.backward_tables import table_gradient_kernel
 from hypermlp_kernels.backward_tiles import BackwardTile
-from hypermlp_kernels.call import Call, Mix, first_scale, gate_of, holes, padded_table, scale_table
+from hypermlp_kernels.call import Call, Mix, aligned, first_scale, gate_of, holes, padded_table, scale_table
 from hypermlp_kernels.tiles import pad_width
 
 
@@ -158,7 +158,7 @@ class BackwardPass:
         weight_gradient_kernel[grid](
             self._do, call.v, call.rho, self._planes, self._blocks,
             *call.v.stride()[:3], *self._rows_of(chunk), triton.cdiv(call.v.shape[-1], tile.depth),
-            **self._options(V=call.v.shape[-1], BJ=tile.columns, BV=tile.depth),
+            **self._options(ALIGNED=aligned(call.v), V=call.v.shape[-1], BJ=tile.columns, BV=tile.depth),
         )  # fmt: skip
 
     def _readout_statistic_gradient(self, chunk: Chunk) -> None:
@@ -184,9 +184,9 @@ class BackwardPass:
             *call.q.stride()[:3], *call.k.stride()[:3], *gate1.stride()[:3],
             *self._rows_of(chunk), self._plane,
             **self._options(
-                "K", "GLU", "HOLES", "PACKED", "ASM", "MIX", "BK", R1=routing.rank, R2=readout.rank,
-                SCALE1=routing.scale_mode, GATED1=routing.gate is not None, SCALE2=readout.scale_mode,
-                GRADIENT=needs.scores, GATE_GRADIENT=needs.routing.gate, ACTIVATED=needs.activated,
+                "K", "GLU", "HOLES", "PACKED", "ASM", "MIX", "BK", ALIGNED=aligned(call.q, call.k),
+                R1=routing.rank, R2=readout.rank, SCALE1=routing.scale_mode, GATED1=routing.gate is not None,
+                SCALE2=readout.scale_mode, GRADIENT=needs.scores, GATE_GRADIENT=needs.routing.gate, ACTIVATED=needs.activated,
                 BR1=pad_width(routing.rank), BR2=pad_width(readout.rank),
             ),
         )  # fmt: skip
@@ -204,6 +204,7 @@ class BackwardPass:
             chunk.first, chunk.stop, chunk.origin, plan.full, plan.most, self._plane,
             **self._options(
                 "K", "HOLES", "ASM", "MIX", "BK", R=mix.rank, SCORES=scores,
+                ALIGNED=aligned(call.q, call.k), ALIGNED_GATE=aligned(gate),
                 DIAG=into.needs.diag, DOWN=into.needs.down, UP=into.needs.up,
                 GATED=mix.gate is not None, BR=pad_width(mix.rank),
             ) | {"num_warps": self._table_warps},
@@ -226,7 +227,7 @@ class BackwardPass:
             *call.k.stride()[:3], *gate.stride()[:3],
             *self._rows_of(chunk)[:4], num_maps, *self._rows_of(chunk)[4:], self._plane,
             **self._options(
-                "K", "HOLES", "ASM", "MIX", "BK", R=mix.rank, SCALE=mix.scale_mode,
+                "K", "HOLES", "ASM", "MIX", "BK", ALIGNED=aligned(call.k), R=mix.rank, SCALE=mix.scale_mode,
                 GATED=weights and mix.gate is not None, WEIGHTS=weights,
                 QUERY_GRADIENT=self._needs.q and not weights, BR=pad_width(mix.rank),
             ),
@@ -240,5 +241,5 @@ class BackwardPass:
             *y.stride()[:3],
             call.sizes[1], call.max_lag, plan.num_blocks, call.sizes[2], y.shape[2],
             chunk.first, chunk.stop, chunk.origin, plan.full, plan.most, self._plane,
-            **self._options("MIX", WIDTH=y.shape[-1], BW=block),
+            **self._options("MIX", ALIGNED=aligned(y), WIDTH=y.shape[-1], BW=block),
         )  # fmt: skip

@@ -14,6 +14,7 @@ from hypermlp_kernels.blocks import (
     LOG2E,
     as_floats,
     gated_statistic,
+    head_of,
     hide,
     key_tiles,
     load_keys,
@@ -28,12 +29,16 @@ from hypermlp_kernels.blocks import (
 from hypermlp_kernels.skew import rotation_index
 
 
-@triton.jit(do_not_specialize=["length", "max_lag", "num_blocks", "last", "origin", "full", "most", "num_slices"])
+@triton.jit(
+    do_not_specialize=[
+        "length", "max_lag", "num_blocks", "last", "origin", "full", "most", "num_slices", "v_batch", "v_head",
+    ]
+)  # fmt: skip
 def weight_gradient_kernel(
     p_do, p_v, p_rho, p_dw, p_blocks,
     v_batch, v_token, v_head,
     length, max_lag, num_blocks, num_heads, last, origin, full, most, num_slices,
-    V: tl.constexpr, BY_LAG: tl.constexpr, CAUSAL: tl.constexpr, HAS_BLOCKS: tl.constexpr,
+    V: tl.constexpr, BY_LAG: tl.constexpr, CAUSAL: tl.constexpr, HAS_BLOCKS: tl.constexpr, ALIGNED: tl.constexpr,
     ACC: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BJ: tl.constexpr, BV: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -53,7 +58,7 @@ def weight_gradient_kernel(
     o_j = j0 + tl.arange(0, BJ)
     inside = i0 + o_m < n
     o_row = ((i_b * length + start + i0) * num_heads + i_h) + o_m.to(tl.int64) * num_heads
-    p_vh = p_v + i_b * v_batch + start.to(tl.int64) * v_token + i_h * v_head
+    p_vh = head_of(p_v, i_b, start, i_h, v_batch, v_token, v_head, ALIGNED)
     b_dw = tl.zeros((BM, BJ), ACC)
     for i_v in tl.range(0, num_slices, num_stages=STAGES):
         o_v = i_v * BV + tl.arange(0, BV)
@@ -75,7 +80,11 @@ def weight_gradient_kernel(
     tl.store(p_dw + tile0 * (BM * BN) + o_element, b_dw.to(p_dw.dtype.element_ty), mask=written)
 
 
-@triton.jit(do_not_specialize=["length", "max_lag", "num_blocks", "last", "origin", "full", "most"])
+@triton.jit(
+    do_not_specialize=[
+        "length", "max_lag", "num_blocks", "last", "origin", "full", "most", "gate_batch", "gate_head",
+    ]
+)  # fmt: skip
 def readout_statistic_gradient_kernel(
     p_dw, p_up, p_gate, p_z, p_dz, p_dgate, p_blocks, p_valid,
     gate_batch, gate_token, gate_head,
@@ -101,7 +110,7 @@ def readout_statistic_gradient_kernel(
         b_up = table_rows(p_up + i_h * max_lag * BR, i0 - t * BN if BY_LAG else t * BN, max_lag, NG, BN, BR)
         b_dwz = tl.dot(b_dw, b_up, b_dwz, input_precision=PRECISION, out_dtype=ACC)
     z_offset = (first_token * num_heads + i_h) * R
-    p_gate_rows = p_gate + i_b * gate_batch + start.to(tl.int64) * gate_token + i_h * gate_head
+    p_gate_rows = head_of(p_gate, i_b, start, i_h, gate_batch, gate_token, gate_head, False)
     store_statistic_gradient(
         pick_group(b_dwz, BM, NG, BR), p_z + z_offset, p_gate_rows, p_dz + z_offset, p_dgate + z_offset,
         i0, n, num_heads * R, gate_token, R, GATED, GATE_GRADIENT, BM, BR,
@@ -124,7 +133,12 @@ def sigmoid2(b_u, ASM: tl.constexpr):
     return tl.where(b_u >= 0, r, e * r)
 
 
-@triton.jit(do_not_specialize=["length", "max_lag", "num_blocks", "last", "origin", "full", "most", "plane"])
+@triton.jit(
+    do_not_specialize=[
+        "length", "max_lag", "num_blocks", "last", "origin", "full", "most", "plane",
+        "q_batch", "q_head", "k_batch", "k_head", "gate1_batch", "gate1_head",
+    ]
+)  # fmt: skip
 def map_gradient_kernel(
     p_q, p_k, p_scale1, p_up1, p_gate1, p_z1, p_scale2, p_down2, p_dz2, p_pull,
     p_planes, p_dz1, p_dgate1, p_blocks, p_valid,
@@ -134,7 +148,8 @@ def map_gradient_kernel(
     GLU: tl.constexpr, BY_LAG: tl.constexpr, CAUSAL: tl.constexpr, HAS_BLOCKS: tl.constexpr, HOLES: tl.constexpr,
     SCALE1: tl.constexpr, GATED1: tl.constexpr, SCALE2: tl.constexpr,
     GRADIENT: tl.constexpr, GATE_GRADIENT: tl.constexpr, ACTIVATED: tl.constexpr,
-    PACKED: tl.constexpr, ASM: tl.constexpr, ACC: tl.constexpr, MIX: tl.constexpr, PRECISION: tl.constexpr,
+    ALIGNED: tl.constexpr, PACKED: tl.constexpr, ASM: tl.constexpr,
+    ACC: tl.constexpr, MIX: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BR1: tl.constexpr, BR2: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """The maps again: the activated one (``ACTIVATED``) and the gradients of the mixed ones (``GRADIENT``).
@@ -153,15 +168,16 @@ def map_gradient_kernel(
         return
     num_maps = num_heads * 2 if GLU else num_heads
     first_token = i_b * length + start
-    p_qg = p_q + i_b * q_batch + start.to(tl.int64) * q_token + i_h * q_head
-    p_kg = p_k + i_b * k_batch + start.to(tl.int64) * k_token + i_h * k_head
-    p_ks = p_kg + num_heads * k_head
+    p_qg = head_of(p_q, i_b, start, i_h, q_batch, q_token, q_head, ALIGNED)
+    p_qs = head_of(p_q, i_b, start, i_h + num_heads, q_batch, q_token, q_head, ALIGNED)
+    p_kg = head_of(p_k, i_b, start, i_h, k_batch, k_token, k_head, ALIGNED)
+    p_ks = head_of(p_k, i_b, start, i_h + num_heads, k_batch, k_token, k_head, ALIGNED)
     next_plane = tl.cast(plane, tl.int64) * (BM * BN)
     scale_map = tl.cast(num_heads, tl.int64) * max_lag
     p_scale1_gate = p_scale1 + i_h * max_lag
     p_up1_gate = p_up1 + i_h * max_lag * BR1
     z1_offset = (first_token * num_maps + i_h) * R1
-    p_gate1_gate = p_gate1 + i_b * gate1_batch + start.to(tl.int64) * gate1_token + i_h * gate1_head
+    p_gate1_gate = head_of(p_gate1, i_b, start, i_h, gate1_batch, gate1_token, gate1_head, False)
     p_gate1_scale = p_gate1_gate + num_heads * gate1_head
     p_hole = p_valid + first_token
     b_qg = load_rows(p_qg, i0, n, q_token, K, BM, BK)
@@ -170,7 +186,7 @@ def map_gradient_kernel(
     b_ws = b_qg
     b_dz2 = b_qg
     if GLU:
-        b_qs = load_rows(p_qg + num_heads * q_head, i0, n, q_token, K, BM, BK)
+        b_qs = load_rows(p_qs, i0, n, q_token, K, BM, BK)
     if LOW_RANK1:
         b_wg = gated_statistic(
             p_z1 + z1_offset, p_gate1_gate, i0, n, num_maps * R1, gate1_token, 1.0, R1, GATED1, MIX, BM, NG, BR1

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from hypermlp_kernels.backward_blocks import block_tiles, tile_offsets
-from hypermlp_kernels.blocks import gated_statistic, hide, key_tiles, load_keys, load_rows, place
+from hypermlp_kernels.blocks import gated_statistic, head_of, hide, key_tiles, load_keys, load_rows, place
 from hypermlp_kernels.skew import rotate, rotation_index
 
 
@@ -69,8 +69,11 @@ def add_tile(
 
 
 @triton.jit(
-    do_not_specialize=["length", "max_lag", "rows", "num_blocks", "first", "stop", "origin", "full", "most", "plane"]
-)
+    do_not_specialize=[
+        "length", "max_lag", "rows", "num_blocks", "first", "stop", "origin", "full", "most", "plane",
+        "q_batch", "q_head", "k_batch", "k_head", "gate_batch", "gate_head",
+    ]
+)  # fmt: skip
 def table_gradient_kernel(
     p_q, p_k, p_x, p_dy, p_z, p_gate, p_dz, p_ddiag, p_ddown, p_dup, p_blocks, p_valid,
     q_batch, q_token, q_head, k_batch, k_token, k_head, gate_batch, gate_token, gate_head,
@@ -78,6 +81,7 @@ def table_gradient_kernel(
     K: tl.constexpr, R: tl.constexpr,
     SCORES: tl.constexpr, DIAG: tl.constexpr, DOWN: tl.constexpr, UP: tl.constexpr, GATED: tl.constexpr,
     BY_LAG: tl.constexpr, CAUSAL: tl.constexpr, HAS_BLOCKS: tl.constexpr, HOLES: tl.constexpr,
+    ALIGNED: tl.constexpr, ALIGNED_GATE: tl.constexpr,
     ASM: tl.constexpr, ACC: tl.constexpr, MIX: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BR: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -128,11 +132,11 @@ def table_gradient_kernel(
         o_tile = tile_offsets(tile, ROWS, BN, BM) + (r0 - i0) * BN
         first_token = i_b * length + start
         p_hole = p_valid + first_token
-        p_q_rows = p_q + i_b * q_batch + start.to(tl.int64) * q_token + i_map * q_head
-        p_k_rows = p_k + i_b * k_batch + start.to(tl.int64) * k_token + i_map * k_head
+        p_q_rows = head_of(p_q, i_b, start, i_map, q_batch, q_token, q_head, ALIGNED)
+        p_k_rows = head_of(p_k, i_b, start, i_map, k_batch, k_token, k_head, ALIGNED)
         p_z_rows = p_z + (first_token * num_maps + i_map) * R
         p_dz_rows = p_dz + (first_token * num_maps + i_map) * R
-        p_gate_rows = p_gate + i_b * gate_batch + start.to(tl.int64) * gate_token + i_map * gate_head
+        p_gate_rows = head_of(p_gate, i_b, start, i_map, gate_batch, gate_token, gate_head, ALIGNED_GATE)
         # of one sequence, every row of the range has a tile beside the window; of several, some have none
         if not HAS_BLOCKS or ((r0 < n) & (t >= t_first) & (t < t_stop)):
             b_ddiag, b_ddown, b_dup = add_tile(

@@ -61,14 +61,17 @@ def test_complaints_are_made() -> None:
     assert report_backward.complaints("sm_90", "glu bf16", tile, used)
 
 
-def test_lengths_and_chunks_compile_once() -> None:
+@pytest.mark.parametrize("width", [16, 12])
+def test_lengths_and_chunks_compile_once(width: int) -> None:
+    """Whether numbers that go with the length are 1 or multiples of 16 makes no other kernel."""
+    sizes = {"width": width, "values": 2 * width, "rank": width, "tile": SMALL}
     with virtual_gpu("sm_90") as gpu:
         for length in (1, 17, 48, 1000):
             gpu.launches.clear()
-            report_backward.call(length, width=16, values=32, tile=SMALL)
+            report_backward.call(length, **sizes)
             assert gpu.launches == ORDER
         gpu.launches.clear()
-        report_backward.call(48, width=16, values=32, tile=SMALL, scratch_bytes=1)
+        report_backward.call(48, **sizes, scratch_bytes=1)
         assert gpu.launches == ORDER * (2 * 48 // 16)
         assert len(gpu.compiled()) == len(ALL)
 

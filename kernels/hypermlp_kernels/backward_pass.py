@@ -186,8 +186,8 @@ class BackwardPass:
             **self._options(
                 "K", "GLU", "HOLES", "PACKED", "ASM", "MIX", "BK", ALIGNED=aligned(call.q, call.k),
                 R1=routing.rank, R2=readout.rank, SCALE1=routing.scale_mode, GATED1=routing.gate is not None,
-                SCALE2=readout.scale_mode, GRADIENT=needs.scores, GATE_GRADIENT=needs.routing.gate, ACTIVATED=needs.activated,
-                BR1=pad_width(routing.rank), BR2=pad_width(readout.rank),
+                SCALE2=readout.scale_mode, GRADIENT=needs.scores, GATE_GRADIENT=needs.routing.gate,
+                ACTIVATED=needs.activated, BR1=pad_width(routing.rank), BR2=pad_width(readout.rank),
             ),
         )  # fmt: skip
 

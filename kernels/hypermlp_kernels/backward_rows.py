@@ -14,6 +14,7 @@ from hypermlp_kernels.blocks import (
     LOG2E,
     as_floats,
     gated_statistic,
+    has_hidden,
     head_of,
     hide,
     key_tiles,
@@ -22,9 +23,9 @@ from hypermlp_kernels.blocks import (
     mix,
     pick_group,
     score_columns,
-    select,
     softplus2,
     table_rows,
+    visible,
 )
 from hypermlp_kernels.skew import rotation_index
 
@@ -115,6 +116,22 @@ def readout_statistic_gradient_kernel(
         pick_group(b_dwz, BM, NG, BR), p_z + z_offset, p_gate_rows, p_dz + z_offset, p_dgate + z_offset,
         i0, n, num_heads * R, gate_token, R, GATED, GATE_GRADIENT, BM, BR,
     )  # fmt: skip
+
+
+@triton.jit
+def hide_all(
+    b_gate, b_scale, b_dw, i0, t, n, max_lag, p_valid,
+    BY_LAG: tl.constexpr, CAUSAL: tl.constexpr, HOLES: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """``hide`` for three tiles at once."""
+    if HOLES:
+        seen = visible(i0, t, n, max_lag, p_valid, BY_LAG, CAUSAL, HOLES, BM, BN)
+        b_gate, b_scale, b_dw = tl.where(seen, b_gate, 0), tl.where(seen, b_scale, 0), tl.where(seen, b_dw, 0)
+    else:
+        if has_hidden(i0, t, n, max_lag, BY_LAG, CAUSAL, BM, BN):
+            seen = visible(i0, t, n, max_lag, p_valid, BY_LAG, CAUSAL, HOLES, BM, BN)
+            b_gate, b_scale, b_dw = tl.where(seen, b_gate, 0), tl.where(seen, b_scale, 0), tl.where(seen, b_dw, 0)
+    return b_gate, b_scale, b_dw
 
 
 @triton.jit
@@ -224,37 +241,46 @@ def map_gradient_kernel(
         b_gate = mix(
             b_gate, b_wg, p_scale1_gate, p_up1_gate, x0, max_lag, 1.0, SCALE1, LOW_RANK1, PRECISION, NG, BN, BR1
         )
-        b_gate = hide(b_gate, i0, t, n, max_lag, p_hole, BY_LAG, CAUSAL, HOLES, BM, BN)
         if GLU:
             b_scale = mix(
                 b_scale, b_ws, p_scale1_gate + scale_map, p_up1_gate + scale_map * BR1, x0, max_lag, LOG2E,
                 SCALE1, LOW_RANK1, PRECISION, NG, BN, BR1,
             )  # fmt: skip
-            b_scale = hide(b_scale, i0, t, n, max_lag, p_hole, BY_LAG, CAUSAL, HOLES, BM, BN)
-        if ACTIVATED:
-            b_a = select(b_gate, b_scale, GLU, ASM) * (LN2 if GLU else 1.0)
-            tl.store(p_tile + next_plane, b_a.to(p_planes.dtype.element_ty))
+        b_dw = b_gate
         if GRADIENT:
             b_dw = tl.load(p_tile)
-            b_dw = hide(b_dw, i0, t, n, max_lag, p_hole, BY_LAG, CAUSAL, HOLES, BM, BN).to(ACC)
+        # together: every branch in the loop keeps all that is alive in registers
+        b_gate, b_scale, b_dw = hide_all(
+            b_gate, b_scale, b_dw, i0, t, n, max_lag, p_hole, BY_LAG, CAUSAL, HOLES, BM, BN
+        )
+        if GRADIENT:
             b_da = mix(
-                b_dw, b_dz2, p_scale2 + i_h * max_lag, p_down2 + i_h * max_lag * BR2, x0, max_lag, 1.0,
+                b_dw.to(ACC), b_dz2, p_scale2 + i_h * max_lag, p_down2 + i_h * max_lag * BR2, x0, max_lag, 1.0,
                 SCALE2, R2 > 0, PRECISION, NG, BN, BR2,
             )  # fmt: skip
+        if GLU:
+            b_softplus = softplus2(b_scale, ASM) * LN2
+            b_sigmoid = sigmoid2(b_scale, ASM)
+        if GRADIENT:
             b_dgate = tl.where(b_gate > 0, b_da, 0.0)
             if GLU:
-                b_dscale = b_dgate * b_gate * sigmoid2(b_scale, ASM)
-                b_dgate = b_dgate * (softplus2(b_scale, ASM) * LN2)
+                b_dscale = b_dgate * b_gate * b_sigmoid
+                b_dgate = b_dgate * b_softplus
                 b_dscale = b_dscale.to(p_planes.dtype.element_ty)
                 tl.store(p_tile + next_plane * 3, b_dscale)
             b_dgate = (b_dgate - b_pull[:, None] * b_gate).to(p_planes.dtype.element_ty)
             tl.store(p_tile + next_plane * 2, b_dgate)
-            if LOW_RANK1:
-                b_up = table_rows(p_up1_gate, x0, max_lag, NG, BN, BR1)
-                b_dw_gate = tl.dot(b_dgate, b_up, b_dw_gate, input_precision=PRECISION, out_dtype=ACC)
-                if GLU:
-                    b_up = table_rows(p_up1_gate + scale_map * BR1, x0, max_lag, NG, BN, BR1)
-                    b_dw_scale = tl.dot(b_dscale, b_up, b_dw_scale, input_precision=PRECISION, out_dtype=ACC)
+        if ACTIVATED:
+            b_a = tl.maximum(b_gate, 0.0, propagate_nan=tl.PropagateNan.ALL)
+            if GLU:
+                b_a = b_a * b_softplus
+            tl.store(p_tile + next_plane, b_a.to(p_planes.dtype.element_ty))
+        if GRADIENT and LOW_RANK1:
+            b_up = table_rows(p_up1_gate, x0, max_lag, NG, BN, BR1)
+            b_dw_gate = tl.dot(b_dgate, b_up, b_dw_gate, input_precision=PRECISION, out_dtype=ACC)
+            if GLU:
+                b_up = table_rows(p_up1_gate + scale_map * BR1, x0, max_lag, NG, BN, BR1)
+                b_dw_scale = tl.dot(b_dscale, b_up, b_dw_scale, input_precision=PRECISION, out_dtype=ACC)
 
     if GRADIENT and LOW_RANK1:
         store_statistic_gradient(

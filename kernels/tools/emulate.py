@@ -1,6 +1,6 @@
-"""Compile the forward kernels for a GPU that is not here, run them in the emulator, and compare with float64.
+"""Compile the kernels for a GPU that is not here, run them in the emulator, and compare with float64.
 
-    python kernels/tools/emulate.py --arch sm_90 --path "glu bf16" --tile 64x32x32 --warps 4 --length 70
+    python kernels/tools/emulate.py --arch sm_90 --path "glu bf16" --tile 64x32x32 --warps 4 --length 70 --backward
 
 Prints errors, races, bank conflicts and instruction counts; status 1 where something is wrong. A faulting
 access ends it with its instruction. ``emulator/__init__.py`` says what this cannot show.
@@ -21,8 +21,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(Path(__file__).parent)]
 
 from emulator.device import Launch, emulated_gpu  # noqa: E402
 
-from hypermlp.ops import SequenceMix, hyper_attention  # noqa: E402
-from hypermlp_kernels import launch  # noqa: E402
+from hypermlp.ops import SequenceMix  # noqa: E402
+from hypermlp.ops.reference import hyper_attention_reference  # noqa: E402
+from hypermlp_kernels import launch, launch_backward  # noqa: E402
+from hypermlp_kernels.backward_plan import MixNeeds, Needs  # noqa: E402
+from hypermlp_kernels.backward_tiles import BackwardTile  # noqa: E402
 from hypermlp_kernels.tiles import KERNELS, Tile  # noqa: E402
 
 PATHS: dict[str, dict[str, Any]] = {
@@ -40,7 +43,7 @@ _TF32_TOLERANCE = 2 * TOLERANCE[torch.bfloat16] / 8
 
 
 class Result(NamedTuple):
-    """Largest error of the output, what is allowed, and the launches that made it."""
+    """Largest error of the output or of a gradient, what is allowed, and the launches that made it."""
 
     error: float
     allowed: float
@@ -55,9 +58,9 @@ class Result(NamedTuple):
 def emulate(
     arch: str, tile: Tile, *, length: int = 70, heads: int = 1, width: int = 32, values: int = 32, rank: int = 16,
     selection: str = "glu", layout: str = "lag", dtype: torch.dtype = torch.bfloat16, allow_tf32: bool = False,
-    window: int | None = None, masked: bool = False,
+    window: int | None = None, masked: bool = False, backward: bool = False,
 ) -> Result:  # fmt: skip
-    """One forward on random inputs, with ``tile`` for every kernel."""
+    """One forward on random inputs, with ``tile`` for every kernel; with ``backward`` the gradients are compared."""
     rng = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> torch.Tensor:
@@ -77,18 +80,45 @@ def emulate(
     if mask is not None:
         for x in (q, k, v, mixes[0][3], mixes[1][3]):
             x[~mask] = 0
+    inputs = [q, k, v, *mixes[0], *mixes[1]]
+    options = {"selection": selection, "layout": layout, "max_lag": rows, "attention_mask": mask}
+    switches = {
+        "glu": selection == "glu", "norm": True, "eps": 1e-12, "causal": True, "by_lag": layout == "lag",
+        "max_lag": rows, "attention_mask": mask, "allow_tf32": allow_tf32,
+    }  # fmt: skip
+    tolerance = _TF32_TOLERANCE if allow_tf32 else TOLERANCE[dtype]
+    streams = (q, k, v, *(launch.Mix(*mix, True) for mix in mixes))
+    grad_o = normal(*v.shape)
     with emulated_gpu(arch) as launches:
-        o, *_ = launch.forward(
-            q, k, v, *(launch.Mix(*mix, True) for mix in mixes),
-            glu=selection == "glu", norm=True, eps=1e-12, causal=True, by_lag=layout == "lag", max_lag=rows,
-            attention_mask=mask, allow_tf32=allow_tf32, chosen=dict.fromkeys(KERNELS, tile),
-        )  # fmt: skip
-    expected = hyper_attention(
-        *(x.double() for x in (q, k, v)), *(SequenceMix(*(x.double() for x in mix)) for mix in mixes),
-        selection=selection, layout=layout, attention_mask=mask, backend="reference",
-    )  # fmt: skip
+        o, *statistics = launch.forward(*streams, **switches, chosen=dict.fromkeys(KERNELS, tile))
+        if backward:
+            every = MixNeeds(True, True, True, True)
+            gradients = launch_backward.backward(
+                grad_o.to(o.dtype), o, tuple(statistics), *streams, Needs(True, True, True, every, every), **switches,
+                tile=BackwardTile(tile.rows, tile.keys, 2 * tile.keys, 16, tile.values, tile.warps, tile.stages),
+            )  # fmt: skip
+    expected, *expected_gradients = _by_reference(inputs, grad_o, torch.float64, **options)
     error = float((o.double() - expected).abs().max() / expected.abs().max())
-    return Result(error, _TF32_TOLERANCE if allow_tf32 else TOLERANCE[dtype], launches)
+    judged = [(error, tolerance)]
+    if backward:
+        # where a gate beside zero rounds to the other side its gradient is another one: in PyTorch's bfloat16 too
+        _, *rounded = _by_reference(inputs, grad_o, torch.bfloat16, **options)
+        share = tolerance / TOLERANCE[torch.bfloat16]
+        for x, y, z in zip(gradients, expected_gradients, rounded, strict=True):
+            judged.append((float((x - y).norm() / y.norm()), 2 * share * float((z - y).norm() / y.norm())))
+    return Result(*max(judged, key=lambda one: one[0] / one[1]), launches)
+
+
+def _by_reference(
+    inputs: list[torch.Tensor], grad_o: torch.Tensor, compute_dtype: torch.dtype, **options: Any
+) -> list[torch.Tensor]:
+    """Output and gradients by the equations, in float64."""
+    leaves = [x.to(compute_dtype).requires_grad_() for x in inputs]
+    o = hyper_attention_reference(
+        *leaves[:3], SequenceMix(*leaves[3:7]), SequenceMix(*leaves[7:]),
+        norm=True, eps=1e-12, causal=True, compute_dtype=compute_dtype, **options,
+    )  # fmt: skip
+    return [x.detach().double() for x in (o, *torch.autograd.grad(o, leaves, grad_o.to(o.dtype)))]
 
 
 def main() -> int:
@@ -100,6 +130,7 @@ def main() -> int:
     parser.add_argument("--stages", type=int, default=2)
     parser.add_argument("--window", type=int, help="rows of the tables; as many as tokens by default")
     parser.add_argument("--masked", action="store_true", help="with padding and a hole")
+    parser.add_argument("--backward", action="store_true", help="the gradients too")
     for name, default in (("length", 70), ("heads", 1), ("width", 32), ("values", 32), ("rank", 16)):
         parser.add_argument(f"--{name}", type=int, default=default, help="(default: %(default)s)")
     options = vars(parser.parse_args())
@@ -113,7 +144,7 @@ def main() -> int:
         for what, count in sorted(one.found.items()):
             if count or what in one.mistakes:
                 print(f"    {what}: {count}" + ("   WRONG" if what in one.mistakes else ""))
-    print(f"output: error {result.error:.1e} of the largest value, {result.allowed:.1e} allowed")
+    print(f"error {result.error:.1e} of the largest value, {result.allowed:.1e} allowed")
     print("WRONG" if result.wrong else "nothing wrong found", f"({time.monotonic() - start:.0f} s)")
     return result.wrong
 

@@ -144,6 +144,16 @@ def test_a_compiled_forward() -> None:
     assert all(one.found["mma"] for one in result.launches)
 
 
+def test_a_compiled_backward() -> None:
+    result = emulate.emulate("sm_80", Tile(32, 16, 16, 2, 2), length=20, width=16, values=16, rank=4, backward=True)
+    assert not result.wrong, result
+    assert {one.name for one in result.launches[3:]} == {
+        "weight_gradient_kernel", "readout_statistic_gradient_kernel", "map_gradient_kernel", "table_gradient_kernel",
+        "turn_kernel", "key_product_kernel",
+    }  # fmt: skip
+    assert all(one.found["mma"] for one in result.launches)
+
+
 def without(name: str, modifier: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """From here on kernels lose these instructions on their way into the emulator."""
 
@@ -180,8 +190,9 @@ def test_a_broken_kernel_is_found(name: str, modifier: str, mistake: str, monkey
 def test_every_path(arch: str, path: str) -> None:
     options = emulate.PATHS[path]
     window = None if options.get("layout") == "position" else 60
-    result = emulate.emulate(arch, Tile(64, 32, 32, 4, 2), length=70, window=window, **options)
-    assert not result.wrong, (result.error, [one.mistakes for one in result.launches])
+    result = emulate.emulate(arch, Tile(64, 32, 32, 4, 2), length=70, window=window, backward=True, **options)
+    assert not result.wrong, (result.error, result.allowed, [one.mistakes for one in result.launches])
+    assert len(result.launches) > 3
 
 
 @pytest.mark.slow
@@ -190,3 +201,11 @@ def test_larger_tiles_with_padding(tile: Tile) -> None:
     result = emulate.emulate("sm_90", tile, length=150, width=64, values=tile.values, masked=True)
     assert not result.wrong, (result.error, [one.mistakes for one in result.launches])
     assert result.launches[-1].found["wgmma"]
+
+
+@pytest.mark.slow
+def test_the_preferred_backward_tile_with_padding() -> None:
+    options = {"length": 200, "width": 64, "values": 64, "masked": True, "window": 150}
+    result = emulate.emulate("sm_90", Tile(128, 64, 64, 8, 2), backward=True, **options)
+    assert not result.wrong, (result.error, result.allowed, [one.mistakes for one in result.launches])
+    assert all(one.found["wgmma"] for one in result.launches)

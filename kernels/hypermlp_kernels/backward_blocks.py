@@ -1,9 +1,10 @@
 """What the backward's kernels share: a program's place in a chunk of row blocks, and the tiles kept for it.
 
 A *plane* holds one map of every row block in the chunk, as whole tiles ``[BM, BN]`` one after another:
-a block's from its first key tile on, then the next block's, then the next head's. No block has more
-tiles than ``most``; the first ``full`` blocks have ``BM / BN`` more each than the last one (causal rows
-grow), so where a block begins is a formula. A plane is in column order (lags or positions) or by key.
+a block's from its first key tile on, then those of the same rows in the next head, then the next rows'.
+No block has more tiles than ``most``; the first ``full`` blocks have ``BM / BN`` more each than the last
+one (causal rows grow), so where a block begins is a formula. A plane is in column order (lags or
+positions) or by key.
 """
 
 import triton
@@ -20,23 +21,26 @@ def tiles_before(i_block, full, most, STEP: tl.constexpr):
 
 
 @triton.jit
-def block_tiles(i_block, i_rest, origin, num_blocks, full, most, STEP: tl.constexpr):
+def block_tiles(i_block, i_rest, origin, num_rest, full, most, STEP: tl.constexpr):
     """Where a row block's tiles begin in the planes of a chunk, in tiles; ``origin`` lies before the chunk."""
-    a_head = tiles_before(num_blocks, full, most, STEP)
-    return a_head * i_rest + tiles_before(i_block, full, most, STEP) - origin
+    own = tl.where(i_block < full, (i_block + 1) * STEP, most).to(tl.int64)
+    return tiles_before(i_block, full, most, STEP) * num_rest + own * i_rest - origin
 
 
 @triton.jit
 def locate_in_chunk(
-    p_blocks, last, origin, length, num_blocks, num_heads, full, most,
+    p_blocks, last, origin, length, num_rest, num_heads, full, most,
     HAS_BLOCKS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """``(batch, head, first token, tokens, i0, first tile)`` of this program: the chunk's last block first."""
+    """``(batch, head, first token, tokens, i0, first tile)`` of this program: the chunk's last block first.
+
+    Blocks are counted head after head, ``num_rest`` of them for the same rows.
+    """
     i_flat = last - tl.program_id(0)
-    i_block = i_flat % num_blocks
-    i_rest = i_flat // num_blocks
+    i_block = i_flat // num_rest
+    i_rest = i_flat % num_rest
     i_b, i_h, start, n, i0 = place(p_blocks, i_block, i_rest, length, num_heads, HAS_BLOCKS, BM)
-    return i_b, i_h, start, n, i0, block_tiles(i_block, i_rest, origin, num_blocks, full, most, BM // BN)
+    return i_b, i_h, start, n, i0, block_tiles(i_block, i_rest, origin, num_rest, full, most, BM // BN)
 
 
 @triton.jit

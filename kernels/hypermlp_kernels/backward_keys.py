@@ -14,14 +14,14 @@ from hypermlp_kernels.skew import rotate, rotation_index
 
 @triton.jit(
     do_not_specialize=[
-        "length", "max_lag", "num_blocks", "last", "origin", "full", "most", "plane",
+        "length", "max_lag", "num_rest", "last", "origin", "full", "most", "plane",
         "k_batch", "k_head", "gate_batch", "gate_head",
     ]
 )  # fmt: skip
 def turn_kernel(
     p_x, p_scale, p_table, p_z, p_gate, p_rho, p_k, p_out, p_dq, p_blocks, p_valid,
     k_batch, k_token, k_head, gate_batch, gate_token, gate_head,
-    length, max_lag, num_blocks, num_heads, num_maps, last, origin, full, most, plane,
+    length, max_lag, num_rest, num_heads, num_maps, last, origin, full, most, plane,
     K: tl.constexpr, R: tl.constexpr, SCALE: tl.constexpr, GATED: tl.constexpr, WEIGHTS: tl.constexpr,
     QUERY_GRADIENT: tl.constexpr, ALIGNED: tl.constexpr,
     BY_LAG: tl.constexpr, CAUSAL: tl.constexpr, HAS_BLOCKS: tl.constexpr, HOLES: tl.constexpr,
@@ -35,7 +35,7 @@ def turn_kernel(
     """
     NG: tl.constexpr = BM // BN if BY_LAG else 1
     i_b, i_h, start, n, i0, tile0 = locate_in_chunk(
-        p_blocks, last, origin, length, num_blocks, num_heads, full, most, HAS_BLOCKS, BM, BN
+        p_blocks, last, origin, length, num_rest, num_heads, full, most, HAS_BLOCKS, BM, BN
     )
     if i0 >= n:
         return
@@ -95,39 +95,42 @@ def turn_kernel(
 
 @triton.jit(
     do_not_specialize=[
-        "length", "max_lag", "num_blocks", "first", "stop", "origin", "full", "most", "plane", "y_batch", "y_head",
+        "length", "max_lag", "num_rest", "first", "stop", "origin", "full", "most", "plane", "y_batch", "y_head",
     ]
 )  # fmt: skip
 def key_product_kernel(
     p_x, p_y, p_out, p_blocks,
     y_batch, y_token, y_head,
-    length, max_lag, num_blocks, num_heads, num_maps, first, stop, origin, full, most, plane,
+    length, max_lag, num_rest, num_heads, num_maps, first, stop, origin, full, most, plane,
     WIDTH: tl.constexpr, BY_LAG: tl.constexpr, CAUSAL: tl.constexpr, HAS_BLOCKS: tl.constexpr, ALIGNED: tl.constexpr,
     ACC: tl.constexpr, MIX: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BW: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Adds ``sum_i x_i[j] y_i`` over the chunk's rows to ``p_out`` ``[B, T, maps, WIDTH]``, float32.
 
-    ``x`` is in a plane by key. A program owns a block of ``BM`` keys of a map (its third index) and ``BW`` channels.
+    ``x`` is in a plane by key. A program owns a block of ``BM`` keys of a map (its second index) and ``BW`` channels;
+    blocks of channels run side by side, and so they read ``x`` from memory once.
     """
-    i_rest = first // num_blocks + tl.program_id(0) // num_blocks
-    i_block = tl.program_id(0) % num_blocks
+    WIDTH_BLOCKS: tl.constexpr = (WIDTH + BW - 1) // BW
+    i_w = tl.program_id(0) % WIDTH_BLOCKS
+    i_rest = tl.program_id(0) // WIDTH_BLOCKS % num_rest
+    i_block = tl.program_id(0) // WIDTH_BLOCKS // num_rest
     i_b, i_h, start, n, j0 = place(p_blocks, i_block, i_rest, length, num_heads, HAS_BLOCKS, BM)
-    i_map = i_h + tl.program_id(2) * num_heads
-    p_x += tl.program_id(2).to(tl.int64) * plane * (BM * BN)
+    i_map = i_h + tl.program_id(1) * num_heads
+    p_x += tl.program_id(1).to(tl.int64) * plane * (BM * BN)
     # of the rows that see the keys, those in the chunk
     of_sequence = i_block - j0 // BM
     row_stop = n
     if BY_LAG:
         row_stop = tl.minimum(n, j0 + BM - 1 + max_lag)
-    i_first = tl.maximum(i_block if CAUSAL else of_sequence, first - i_rest * num_blocks)
-    i_stop = tl.minimum(of_sequence + tl.cdiv(row_stop, BM), stop - i_rest * num_blocks)
+    i_first = tl.maximum(i_block if CAUSAL else of_sequence, tl.cdiv(first - i_rest, num_rest))
+    i_stop = tl.minimum(of_sequence + tl.cdiv(row_stop, BM), tl.cdiv(stop - i_rest, num_rest))
     if (j0 >= n) | (i_first >= i_stop):
         return
     first_token = i_b * length + start
     o_m = tl.arange(0, BM)
-    o_w = tl.program_id(1) * BW + tl.arange(0, BW)
-    p_rows = head_of(p_y, i_b, start, i_map, y_batch, y_token, y_head, ALIGNED) + tl.program_id(1) * BW
+    o_w = i_w * BW + tl.arange(0, BW)
+    p_rows = head_of(p_y, i_b, start, i_map, y_batch, y_token, y_head, ALIGNED) + i_w * BW
     b_out = tl.zeros((BM, BW), ACC)
     o_tile = o_m // BN
     o_key = o_tile * (BM * BN) + o_m % BN
@@ -135,7 +138,7 @@ def key_product_kernel(
         i0 = (i_row - of_sequence) * BM
         t_first, t_stop = key_tiles(i0, n, max_lag, BY_LAG, CAUSAL, BM, BN)
         t = j0 // BN - t_first
-        tile = block_tiles(i_row, i_rest, origin, num_blocks, full, most, BM // BN) + t
+        tile = block_tiles(i_row, i_rest, origin, num_rest, full, most, BM // BN) + t
         # the first of the block's tiles may lie before the rows' window, the last past the sequence
         kept = (t + o_tile >= 0) & (t + o_tile < t_stop - t_first)
         b_x = tl.load(p_x + tile * (BM * BN) + o_m[:, None] * BN + o_key[None, :], mask=kept[None, :], other=0.0)

@@ -136,12 +136,9 @@ class BackwardPass:
         """What the kernels that own rows are told about a chunk."""
         call, plan = self._call, self._plan
         return (
-            call.sizes[1], call.max_lag, plan.num_blocks, call.sizes[2],
+            call.sizes[1], call.max_lag, plan.heads, call.sizes[2],
             chunk.stop - 1, chunk.origin, plan.full, plan.most,
         )  # fmt: skip
-
-    def _heads_of(self, chunk: Chunk) -> int:
-        return (chunk.stop - 1) // self._plan.num_blocks - chunk.first // self._plan.num_blocks + 1
 
     def _options(self, *names: str, **more: object) -> dict[str, object]:
         """Those of a call's options that a kernel takes, and its tile's."""
@@ -195,12 +192,12 @@ class BackwardPass:
         call, plan, mix = self._call, self._plan, into.mix
         gate = gate_of(mix, call.q)
         z, dz = (call.z1, self._dz1) if scores else (call.z2, self._dz2)
-        grid = (triton.cdiv(into.rows, self._tile.keys) * self._heads_of(chunk), into.maps // call.sizes[2])
+        grid = (triton.cdiv(into.rows, self._tile.keys) * plan.heads, into.maps // call.sizes[2])
         table_gradient_kernel[grid](
             call.q, call.k, self._planes[1], self._planes[2 if scores else 0], z, gate, dz,
             into.diag, into.down, into.up, self._blocks, self._valid,
             *call.q.stride()[:3], *call.k.stride()[:3], *gate.stride()[:3],
-            call.sizes[1], call.max_lag, into.rows, plan.num_blocks, call.sizes[2], into.maps,
+            call.sizes[1], call.max_lag, into.rows, plan.heads, call.sizes[2], into.maps,
             chunk.first, chunk.stop, chunk.origin, plan.full, plan.most, self._plane,
             **self._options(
                 "K", "HOLES", "ASM", "MIX", "BK", R=mix.rank, SCORES=scores,
@@ -235,11 +232,10 @@ class BackwardPass:
 
     def _key_product(self, chunk: Chunk, y: Tensor, into: Tensor, parts: int, block: int) -> None:
         call, plan = self._call, self._plan
-        programs = self._heads_of(chunk) * plan.num_blocks
-        key_product_kernel[(programs, triton.cdiv(y.shape[-1], block), parts)](
+        key_product_kernel[(plan.num_blocks * plan.heads * triton.cdiv(y.shape[-1], block), parts)](
             self._planes, y, into, self._blocks,
             *y.stride()[:3],
-            call.sizes[1], call.max_lag, plan.num_blocks, call.sizes[2], y.shape[2],
+            call.sizes[1], call.max_lag, plan.heads, call.sizes[2], y.shape[2],
             chunk.first, chunk.stop, chunk.origin, plan.full, plan.most, self._plane,
             **self._options("MIX", ALIGNED=aligned(y), WIDTH=y.shape[-1], BW=block),
         )  # fmt: skip

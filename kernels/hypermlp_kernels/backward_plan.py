@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -54,7 +54,7 @@ class Needs(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Row blocks ``first:stop``, counted through every head; ``origin`` tiles come before them."""
+    """Row blocks ``first:stop``, counted head after head for each block of rows; ``origin`` tiles come before them."""
 
     first: int
     stop: int
@@ -62,7 +62,10 @@ class Chunk(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """How many tiles each row block has in the scratch, and which blocks fit at once (see ``backward_blocks``)."""
+    """How many tiles each row block has in the scratch, and which blocks fit at once (see ``backward_blocks``).
+
+    ``heads`` are those of all batch rows, or of the one that packed sequences make.
+    """
 
     num_blocks: int
     heads: int
@@ -79,19 +82,23 @@ class Plan(NamedTuple):
         return cls(num_blocks, heads, most // step if call.causal else 0, most, step)
 
     def tiles_before(self, block: int) -> int:
-        """Tiles before a block, counted through every head."""
-        head, block = divmod(block, self.num_blocks)
-        return head * self._of_head(self.num_blocks) + self._of_head(block)
+        """Tiles before a block, counted head after head."""
+        block, head = divmod(block, self.heads)
+        before = self._of_head(block)
+        return before * self.heads + head * (self._of_head(block + 1) - before)
 
     def _of_head(self, blocks: int) -> int:
         growing = min(blocks, self.full)
         return growing * (growing + 1) // 2 * self.step + (blocks - growing) * self.most
 
     def chunks(self, tiles: int) -> Iterator[Chunk]:
-        """All blocks, in chunks of at most ``tiles`` tiles, or of one block."""
-        first, blocks = 0, range(self.num_blocks * self.heads + 1)
-        while first < blocks[-1]:
-            origin = self.tiles_before(first)
-            stop = max(bisect_right(blocks, origin + tiles, key=self.tiles_before) - 1, first + 1)
-            yield Chunk(first, stop, origin)
-            first = stop
+        """All blocks, in chunks of at most ``tiles`` tiles, or of one block: the longest rows of all heads first.
+
+        A program owns a block of rows, so a chunk takes as long as its longest: long rows come with long ones.
+        """
+        stop = self.num_blocks * self.heads
+        while stop > 0:
+            end = self.tiles_before(stop)
+            first = min(bisect_left(range(stop), end - tiles, key=self.tiles_before), stop - 1)
+            yield Chunk(first, stop, self.tiles_before(first))
+            stop = first

@@ -32,13 +32,13 @@ from hypermlp_kernels.skew import rotation_index
 
 @triton.jit(
     do_not_specialize=[
-        "length", "max_lag", "num_blocks", "last", "origin", "full", "most", "num_slices", "v_batch", "v_head",
+        "length", "max_lag", "num_rest", "last", "origin", "full", "most", "num_slices", "v_batch", "v_head",
     ]
 )  # fmt: skip
 def weight_gradient_kernel(
     p_do, p_v, p_rho, p_dw, p_blocks,
     v_batch, v_token, v_head,
-    length, max_lag, num_blocks, num_heads, last, origin, full, most, num_slices,
+    length, max_lag, num_rest, num_heads, last, origin, full, most, num_slices,
     V: tl.constexpr, BY_LAG: tl.constexpr, CAUSAL: tl.constexpr, HAS_BLOCKS: tl.constexpr, ALIGNED: tl.constexpr,
     ACC: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BJ: tl.constexpr, BV: tl.constexpr, STAGES: tl.constexpr,
@@ -49,7 +49,7 @@ def weight_gradient_kernel(
     Hidden elements of the plane hold anything, or are not written.
     """
     i_b, i_h, start, n, i0, tile0 = locate_in_chunk(
-        p_blocks, last, origin, length, num_blocks, num_heads, full, most, HAS_BLOCKS, BM, BN
+        p_blocks, last, origin, length, num_rest, num_heads, full, most, HAS_BLOCKS, BM, BN
     )
     t_first, t_stop = key_tiles(i0, n, max_lag, BY_LAG, CAUSAL, BM, BN)
     j0 = t_first * BN + tl.program_id(1) * BJ
@@ -83,13 +83,13 @@ def weight_gradient_kernel(
 
 @triton.jit(
     do_not_specialize=[
-        "length", "max_lag", "num_blocks", "last", "origin", "full", "most", "gate_batch", "gate_head",
+        "length", "max_lag", "num_rest", "last", "origin", "full", "most", "gate_batch", "gate_head",
     ]
 )  # fmt: skip
 def readout_statistic_gradient_kernel(
     p_dw, p_up, p_gate, p_z, p_dz, p_dgate, p_blocks, p_valid,
     gate_batch, gate_token, gate_head,
-    length, max_lag, num_blocks, num_heads, last, origin, full, most,
+    length, max_lag, num_rest, num_heads, last, origin, full, most,
     R: tl.constexpr, BY_LAG: tl.constexpr, CAUSAL: tl.constexpr, HAS_BLOCKS: tl.constexpr, HOLES: tl.constexpr,
     GATED: tl.constexpr, GATE_GRADIENT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BR: tl.constexpr, STAGES: tl.constexpr,
@@ -97,7 +97,7 @@ def readout_statistic_gradient_kernel(
     """Gradients of the second mixing's ``z`` and ``gate``, from ``sum_l dw_i[l] B2[l]``: ``[B, T, H, R]``."""
     NG: tl.constexpr = BM // BN if BY_LAG else 1
     i_b, i_h, start, n, i0, tile0 = locate_in_chunk(
-        p_blocks, last, origin, length, num_blocks, num_heads, full, most, HAS_BLOCKS, BM, BN
+        p_blocks, last, origin, length, num_rest, num_heads, full, most, HAS_BLOCKS, BM, BN
     )
     if i0 >= n:
         return
@@ -152,7 +152,7 @@ def sigmoid2(b_u, ASM: tl.constexpr):
 
 @triton.jit(
     do_not_specialize=[
-        "length", "max_lag", "num_blocks", "last", "origin", "full", "most", "plane",
+        "length", "max_lag", "num_rest", "last", "origin", "full", "most", "plane",
         "q_batch", "q_head", "k_batch", "k_head", "gate1_batch", "gate1_head",
     ]
 )  # fmt: skip
@@ -160,7 +160,7 @@ def map_gradient_kernel(
     p_q, p_k, p_scale1, p_up1, p_gate1, p_z1, p_scale2, p_down2, p_dz2, p_pull,
     p_planes, p_dz1, p_dgate1, p_blocks, p_valid,
     q_batch, q_token, q_head, k_batch, k_token, k_head, gate1_batch, gate1_token, gate1_head,
-    length, max_lag, num_blocks, num_heads, last, origin, full, most, plane,
+    length, max_lag, num_rest, num_heads, last, origin, full, most, plane,
     K: tl.constexpr, R1: tl.constexpr, R2: tl.constexpr,
     GLU: tl.constexpr, BY_LAG: tl.constexpr, CAUSAL: tl.constexpr, HAS_BLOCKS: tl.constexpr, HOLES: tl.constexpr,
     SCALE1: tl.constexpr, GATED1: tl.constexpr, SCALE2: tl.constexpr,
@@ -179,7 +179,7 @@ def map_gradient_kernel(
     NG: tl.constexpr = BM // BN if BY_LAG else 1
     LOW_RANK1: tl.constexpr = R1 > 0
     i_b, i_h, start, n, i0, tile0 = locate_in_chunk(
-        p_blocks, last, origin, length, num_blocks, num_heads, full, most, HAS_BLOCKS, BM, BN
+        p_blocks, last, origin, length, num_rest, num_heads, full, most, HAS_BLOCKS, BM, BN
     )
     if i0 >= n:
         return

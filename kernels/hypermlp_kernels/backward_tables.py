@@ -70,14 +70,14 @@ def add_tile(
 
 @triton.jit(
     do_not_specialize=[
-        "length", "max_lag", "rows", "num_blocks", "first", "stop", "origin", "full", "most", "plane",
+        "length", "max_lag", "rows", "num_rest", "first", "stop", "origin", "full", "most", "plane",
         "q_batch", "q_head", "k_batch", "k_head", "gate_batch", "gate_head",
     ]
 )  # fmt: skip
 def table_gradient_kernel(
     p_q, p_k, p_x, p_dy, p_z, p_gate, p_dz, p_ddiag, p_ddown, p_dup, p_blocks, p_valid,
     q_batch, q_token, q_head, k_batch, k_token, k_head, gate_batch, gate_token, gate_head,
-    length, max_lag, rows, num_blocks, num_heads, num_maps, first, stop, origin, full, most, plane,
+    length, max_lag, rows, num_rest, num_heads, num_maps, first, stop, origin, full, most, plane,
     K: tl.constexpr, R: tl.constexpr,
     SCORES: tl.constexpr, DIAG: tl.constexpr, DOWN: tl.constexpr, UP: tl.constexpr, GATED: tl.constexpr,
     BY_LAG: tl.constexpr, CAUSAL: tl.constexpr, HAS_BLOCKS: tl.constexpr, HOLES: tl.constexpr,
@@ -93,10 +93,10 @@ def table_gradient_kernel(
     """
     NG: tl.constexpr = BM // BN if BY_LAG else 1
     ROWS: tl.constexpr = BN if BY_LAG else BM
-    window = tl.program_id(0) % tl.cdiv(rows, BN)
-    i_rest = first // num_blocks + tl.program_id(0) // tl.cdiv(rows, BN)
-    i_first = tl.maximum(first - i_rest * num_blocks, 0)
-    i_stop = tl.minimum(stop - i_rest * num_blocks, num_blocks)
+    window = tl.program_id(0) // num_rest
+    i_rest = tl.program_id(0) % num_rest
+    i_first = tl.cdiv(first - i_rest, num_rest)
+    i_stop = tl.cdiv(stop - i_rest, num_rest)
     if not HAS_BLOCKS and CAUSAL:
         i_first = tl.maximum(i_first, window * BN // BM)
     if i_first >= i_stop:
@@ -128,7 +128,7 @@ def table_gradient_kernel(
         t = window
         if BY_LAG:
             t = r0 // BN - window
-        tile = block_tiles(unit // NG, i_rest, origin, num_blocks, full, most, BM // BN) + t - t_first
+        tile = block_tiles(unit // NG, i_rest, origin, num_rest, full, most, BM // BN) + t - t_first
         o_tile = tile_offsets(tile, ROWS, BN, BM) + (r0 - i0) * BN
         first_token = i_b * length + start
         p_hole = p_valid + first_token

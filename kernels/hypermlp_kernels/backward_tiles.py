@@ -24,13 +24,12 @@ class BackwardTile(NamedTuple):
     stages: int
 
 
-_SQUARE = (BackwardTile(64, 64, 128, 64, 128, 4, 2), BackwardTile(32, 32, 64, 64, 64, 4, 2))
-_FLOAT32 = (BackwardTile(32, 32, 64, 32, 64, 4, 2),)
+_FLOAT32 = BackwardTile(32, 32, 64, 32, 64, 4, 2)
 _TILES: dict[Precision, tuple[BackwardTile, ...]] = {
-    "bf16": _SQUARE,
-    "fp16": _FLOAT32,
-    "tf32": _FLOAT32,
-    "ieee": (BackwardTile(32, 32, 32, 32, 32, 8, 1),),
+    "bf16": (BackwardTile(64, 64, 128, 64, 128, 4, 2), BackwardTile(32, 32, 64, 64, 64, 4, 2)),
+    "fp16": (BackwardTile(64, 32, 128, 64, 128, 4, 2), _FLOAT32),
+    "tf32": (BackwardTile(64, 32, 128, 32, 128, 4, 2), _FLOAT32),
+    "ieee": (BackwardTile(32, 32, 128, 32, 128, 8, 1),),
 }
 # taller blocks read the values and the rows' streams half as often
 _HOPPER: dict[Precision, tuple[BackwardTile, ...]] = {"bf16": (BackwardTile(128, 64, 256, 64, 256, 8, 2),)}

@@ -26,6 +26,13 @@ class Projection(NamedTuple):
         """From a linear layer's ``[heads * width, hidden_size]`` and ``[heads * width]``."""
         return cls(weight.reshape(heads, -1, weight.shape[1]), None if bias is None else bias.reshape(heads, -1))
 
+    @classmethod
+    def of_joint(cls, weight: Tensor, bias: Tensor | None, heads: int) -> tuple[Projection, Projection, Projection]:
+        """Query, key and value, one after the other in one linear layer: ``[3 * heads * width, hidden_size]``."""
+        biases = (None,) * 3 if bias is None else bias.chunk(3)
+        query, key, value = (cls.of(*part, heads) for part in zip(weight.chunk(3), biases, strict=True))
+        return query, key, value
+
     def expanded(self, heads: int) -> Projection:
         """Each of fewer heads as often as query heads share it (grouped keys), ``heads`` in all."""
         times = heads // self.weight.shape[0]

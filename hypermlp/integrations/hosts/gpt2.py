@@ -31,10 +31,8 @@ class GPT2Adapter(HuggingFaceAdapter):
 def _projections(module: nn.Module) -> Projections:
     attention: Any = module
     # Conv1D keeps [in, out]
-    weights = attention.c_attn.weight.T.chunk(3)
-    biases = attention.c_attn.bias.chunk(3)
-    query, key, value = (Projection.of(w, b, attention.num_heads) for w, b in zip(weights, biases, strict=True))
-    return Projections(query, key, value, (attention.c_proj.weight.T, attention.c_proj.bias), attention.scaling)
+    joint = Projection.of_joint(attention.c_attn.weight.T, attention.c_attn.bias, attention.num_heads)
+    return Projections(*joint, (attention.c_proj.weight.T, attention.c_proj.bias), attention.scaling)
 
 
 register(GPT2Adapter(), "GPT2Attention")

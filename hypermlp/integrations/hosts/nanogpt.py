@@ -66,13 +66,9 @@ class NanoGPTAdapter(Adapter):
 
 def _projections(module: nn.Module) -> Projections:
     attention: Any = module
-    biases = (None,) * 3 if attention.c_attn.bias is None else attention.c_attn.bias.chunk(3)
-    query, key, value = (
-        Projection.of(weight, bias, attention.n_head)
-        for weight, bias in zip(attention.c_attn.weight.chunk(3), biases, strict=True)
-    )
+    joint = Projection.of_joint(attention.c_attn.weight, attention.c_attn.bias, attention.n_head)
     output = (attention.c_proj.weight, attention.c_proj.bias)
-    return Projections(query, key, value, output, (attention.n_embd // attention.n_head) ** -0.5)
+    return Projections(*joint, output, (attention.n_embd // attention.n_head) ** -0.5)
 
 
 register(NanoGPTAdapter(), "CausalSelfAttention")

@@ -141,12 +141,8 @@ class TimmAdapter(Adapter):
 
 def _projections(module: nn.Module) -> Projections:
     attention: Any = module
-    biases = (None,) * 3 if attention.qkv.bias is None else attention.qkv.bias.chunk(3)
-    query, key, value = (
-        Projection.of(weight, bias, attention.num_heads)
-        for weight, bias in zip(attention.qkv.weight.chunk(3), biases, strict=True)
-    )
-    return Projections(query, key, value, (attention.proj.weight, attention.proj.bias), attention.scale)
+    joint = Projection.of_joint(attention.qkv.weight, attention.qkv.bias, attention.num_heads)
+    return Projections(*joint, (attention.proj.weight, attention.proj.bias), attention.scale)
 
 
 register(TimmAdapter(), "Attention")

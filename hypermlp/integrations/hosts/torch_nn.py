@@ -211,11 +211,9 @@ def _remedy(causal: bool) -> str:
 
 def _projections(module: nn.Module) -> Projections:
     attention: Any = module
-    weights = attention.in_proj_weight.chunk(3)
-    biases = (None,) * 3 if attention.in_proj_bias is None else attention.in_proj_bias.chunk(3)
-    query, key, value = (Projection.of(w, b, attention.num_heads) for w, b in zip(weights, biases, strict=True))
+    joint = Projection.of_joint(attention.in_proj_weight, attention.in_proj_bias, attention.num_heads)
     output = (attention.out_proj.weight, attention.out_proj.bias)
-    return Projections(query, key, value, output, attention.head_dim**-0.5)
+    return Projections(*joint, output, attention.head_dim**-0.5)
 
 
 register(MultiheadAdapter(), "MultiheadAttention")

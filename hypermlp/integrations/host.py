@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -92,10 +92,11 @@ class Host:
     projections: Callable[[], Projections] | None = None
 
 
-def around(model: nn.Module, name: str) -> list[nn.Module]:
-    """The modules of ``model`` that hold the one called ``name``, nearest first."""
+def nearest(model: nn.Module, name: str, read: Callable[[Any], int | None]) -> int | None:
+    """What ``read`` finds on the nearest module of ``model`` that holds the one called ``name``; None if nowhere."""
     parts = name.split(".")
-    return [model.get_submodule(".".join(parts[:depth])) for depth in reversed(range(len(parts)))]
+    around = (model.get_submodule(".".join(parts[:depth])) for depth in reversed(range(len(parts))))
+    return next((found for found in map(read, around) if found is not None), None)
 
 
 def placement(module: nn.Module) -> tuple[torch.device, torch.dtype]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hypermlp.integrations.host import Host, Projection, Projections, around
+from hypermlp.integrations.host import Host, Projection, Projections, nearest
 from hypermlp.integrations.registry import Adapter, register
 from hypermlp.layers import AttentionLayer
 
@@ -40,11 +40,8 @@ class NanoGPTAdapter(Adapter):
         self.block_size = block_size
 
     def at(self, model: nn.Module, name: str) -> Adapter:
-        for host in around(model, name):
-            block_size = getattr(getattr(host, "config", host), "block_size", None)
-            if block_size is not None:
-                return NanoGPTAdapter(block_size)
-        return self
+        block_size = nearest(model, name, lambda host: getattr(getattr(host, "config", host), "block_size", None))
+        return self if block_size is None else NanoGPTAdapter(block_size)
 
     def skip(self, module: nn.Module) -> str | None:
         lacks = [name for name in ("c_attn", "c_proj", "n_head", "n_embd") if not hasattr(module, name)]

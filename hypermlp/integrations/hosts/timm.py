@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hypermlp.config import HyperConfig, Mixer
-from hypermlp.integrations.host import Host, Projection, Projections, around
+from hypermlp.integrations.host import Host, Projection, Projections, nearest
 from hypermlp.integrations.masks import padding, trimmed, visible
 from hypermlp.integrations.positions import fit_grid
 from hypermlp.integrations.registry import Adapter, register
@@ -109,11 +109,8 @@ class TimmAdapter(Adapter):
         self.tokens = tokens
 
     def at(self, model: nn.Module, name: str) -> Adapter:
-        for host in around(model, name):
-            patches = getattr(getattr(host, "patch_embed", None), "num_patches", None)
-            if patches is not None:
-                return TimmAdapter(patches + getattr(host, "num_prefix_tokens", 0))
-        return self
+        tokens = nearest(model, name, _tokens)
+        return self if tokens is None else TimmAdapter(tokens)
 
     def skip(self, module: nn.Module) -> str | None:
         where = type(module).__module__
@@ -137,6 +134,12 @@ class TimmAdapter(Adapter):
 
     def wrap(self, layer: AttentionLayer, module: nn.Module, host: Host) -> nn.Module:
         return TimmAttention(layer, host.output_dropout)
+
+
+def _tokens(model: Any) -> int | None:
+    """Patches and other tokens of a vision transformer; None for any other module."""
+    patches = getattr(getattr(model, "patch_embed", None), "num_patches", None)
+    return None if patches is None else patches + getattr(model, "num_prefix_tokens", 0)
 
 
 def _projections(module: nn.Module) -> Projections:

@@ -33,7 +33,7 @@ format: $(VENV)/.dev
 
 bench: $(VENV)/.bench
 	$(BIN)/hypermlp bench attention --out benchmarks/results/attention-cpu.json --plot docs/pictures/attention-cpu.png
-	$(BIN)/hypermlp bench decode --out benchmarks/results/decode-cpu.json --plot docs/pictures/decode-cpu.png
+	$(BIN)/hypermlp bench decode --compiled --out benchmarks/results/decode-cpu.json --plot docs/pictures/decode-cpu.png
 
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

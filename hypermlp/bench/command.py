@@ -15,7 +15,13 @@ from hypermlp.bench import decode_report, operator_report
 from hypermlp.bench import report as reports
 from hypermlp.bench.decode_runner import DecodeSettings
 from hypermlp.bench.decode_runner import run as run_decode
-from hypermlp.bench.decoding import DECODE_PROVIDERS, DECODE_PROVIDERS_ON_GPU, DecodeCase, DecodeProvider
+from hypermlp.bench.decoding import (
+    COMPILED_PROVIDERS,
+    DECODE_PROVIDERS,
+    DECODE_PROVIDERS_ON_GPU,
+    DecodeCase,
+    DecodeProvider,
+)
 from hypermlp.bench.measure import MODES
 from hypermlp.bench.operator_runner import OperatorSettings
 from hypermlp.bench.operator_runner import run as run_operators
@@ -114,6 +120,9 @@ def decode(
     seconds: Annotated[float, typer.Option(min=0, help="Stop a context after this, with 3 rounds.")] = 20.0,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     dtype: Annotated[str, typer.Option(help=", ".join(_DTYPES))] = "float32",
+    compiled: Annotated[
+        bool, typer.Option("--compiled", help="Also steps through torch.compile; a minute more for each context.")
+    ] = False,
     seed: Annotated[int, typer.Option()] = 0,
     only: Annotated[str | None, typer.Option(help="Names of layers, separated by commas; all by default.")] = None,
     out: Annotated[Path | None, typer.Option(help="Where to write JSON; decode-DEVICE.json by default.")] = None,
@@ -126,7 +135,8 @@ def decode(
     """
     console = _console()
     on_gpu = torch.device(_device(device)).type == "cuda"
-    chosen = _chosen(DECODE_PROVIDERS_ON_GPU if on_gpu else DECODE_PROVIDERS, only)
+    providers = DECODE_PROVIDERS_ON_GPU if on_gpu else DECODE_PROVIDERS
+    chosen = _chosen((*providers, *COMPILED_PROVIDERS) if compiled else providers, only)
     contexts = _lengths(lengths)
     if min(contexts) <= steps:
         raise typer.BadParameter(f"{min(contexts)} is not more than --steps {steps}", param_hint="--lengths")

@@ -15,7 +15,6 @@ from hypermlp.bench.environment import describe
 from hypermlp.bench.measure import synchronize
 from hypermlp.bench.providers import count_parameters
 from hypermlp.bench.runner import SCHEMA, Log, add_ratios, plain, quartiles, rounds, skipped_row, threads
-from hypermlp.cache import CacheSpec
 
 MODE = "decode"
 
@@ -79,6 +78,8 @@ def run(providers: Sequence[DecodeProvider], settings: DecodeSettings, log: Log 
 def _measure(
     providers: Sequence[DecodeProvider], case: DecodeCase, settings: DecodeSettings, log: Log
 ) -> list[dict[str, Any]]:
+    # every context compiles anew, and PyTorch keeps few compiled forms of one function
+    torch.compiler.reset()
     sessions: dict[str, Session] = {}
     rows: list[dict[str, Any]] = []
     for provider in providers:
@@ -88,9 +89,11 @@ def _measure(
             rows.append(skipped_row(provider.name, case.length, MODE, reason))
             continue
         x = torch.randn(case.batch, case.length, case.hidden_size, **case.factory)
-        sessions[provider.name] = Session(provider.build(case), x, case.steps, cached=provider.cached)
+        sessions[provider.name] = Session(
+            provider.build(case), x, case.steps, cached=provider.cached, compiled=provider.compiled
+        )
     for session in sessions.values():
-        # memory grows and kernels are chosen in the first one
+        # memory grows, and kernels are compiled or chosen, in the first one
         _time(session)
     times = rounds(
         {name: partial(_time, session) for name, session in sessions.items()}, settings.repeats, settings.seconds
@@ -116,7 +119,7 @@ def _row(name: str, case: DecodeCase, session: Session, times: list[float]) -> d
     low, median, high = quartiles(times)
     per_token, held = None, None
     if session.cache is not None:
-        numbers = CacheSpec.of(session.layer.config).numbers_per_token
+        numbers = session.layer.cache_spec.numbers_per_token
         per_token, held = numbers * session.hidden_states.itemsize, session.cache.nbytes
     return {
         "provider": name,

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hypermlp.bench.gate import GATE_LENGTH, MOST_ROUNDING, TOLERANCE, Verdict, randomise, relative_error
 from hypermlp.bench.providers import Case, Provider, by_dense_softmax, by_reference, hyperglu, softmax, softmax_wide
-from hypermlp.cache import CacheSpec, HyperCache
+from hypermlp.cache import HyperCache
 from hypermlp.layers import AttentionLayer, HyperGLU
 
 # smaller than what the gate decodes, so that the ring of a window wraps (its capacity is window + steps)
@@ -36,9 +38,11 @@ class DecodeProvider(Provider):
 
     Attributes:
         cached: with a cache, or by computing the whole context anew for every token.
+        compiled: with a static cache and a step compiled by ``torch.compile``.
     """
 
     cached: bool = True
+    compiled: bool = False
 
 
 class Session:
@@ -48,29 +52,46 @@ class Session:
     leaves in it, without the attention over the prompt.
     """
 
-    def __init__(self, layer: AttentionLayer, hidden_states: Tensor, steps: int, *, cached: bool) -> None:
+    def __init__(
+        self, layer: AttentionLayer, hidden_states: Tensor, steps: int, *, cached: bool, compiled: bool = False
+    ) -> None:
         self.layer, self.hidden_states = layer, hidden_states
         self.steps = steps if cached else 1
-        self.cache = HyperCache(max_crop=steps) if cached else None
-        if self.cache is not None:
+        self._step: Callable[..., Tensor] = compiled_step(layer) if compiled else layer
+        self.cache: HyperCache | None = None
+        if cached:
+            self.cache = HyperCache(max_crop=steps, static=compiled, max_length=hidden_states.shape[1])
             past = hidden_states[:, :-steps]
             with torch.inference_mode():
                 keys, values = layer.keys_values(past, None)
-                self.cache.layer(layer.layer_idx, CacheSpec.of(layer.config)).append(keys, values, past, None)
+                self.cache.layer(layer.layer_idx, layer.cache_spec).append(keys, values, past, None)
+        self._start = self.cache.state_dict() if self.cache is not None and compiled else None
 
     @torch.inference_mode()
     def decode(self) -> Tensor:
         """Outputs of the last ``steps`` tokens, ``[B, steps, hidden_size]``."""
         if self.cache is None:
-            out: Tensor = self.layer(self.hidden_states)
-            return out[:, -1:]
+            return self._step(self.hidden_states)[:, -1:]
         new = self.hidden_states[:, -self.steps :].chunk(self.steps, dim=1)
-        return torch.cat([self.layer(token, cache=self.cache) for token in new], dim=1)
+        return torch.cat([self._step(token, cache=self.cache) for token in new], dim=1)
 
+    @torch.inference_mode()
     def rewind(self) -> None:
         """Back to where it began."""
-        if self.cache is not None:
+        if self.cache is None:
+            return
+        if self._start is None:
             self.cache.crop(-self.steps)
+            return
+        # a static cache cannot be cropped, and its memory must stay where it is
+        for name, tensor in self.cache.layers[0].tensors().items():
+            tensor.copy_(self._start[f"layers.0.{name}"])
+
+
+def compiled_step(layer: AttentionLayer) -> Callable[..., Tensor]:
+    """``layer`` compiled for one shape; on a CPU called from C++, which costs a step least."""
+    options: dict[str, Any] = {"cpp_wrapper": True} if next(layer.parameters()).device.type == "cpu" else {}
+    return torch.compile(layer, fullgraph=True, dynamic=False, options=options)
 
 
 def check(provider: DecodeProvider, case: DecodeCase) -> Verdict:
@@ -101,7 +122,7 @@ def _errors(provider: DecodeProvider, case: DecodeCase) -> tuple[float, float]:
 
     randomise(layer, draw)
     x = draw(case.batch, case.length, case.hidden_size)
-    session = Session(layer, x, case.steps, cached=provider.cached)
+    session = Session(layer, x, case.steps, cached=provider.cached, compiled=provider.compiled)
     session.decode()
     session.rewind()
     got = session.decode()
@@ -131,6 +152,21 @@ DECODE_PROVIDERS = (
     DecodeProvider(
         "softmax-wide", "softmax with a cache, widened to the parameters of hyperglu", softmax_wide, by_dense_softmax,
         baseline=True,
+    ),
+)  # fmt: skip
+# a minute of compiling for every context
+COMPILED_PROVIDERS = (
+    DecodeProvider(
+        "hyperglu-compiled", "HyperGLU, max_lag = the context, compiled with a static cache", hyperglu("auto"),
+        by_reference, compiled=True,
+    ),
+    DecodeProvider(
+        "hyperglu-window-compiled", "HyperGLU with a window, compiled with a static cache", _hyperglu_window,
+        by_reference, compiled=True,
+    ),
+    DecodeProvider(
+        "softmax-wide-compiled", "softmax-wide, compiled with a static cache", softmax_wide, by_dense_softmax,
+        baseline=True, compiled=True,
     ),
 )  # fmt: skip
 DECODE_PROVIDERS_ON_GPU = (

@@ -72,7 +72,7 @@ def decode_step(q: Tensor, past: Past, routing_mix: SequenceMix, readout_mix: Se
     columns = _columns(past)
     batch, keys, values = q.shape[0], past.keys, past.values
     query = q.reshape(keys[0].shape[0], 1, -1)
-    s = torch.bmm(query, keys[0]) if len(keys) == 1 else torch.cat([torch.bmm(query, part) for part in keys], dim=2)
+    s = _product(query, keys[0]) if len(keys) == 1 else torch.cat([_product(query, part) for part in keys], dim=2)
     if q.dtype not in _EXACT:
         s = s.float()
     y = _mix(_to_columns(_by_head(s, batch), columns), routing_mix)
@@ -89,8 +89,16 @@ def decode_step(q: Tensor, past: Past, routing_mix: SequenceMix, readout_mix: Se
     w = _by_row(_to_slots(w, columns), batch)
     if q.dtype not in _EXACT:
         w = w.to(q.dtype)
-    o = torch.bmm(w, values[0]) if len(values) == 1 else _weighted_sum(w, *values)
+    o = _product(w, values[0]) if len(values) == 1 else _weighted_sum(w, *values)
     return o.view(batch, -1)
+
+
+def _product(x: Tensor, y: Tensor) -> Tensor:
+    """``x @ y``, by the library of matrix products in compiled steps too."""
+    if torch.compiler.is_compiling() and x.device.type == "cpu":
+        # Inductor writes a product of one row out as a loop, which is slower, but not the sum of a tensor and a product
+        return torch.baddbmm(x.new_empty(*x.shape[:2], y.shape[2]), x, y, beta=0)
+    return torch.bmm(x, y)
 
 
 def _by_head(x: Tensor, batch: int) -> Tensor:
@@ -106,7 +114,7 @@ def _by_row(x: Tensor, batch: int) -> Tensor:
 def _weighted_sum(weights: Tensor, older: Tensor, newer: Tensor) -> Tensor:
     """``weights`` ``[B * H, 1, n]`` over two segments ``[B * H, n_i, V]``, ``[B * H, 1, V]``."""
     split = older.shape[1]
-    return torch.baddbmm(torch.bmm(weights[..., :split], older), weights[..., split:], newer)
+    return torch.baddbmm(_product(weights[..., :split], older), weights[..., split:], newer)
 
 
 def _to_columns(s: Tensor, columns: _Columns | None) -> Tensor:
@@ -132,7 +140,7 @@ def _mix(x: Tensor, mix: SequenceMix) -> Tensor:
     if diag is not None:
         y = torch.addcmul(y, x, _rows(diag, x).unsqueeze(1))
     if down is not None and up is not None:
-        z = torch.bmm(x, _rows(down, x))
+        z = _product(x, _rows(down, x))
         if gate is not None:
             z *= gate.transpose(0, 1)
         up = _rows(up, x).mT
@@ -179,12 +187,14 @@ def _position_columns(start: Tensor, length: int, valid: Tensor | None) -> _Colu
 
 def _ring_columns(length: Tensor, capacity: int, valid: Tensor | None) -> _Columns:
     """Columns by lag in a ring that ``length`` tokens have come to: any number, one graph."""
-    # the slot of a lag is found as the lag of a slot is
-    other = ((length - torch.arange(1, capacity + 1, device=length.device)) % capacity)[None]
-    readable = other < length
+    # the slot of a lag is found as the lag of a slot is; one remainder, since they are slow
+    slots = torch.arange(capacity, device=length.device)
+    other = (length - 1) % capacity - slots
+    other = torch.where(other < 0, other + capacity, other)[None]
+    visible, readable = (slots < length)[None], other < length
     if valid is not None:
+        visible = visible & valid.gather(1, other.expand(valid.shape[0], -1))
         readable = readable & valid
-    visible = readable.gather(1, other.expand(readable.shape[0], -1))
     return _Columns(other, visible, other, readable)
 
 

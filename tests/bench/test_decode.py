@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -13,13 +14,13 @@ from typer.testing import CliRunner
 from hypermlp import HyperGLU
 from hypermlp.bench import command, decode_report, decode_runner
 from hypermlp.bench.decode_runner import DecodeSettings, run
-from hypermlp.bench.decoding import DECODE_PROVIDERS, DecodeCase, DecodeProvider, Session, check
+from hypermlp.bench.decoding import COMPILED_PROVIDERS, DECODE_PROVIDERS, DecodeCase, DecodeProvider, Session, check
 from hypermlp.bench.providers import count_parameters
 from hypermlp.bench.runner import passed
 
 CASE = DecodeCase(1, hidden_size=16, window=12, steps=4)
 SETTINGS = DecodeSettings((8, 40), CASE, threads=1, repeats=2, recompute_limit=8)
-BY_NAME = {provider.name: provider for provider in DECODE_PROVIDERS}
+BY_NAME = {provider.name: provider for provider in (*DECODE_PROVIDERS, *COMPILED_PROVIDERS)}
 
 
 class ForgetsThePast(HyperGLU):
@@ -57,6 +58,13 @@ def test_every_provider_passes_the_gate(provider: DecodeProvider, dtype: torch.d
     assert verdict.passed, verdict.reason
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("provider", COMPILED_PROVIDERS, ids=lambda provider: provider.name)
+def test_every_compiled_provider_passes_the_gate(provider: DecodeProvider) -> None:
+    verdict = check(provider, replace(CASE, hidden_size=64))
+    assert verdict.passed, verdict.reason
+
+
 @pytest.mark.parametrize("cls", [ForgetsThePast, MakesNaN, Crashes])
 def test_a_failed_gate_leaves_no_figure(cls: type[HyperGLU]) -> None:
     result = run([broken(cls), BY_NAME["softmax"]], SETTINGS, log=lambda _: None)
@@ -79,6 +87,19 @@ def test_a_session_gives_the_last_outputs_again_and_again(name: str, length: int
         session.rewind()
     assert session.cache is not None
     assert session.cache.get_seq_length() == length - case.steps
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ for the CPU, and there is none")
+def test_a_compiled_session_goes_back_past_the_window_too() -> None:
+    case = replace(CASE, length=40, dtype=torch.float64)
+    layer = BY_NAME["hyperglu-window-compiled"].build(case)
+    x = torch.randn(1, 40, 16, dtype=torch.float64)
+    session = Session(layer, x, case.steps, cached=True, compiled=True)
+    with torch.no_grad():
+        expected = layer(x)[:, -case.steps :]
+    for _ in range(2):
+        torch.testing.assert_close(session.decode(), expected, atol=1e-10, rtol=0)
+        session.rewind()
 
 
 def test_report() -> None:
@@ -121,6 +142,8 @@ def test_command(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert done.exit_code == 0, done.output
     assert json.loads(out.read_text())["benchmark"] == "decode"
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    done = CliRunner().invoke(command.app, ["decode", *size, "--only", "softmax-wide-compiled"])
+    assert done.exit_code == 2  # only with --compiled
     monkeypatch.setattr(command, "DECODE_PROVIDERS", (broken(ForgetsThePast), BY_NAME["softmax"]))
     done = CliRunner().invoke(command.app, ["decode", *size, "--out", str(out)])
     assert done.exit_code == 1

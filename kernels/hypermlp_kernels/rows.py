@@ -12,8 +12,8 @@ from hypermlp_kernels.blocks import (
     LOG2E,
     as_floats,
     gated_statistic,
+    has_hidden,
     head_of,
-    hide,
     key_tiles,
     load_keys,
     load_rows,
@@ -23,9 +23,26 @@ from hypermlp_kernels.blocks import (
     score_columns,
     select,
     table_rows,
+    visible,
 )
 from hypermlp_kernels.skew import high_half, low_half, rotation_index
 from hypermlp_kernels.stored import locate_slot, store_map
+
+
+@triton.jit
+def hide_both(
+    b_gate, b_scale, i0, t, n, max_lag, p_valid,
+    BY_LAG: tl.constexpr, CAUSAL: tl.constexpr, HOLES: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """``hide`` for the gate and the scale map: one branch, since each keeps all that is alive in registers."""
+    if HOLES:
+        seen = visible(i0, t, n, max_lag, p_valid, BY_LAG, CAUSAL, HOLES, BM, BN)
+        b_gate, b_scale = tl.where(seen, b_gate, 0), tl.where(seen, b_scale, 0)
+    else:
+        if has_hidden(i0, t, n, max_lag, BY_LAG, CAUSAL, BM, BN):
+            seen = visible(i0, t, n, max_lag, p_valid, BY_LAG, CAUSAL, HOLES, BM, BN)
+            b_gate, b_scale = tl.where(seen, b_gate, 0), tl.where(seen, b_scale, 0)
+    return b_gate, b_scale
 
 
 @triton.jit(do_not_specialize=["length", "max_lag", "num_blocks", "q_batch", "q_head", "k_batch", "k_head"])
@@ -71,12 +88,10 @@ def routing_statistic_kernel(
             K, GLU, BY_LAG, PACKED, ASM, ACC, PRECISION, BM, BN, BK,
         )  # fmt: skip
         x0 = i0 - t * BN if BY_LAG else t * BN
-        b_gate = hide(b_gate, i0, t, n, max_lag, p_blocks, BY_LAG, CAUSAL, False, BM, BN)
+        b_gate, b_scale = hide_both(b_gate, b_scale, i0, t, n, max_lag, p_blocks, BY_LAG, CAUSAL, False, BM, BN)
         if PACKED:
             b_scale = high_half(b_gate)
             b_gate = low_half(b_gate)
-        elif GLU:
-            b_scale = hide(b_scale, i0, t, n, max_lag, p_blocks, BY_LAG, CAUSAL, False, BM, BN)
         b_down = table_rows(p_down_gate, x0, max_lag, NG, BN, BR)
         b_z_gate = tl.dot(b_gate.to(MIX), b_down, b_z_gate, input_precision=PRECISION, out_dtype=ACC)
         if GLU:
@@ -172,13 +187,12 @@ def selection_statistics_kernel(
         b_gate = mix(
             b_gate, b_wg, p_scale1_gate, p_up1_gate, x0, max_lag, 1.0, SCALE1, LOW_RANK1, PRECISION, NG, BN, BR1
         )
-        b_gate = hide(b_gate, i0, t, n, max_lag, p_hole, BY_LAG, CAUSAL, HOLES, BM, BN)
         if GLU:
             b_scale = mix(
                 b_scale, b_ws, p_scale1_scale, p_up1_scale, x0, max_lag, LOG2E,
                 SCALE1, LOW_RANK1, PRECISION, NG, BN, BR1,
             )  # fmt: skip
-            b_scale = hide(b_scale, i0, t, n, max_lag, p_hole, BY_LAG, CAUSAL, HOLES, BM, BN)
+        b_gate, b_scale = hide_both(b_gate, b_scale, i0, t, n, max_lag, p_hole, BY_LAG, CAUSAL, HOLES, BM, BN)
         if NORM:
             b_square += tl.sum(b_gate * b_gate, axis=1)
         if R2 > 0 or SLOT > 0:

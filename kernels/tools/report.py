@@ -10,6 +10,7 @@ from typing import Any
 import report_decode
 import report_short_conv
 import torch
+import triton
 from report_table import Row, arguments, complaints_of, print_plain_table, print_table, verdict
 from virtual_gpu import TARGETS, Resources, resources, virtual_gpu
 
@@ -68,8 +69,12 @@ def report(
     for choice in range(1 if preferred_only else max(len(found) for found in table.values())):
         chosen = {kernel: found[min(choice, len(found) - 1)] for kernel, found in table.items()}
         with virtual_gpu(arch) as gpu:
-            call(**CONFIGURATIONS[name], chosen=chosen, design=design)
-            for kernel, compiled in zip(table, gpu.compiled(), strict=True):
+            try:
+                call(**CONFIGURATIONS[name], chosen=chosen, design=design)
+            except triton.OutOfResources as refused:
+                # the last kernel's tile does not fit; a launch takes the next one
+                print(f"{arch} {name} {list(table)[-1]} {shape(chosen[list(table)[-1]])}: {refused}", file=sys.stderr)
+            for kernel, compiled in zip(table, gpu.compiled(), strict=False):
                 if choice >= len(table[kernel]) or (design == "store" and kernel == "routing_statistic"):
                     continue
                 used = resources(compiled)

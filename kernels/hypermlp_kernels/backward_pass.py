@@ -7,12 +7,9 @@ import triton
 from torch import Tensor
 
 from hypermlp_kernels.backward_keys import key_product_kernel, turn_kernel
+from hypermlp_kernels.backward_maps import map_gradient_kernel
 from hypermlp_kernels.backward_plan import Chunk, MixNeeds, Needs, Plan
-from hypermlp_kernels.backward_rows import (
-    map_gradient_kernel,
-    readout_statistic_gradient_kernel,
-    weight_gradient_kernel,
-)
+from hypermlp_kernels.backward_rows import readout_statistic_gradient_kernel, weight_gradient_kernel
 from hypermlp_kernels.backward_tables import table_gradient_kernel
 from hypermlp_kernels.backward_tiles import BackwardTile
 from hypermlp_kernels.call import Call, Mix, aligned, first_scale, gate_of, holes, padded_table, scale_table

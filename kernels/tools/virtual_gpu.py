@@ -20,7 +20,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from hypermlp_kernels import backward_keys, backward_rows, backward_tables, decode, short_conv
+from hypermlp_kernels import backward_keys, backward_maps, backward_rows, backward_tables, decode, short_conv
 from hypermlp_kernels.readout import readout_kernel
 from hypermlp_kernels.rows import routing_statistic_kernel, selection_statistics_kernel
 from hypermlp_kernels.stored import stored_readout_kernel
@@ -28,7 +28,7 @@ from hypermlp_kernels.stored import stored_readout_kernel
 KERNELS = (
     routing_statistic_kernel, selection_statistics_kernel, readout_kernel, stored_readout_kernel,
     backward_rows.weight_gradient_kernel, backward_rows.readout_statistic_gradient_kernel,
-    backward_rows.map_gradient_kernel, backward_tables.table_gradient_kernel,
+    backward_maps.map_gradient_kernel, backward_tables.table_gradient_kernel,
     backward_keys.turn_kernel, backward_keys.key_product_kernel,
     decode.decode_scores_kernel, decode.decode_selection_kernel, decode.decode_readout_kernel, decode.decode_sum_kernel,
     short_conv.short_conv_kernel, short_conv.short_conv_backward_kernel,

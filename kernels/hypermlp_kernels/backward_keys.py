@@ -8,22 +8,36 @@ import triton
 import triton.language as tl
 
 from hypermlp_kernels.backward_blocks import block_tiles, locate_in_chunk, tile_offsets
+from hypermlp_kernels.backward_parts import own_part, store_part
 from hypermlp_kernels.blocks import gated_statistic, head_of, hide, key_tiles, load_rows, mix, place, table_rows
 from hypermlp_kernels.skew import rotate, rotation_index
 
 
+@triton.jit
+def mixed_tile(
+    p_x, b_w, p_scale, p_table, p_hole, i0, t, n, max_lag,
+    SCALE: tl.constexpr, LOW_RANK: tl.constexpr, BY_LAG: tl.constexpr, CAUSAL: tl.constexpr, HOLES: tl.constexpr,
+    ACC: tl.constexpr, PRECISION: tl.constexpr, NG: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BR: tl.constexpr,
+):  # fmt: skip
+    """``x scale + w table^T`` of the tile at ``p_x``, in column order, zero where hidden."""
+    x0 = i0 - t * BN if BY_LAG else t * BN
+    b_x = tl.load(p_x).to(ACC)
+    b_x = mix(b_x, b_w, p_scale, p_table, x0, max_lag, 1.0, SCALE, LOW_RANK, PRECISION, NG, BN, BR)
+    return hide(b_x, i0, t, n, max_lag, p_hole, BY_LAG, CAUSAL, HOLES, BM, BN)
+
+
 @triton.jit(
     do_not_specialize=[
-        "length", "max_lag", "num_rest", "last", "origin", "full", "most", "plane",
+        "length", "max_lag", "num_rest", "last", "origin", "full", "most", "plane", "span",
         "k_batch", "k_head", "gate_batch", "gate_head",
     ]
 )  # fmt: skip
 def turn_kernel(
     p_x, p_scale, p_table, p_z, p_gate, p_rho, p_k, p_out, p_dq, p_blocks, p_valid,
     k_batch, k_token, k_head, gate_batch, gate_token, gate_head,
-    length, max_lag, num_rest, num_heads, num_maps, last, origin, full, most, plane,
+    length, max_lag, num_rest, num_heads, num_maps, last, origin, full, most, plane, span,
     K: tl.constexpr, R: tl.constexpr, SCALE: tl.constexpr, GATED: tl.constexpr, WEIGHTS: tl.constexpr,
-    QUERY_GRADIENT: tl.constexpr, ALIGNED: tl.constexpr,
+    QUERY_GRADIENT: tl.constexpr, SPLIT: tl.constexpr, ALIGNED: tl.constexpr,
     BY_LAG: tl.constexpr, CAUSAL: tl.constexpr, HAS_BLOCKS: tl.constexpr, HOLES: tl.constexpr,
     ASM: tl.constexpr, ACC: tl.constexpr, MIX: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BR: tl.constexpr, STAGES: tl.constexpr,
@@ -31,24 +45,26 @@ def turn_kernel(
     """``x scale + (gate z) table^T`` from a plane in column order to one by key, zero where hidden.
 
     The weights (``WEIGHTS``, divided by ``rho``), or a score map's gradient, whose product with the keys
-    is ``p_dq`` ``[B, T, maps, K]``. A program's score map is its second index; planes lie ``plane`` tiles apart.
+    is ``p_dq`` ``[B, T, maps, K]``, or of a part of the rows (``SPLIT``) the scratch of ``backward_parts``. A
+    program's score map is its third index; planes lie ``plane`` tiles apart.
     """
     NG: tl.constexpr = BM // BN if BY_LAG else 1
     i_b, i_h, start, n, i0, tile0 = locate_in_chunk(
         p_blocks, last, origin, length, num_rest, num_heads, full, most, HAS_BLOCKS, BM, BN
     )
-    if i0 >= n:
+    t_first, t_end = key_tiles(i0, n, max_lag, BY_LAG, CAUSAL, BM, BN)
+    tile0, t_first, t_stop = own_part(tile0, t_first, t_end, span, SPLIT)
+    if (i0 >= n) | (t_first >= t_stop):
         return
-    i_map = i_h + tl.program_id(1) * num_heads
-    p_x += tl.program_id(1).to(tl.int64) * plane * (BM * BN)
-    p_out += tl.program_id(1).to(tl.int64) * plane * (BM * BN)
+    i_map = i_h + tl.program_id(2) * num_heads
+    p_x += tl.program_id(2).to(tl.int64) * plane * (BM * BN)
+    p_out += tl.program_id(2).to(tl.int64) * plane * (BM * BN)
     first_token = i_b * length + start
     p_hole = p_valid + first_token
     p_scale += i_map * max_lag
     p_table += i_map * max_lag * BR
     p_keys = head_of(p_k, i_b, start, i_map, k_batch, k_token, k_head, ALIGNED)
     o_m = tl.arange(0, BM)
-    t_first, t_stop = key_tiles(i0, n, max_lag, BY_LAG, CAUSAL, BM, BN)
 
     b_next = tl.zeros((BM, BN), ACC)
     b_anchor = b_next
@@ -67,14 +83,22 @@ def turn_kernel(
     if WEIGHTS:
         o_row = (first_token + i0) * num_heads + i_h + o_m.to(tl.int64) * num_heads
         b_inverse = 1.0 / tl.load(p_rho + o_row, mask=i0 + o_m < n, other=1.0)
+    if SPLIT and BY_LAG:
+        # after a row's last tile there is nothing
+        t = tl.minimum(t_stop, t_end - 1)
+        b_next = mixed_tile(
+            p_x + tile_offsets(tile0 + t - t_first, BM, BN, BM), b_w, p_scale, p_table, p_hole, i0, t, n, max_lag,
+            SCALE, R > 0, BY_LAG, CAUSAL, HOLES, ACC, PRECISION, NG, BM, BN, BR,
+        )  # fmt: skip
+        b_next = tl.where(t_stop < t_end, b_next, 0.0)
     b_dq = tl.zeros((BM, BK), ACC)
     for back in tl.range(0, t_stop - t_first, num_stages=STAGES):
         t = t_stop - 1 - back
         o_tile = tile_offsets(tile0 + t - t_first, BM, BN, BM)
-        b_x = tl.load(p_x + o_tile).to(ACC)
-        x0 = i0 - t * BN if BY_LAG else t * BN
-        b_x = mix(b_x, b_w, p_scale, p_table, x0, max_lag, 1.0, SCALE, R > 0, PRECISION, NG, BN, BR)
-        b_x = hide(b_x, i0, t, n, max_lag, p_hole, BY_LAG, CAUSAL, HOLES, BM, BN)
+        b_x = mixed_tile(
+            p_x + o_tile, b_w, p_scale, p_table, p_hole, i0, t, n, max_lag,
+            SCALE, R > 0, BY_LAG, CAUSAL, HOLES, ACC, PRECISION, NG, BM, BN, BR,
+        )  # fmt: skip
         if BY_LAG:
             b_turned = rotate(tl.where(current, b_x, b_next), b_index, BM, BN)
             b_next = b_x
@@ -87,10 +111,13 @@ def turn_kernel(
             b_k = load_rows(p_keys, t * BN, n, k_token, K, BN, BK)
             b_dq = tl.dot(b_x, b_k.to(MIX), b_dq, input_precision=PRECISION, out_dtype=ACC)
     if QUERY_GRADIENT:
-        o_k = tl.arange(0, BK)
-        p_out_rows = p_dq + ((first_token + i0) * num_maps + i_map) * K
-        p_out_rows = p_out_rows + o_m.to(tl.int64)[:, None] * num_maps * K + o_k[None, :]
-        tl.store(p_out_rows, b_dq, mask=(i0 + o_m < n)[:, None] & (o_k < K)[None, :])
+        if SPLIT:
+            store_part(p_dq, b_dq, tl.program_id(2), BM, BK)
+        else:
+            o_k = tl.arange(0, BK)
+            p_out_rows = p_dq + ((first_token + i0) * num_maps + i_map) * K
+            p_out_rows = p_out_rows + o_m.to(tl.int64)[:, None] * num_maps * K + o_k[None, :]
+            tl.store(p_out_rows, b_dq, mask=(i0 + o_m < n)[:, None] & (o_k < K)[None, :])
 
 
 @triton.jit(

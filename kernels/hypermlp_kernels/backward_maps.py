@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from hypermlp_kernels.backward_blocks import locate_in_chunk, store_statistic_gradient, tile_offsets
+from hypermlp_kernels.backward_parts import own_part, store_part
 from hypermlp_kernels.blocks import (
     LN2,
     LOG2E,
@@ -61,7 +62,7 @@ def sigmoid2(b_u, ASM: tl.constexpr):
 
 @triton.jit(
     do_not_specialize=[
-        "length", "max_lag", "num_rest", "last", "origin", "full", "most", "plane",
+        "length", "max_lag", "num_rest", "last", "origin", "full", "most", "plane", "span",
         "q_batch", "q_head", "k_batch", "k_head", "gate1_batch", "gate1_head",
     ]
 )  # fmt: skip
@@ -69,11 +70,11 @@ def map_gradient_kernel(
     p_q, p_k, p_scale1, p_up1, p_gate1, p_z1, p_scale2, p_down2, p_dz2, p_pull,
     p_planes, p_dz1, p_dgate1, p_blocks, p_valid,
     q_batch, q_token, q_head, k_batch, k_token, k_head, gate1_batch, gate1_token, gate1_head,
-    length, max_lag, num_rest, num_heads, last, origin, full, most, plane,
+    length, max_lag, num_rest, num_heads, last, origin, full, most, plane, span,
     K: tl.constexpr, R1: tl.constexpr, R2: tl.constexpr,
     GLU: tl.constexpr, BY_LAG: tl.constexpr, CAUSAL: tl.constexpr, HAS_BLOCKS: tl.constexpr, HOLES: tl.constexpr,
     SCALE1: tl.constexpr, GATED1: tl.constexpr, SCALE2: tl.constexpr,
-    GRADIENT: tl.constexpr, GATE_GRADIENT: tl.constexpr, ACTIVATED: tl.constexpr,
+    GRADIENT: tl.constexpr, GATE_GRADIENT: tl.constexpr, ACTIVATED: tl.constexpr, SPLIT: tl.constexpr,
     ALIGNED: tl.constexpr, PACKED: tl.constexpr, ASM: tl.constexpr,
     ACC: tl.constexpr, MIX: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BR1: tl.constexpr, BR2: tl.constexpr, STAGES: tl.constexpr,
@@ -84,13 +85,18 @@ def map_gradient_kernel(
     the scale map; they lie ``plane`` tiles apart. With ``dy`` come the gradients of the first mixing's ``z``
     and ``gate``, ``[B, T, maps, R1]``. ``p_scale1`` counts scale maps in units of 1 / ln 2. ``p_pull``
     ``[B, T, H]`` is what ``rho`` adds: ``dg = da softplus(u) [g > 0] - pull g``.
+
+    Of a part of the rows (``SPLIT``): ``p_dz1`` is the scratch of ``backward_parts`` for the gradients of
+    ``gate z``, and what is made of them is left to ``add_parts_kernel``.
     """
     NG: tl.constexpr = BM // BN if BY_LAG else 1
     LOW_RANK1: tl.constexpr = R1 > 0
     i_b, i_h, start, n, i0, tile0 = locate_in_chunk(
         p_blocks, last, origin, length, num_rest, num_heads, full, most, HAS_BLOCKS, BM, BN
     )
-    if i0 >= n:
+    t_first, t_stop = key_tiles(i0, n, max_lag, BY_LAG, CAUSAL, BM, BN)
+    tile0, t_first, t_stop = own_part(tile0, t_first, t_stop, span, SPLIT)
+    if (i0 >= n) | (t_first >= t_stop):
         return
     num_maps = num_heads * 2 if GLU else num_heads
     first_token = i_b * length + start
@@ -131,12 +137,17 @@ def map_gradient_kernel(
             b_dz2 = gated_statistic(
                 p_dz2_rows, p_dz2_rows, i0, n, num_heads * R2, 0, 1.0, R2, False, MIX, BM, NG, BR2
             )  # fmt: skip
-    t_first, t_stop = key_tiles(i0, n, max_lag, BY_LAG, CAUSAL, BM, BN)
 
     b_anchor = tl.dot(b_qg, load_keys(p_kg, t_first, n, k_token, K, BN, BK), input_precision=PRECISION, out_dtype=ACC)
     b_index = rotation_index(b_anchor, BM, BN, ASM)
     b_last_gate = tl.zeros((BM, BN), tl.int32 if PACKED else ACC)
     b_last_scale = b_last_gate
+    if SPLIT and BY_LAG:
+        # before a row's first tile there is nothing: what is read in its place is hidden later
+        _, _, b_last_gate, b_last_scale = score_columns(
+            b_qg, b_qs, p_kg, p_ks, tl.maximum(t_first - 1, 0), n, k_token, b_index, b_last_gate, b_last_scale,
+            K, GLU, BY_LAG, PACKED, ASM, ACC, PRECISION, BM, BN, BK,
+        )  # fmt: skip
     b_dw_gate = tl.zeros((BM, NG * BR1), ACC)
     b_dw_scale = b_dw_gate
     for t in tl.range(t_first, t_stop, num_stages=STAGES):
@@ -192,13 +203,21 @@ def map_gradient_kernel(
                 b_dw_scale = tl.dot(b_dscale, b_up, b_dw_scale, input_precision=PRECISION, out_dtype=ACC)
 
     if GRADIENT and LOW_RANK1:
-        store_statistic_gradient(
-            pick_group(b_dw_gate, BM, NG, BR1), p_z1 + z1_offset, p_gate1_gate, p_dz1 + z1_offset,
-            p_dgate1 + z1_offset, i0, n, num_maps * R1, gate1_token, R1, GATED1, GATE_GRADIENT, BM, BR1,
-        )  # fmt: skip
+        b_dw_gate = pick_group(b_dw_gate, BM, NG, BR1)
         if GLU:
-            z1_offset += num_heads * R1
+            b_dw_scale = pick_group(b_dw_scale, BM, NG, BR1)
+        if SPLIT:
+            store_part(p_dz1, b_dw_gate, 0, BM, BR1)
+            if GLU:
+                store_part(p_dz1, b_dw_scale, 1, BM, BR1)
+        else:
             store_statistic_gradient(
-                pick_group(b_dw_scale, BM, NG, BR1), p_z1 + z1_offset, p_gate1_scale, p_dz1 + z1_offset,
-                p_dgate1 + z1_offset, i0, n, num_maps * R1, gate1_token, R1, GATED1, GATE_GRADIENT, BM, BR1,
+                b_dw_gate, p_z1 + z1_offset, p_gate1_gate, p_dz1 + z1_offset, p_dgate1 + z1_offset,
+                i0, n, num_maps * R1, gate1_token, R1, GATED1, GATE_GRADIENT, BM, BR1,
             )  # fmt: skip
+            if GLU:
+                z1_offset += num_heads * R1
+                store_statistic_gradient(
+                    b_dw_scale, p_z1 + z1_offset, p_gate1_scale, p_dz1 + z1_offset, p_dgate1 + z1_offset,
+                    i0, n, num_maps * R1, gate1_token, R1, GATED1, GATE_GRADIENT, BM, BR1,
+                )  # fmt: skip

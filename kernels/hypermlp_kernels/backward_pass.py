@@ -8,12 +8,16 @@ from torch import Tensor
 
 from hypermlp_kernels.backward_keys import key_product_kernel, turn_kernel
 from hypermlp_kernels.backward_maps import map_gradient_kernel
-from hypermlp_kernels.backward_plan import Chunk, MixNeeds, Needs, Plan
+from hypermlp_kernels.backward_parts import add_parts_kernel
+from hypermlp_kernels.backward_plan import Chunk, MixNeeds, Needs, Plan, Sizes, Split
 from hypermlp_kernels.backward_rows import readout_statistic_gradient_kernel, weight_gradient_kernel
 from hypermlp_kernels.backward_tables import table_gradient_kernel
 from hypermlp_kernels.backward_tiles import BackwardTile
 from hypermlp_kernels.call import Call, Mix, aligned, first_scale, gate_of, holes, padded_table, scale_table
 from hypermlp_kernels.tiles import pad_width
+
+# few bytes to a program, so that there are many, and as many loads on their way as hide the latency of memory
+_ADDING = {"ROWS": 16, "STAGES": 8, "num_stages": 8, "num_warps": 4}
 
 
 class TableGradients:
@@ -48,7 +52,9 @@ class TableGradients:
 class BackwardPass:
     """One backward with one tile: its buffers and its launches."""
 
-    def __init__(self, call: Call, needs: Needs, tile: BackwardTile, grad_o: Tensor, o: Tensor, limit: int) -> None:
+    def __init__(
+        self, call: Call, needs: Needs, tile: BackwardTile, grad_o: Tensor, o: Tensor, limit: int, span: int | None
+    ) -> None:
         self._call, self._needs, self._tile = call, needs, tile
         self._do = grad_o.to(call.q.dtype).contiguous()
         self._pull = self._pull_of_norm(grad_o, o)
@@ -57,12 +63,17 @@ class BackwardPass:
         self._valid = holes(call)
 
         # planes of dw and a, which later take the maps by key, then of dy
-        num_planes = 2 + (needs.scores and self._num_parts)
+        num_planes = 2 + (needs.scores and self._num_maps)
         tile_elements = tile.rows * tile.keys
         dtype = call.mix_dtype
-        self._chunks = list(self._plan.chunks(limit // (tile_elements * dtype.itemsize * num_planes)))
+        part_elements = tile.rows * self._part_width()
+        sizes = Sizes(tile_elements * dtype.itemsize * num_planes, part_elements * call.accumulator.itemsize)
+        self._split = Split.of(tile, span)
+        self._chunks = list(self._plan.chunks(limit, sizes, self._split))
         self._plane = max(self._plan.tiles_before(chunk.stop) - chunk.origin for chunk in self._chunks)
         self._planes = torch.empty((num_planes, self._plane * tile_elements), dtype=dtype, device=call.q.device)
+        parts = max(chunk.blocks * chunk.parts * (chunk.parts > 1) for chunk in self._chunks)
+        self._parts = torch.empty(parts * part_elements, dtype=call.accumulator, device=call.q.device)
 
         batch, length = call.sizes[:2]
         self._dq = self._rows(call.q.shape, needs.q)
@@ -72,10 +83,10 @@ class BackwardPass:
         self._dgate1 = self._rows(call.z1.shape, needs.routing.gate)
         self._dz2 = self._rows(call.z2.shape, needs.readout_statistic)
         self._dgate2 = self._rows(call.z2.shape, needs.readout.gate)
-        parts = batch if call.sequences is None else 1
+        sums = batch if call.sequences is None else 1
         rows = min(call.max_lag, length)
-        self._routing = TableGradients(call, call.routing, needs.routing, call.q.shape[2], parts, rows)
-        self._readout = TableGradients(call, call.readout, needs.readout, call.sizes[2], parts, rows)
+        self._routing = TableGradients(call, call.routing, needs.routing, call.q.shape[2], sums, rows)
+        self._readout = TableGradients(call, call.readout, needs.readout, call.sizes[2], sums, rows)
 
     def run(self) -> tuple[Tensor | None, ...]:
         needs = self._needs
@@ -92,11 +103,11 @@ class BackwardPass:
                 self._table_gradient(chunk, self._routing, scores=True)
             if needs.v:
                 self._turn_weights(chunk)
-                self._key_product(chunk, self._do, self._dv, parts=1, block=self._tile.values)
+                self._key_product(chunk, self._do, self._dv, maps=1, block=self._tile.values)
             if needs.q or needs.k:
                 self._turn_score_gradients(chunk)
             if needs.k:
-                self._key_product(chunk, self._call.q, self._dk, self._num_parts, pad_width(self._call.q.shape[-1]))
+                self._key_product(chunk, self._call.q, self._dk, self._num_maps, pad_width(self._call.q.shape[-1]))
         return (
             *(x if need else None for x, need in zip((self._dq, self._dk, self._dv), needs[:3], strict=True)),
             *self._routing.finished(),
@@ -106,8 +117,15 @@ class BackwardPass:
         )
 
     @property
-    def _num_parts(self) -> int:
+    def _num_maps(self) -> int:
+        """Score maps of a head."""
         return 2 if self._call.glu else 1
+
+    def _part_width(self) -> int:
+        """What a row leaves of a part in the scratch: the widest of the sums, which follow one another there."""
+        call, needs = self._call, self._needs
+        of_scores = pad_width(call.routing.rank) * needs.scores, pad_width(call.q.shape[-1]) * needs.q
+        return max(pad_width(call.readout.rank) * needs.readout_statistic, *(self._num_maps * x for x in of_scores))
 
     @property
     def _table_warps(self) -> int:
@@ -129,61 +147,79 @@ class BackwardPass:
         new = torch.zeros if zero or self._call.attention_mask is not None else torch.empty
         return new(shape, dtype=self._call.accumulator, device=self._call.q.device)
 
-    def _rows_of(self, chunk: Chunk) -> tuple[int, ...]:
-        """What the kernels that own rows are told about a chunk."""
+    def _rows_of(self, chunk: Chunk, *num_maps: int) -> tuple[int, ...]:
+        """What the kernels that own rows are told about a chunk, and how many maps there are if they ask."""
         call, plan = self._call, self._plan
         return (
-            call.sizes[1], call.max_lag, plan.heads, call.sizes[2],
+            call.sizes[1], call.max_lag, plan.heads, call.sizes[2], *num_maps,
             chunk.stop - 1, chunk.origin, plan.full, plan.most,
         )  # fmt: skip
+
+    def _sums(self, chunk: Chunk, of_rows: Tensor) -> Tensor:
+        """Where a kernel puts its sums over rows: the tensor for them, or their parts in the scratch."""
+        return of_rows if chunk.parts == 1 else self._parts
 
     def _options(self, *names: str, **more: object) -> dict[str, object]:
         """Those of a call's options that a kernel takes, and its tile's."""
         tile = self._tile
         options = self._call.options() | {"HOLES": self._call.attention_mask is not None, "BM": tile.rows}
-        common = ("BY_LAG", "CAUSAL", "HAS_BLOCKS", "ACC", "PRECISION", "BM")
+        common = ("BY_LAG", "CAUSAL", "HAS_BLOCKS", "ACC", "BM")
         chosen = {name: options[name] for name in (*common, *names)}
         stages = {"BN": tile.keys, "STAGES": tile.stages, "num_stages": tile.stages, "num_warps": tile.warps}
         return chosen | stages | more
 
+    def _add_parts(self, chunk: Chunk, into: Tensor, dgate: Tensor, z: Tensor, gate: Tensor, **gated: bool) -> None:
+        """Makes the sums over rows ``[B, T, maps, R]`` of those that were split."""
+        if chunk.parts == 1:
+            return
+        call, tile, (num_maps, width) = self._call, self._tile, into.shape[2:]
+        add_parts_kernel[(chunk.blocks, num_maps // call.sizes[2], tile.rows // _ADDING["ROWS"])](
+            self._parts, z, gate, into, dgate, self._blocks,
+            *gate.stride()[:3], *self._rows_of(chunk, num_maps), self._split.span, chunk.parts,
+            **self._options(R=width, BR=pad_width(width), **gated) | _ADDING,
+        )  # fmt: skip
+
     def _weight_gradient(self, chunk: Chunk) -> None:
         call, tile = self._call, self._tile
-        grid = (chunk.stop - chunk.first, triton.cdiv(self._plan.most * tile.keys, tile.columns))
+        grid = (chunk.blocks, triton.cdiv(self._plan.most * tile.keys, tile.columns))
         weight_gradient_kernel[grid](
             self._do, call.v, call.rho, self._planes, self._blocks,
             *call.v.stride()[:3], *self._rows_of(chunk), triton.cdiv(call.v.shape[-1], tile.depth),
-            **self._options(ALIGNED=aligned(call.v), V=call.v.shape[-1], BJ=tile.columns, BV=tile.depth),
+            **self._options("PRECISION", ALIGNED=aligned(call.v), V=call.v.shape[-1], BJ=tile.columns, BV=tile.depth),
         )  # fmt: skip
 
     def _readout_statistic_gradient(self, chunk: Chunk) -> None:
         call, mix = self._call, self._call.readout
         up, gate = padded_table(mix.up, call.mix_dtype), gate_of(mix, call.q)
-        readout_statistic_gradient_kernel[(chunk.stop - chunk.first,)](
-            self._planes, up, gate, call.z2, self._dz2, self._dgate2, self._blocks, self._valid,
-            *gate.stride()[:3], *self._rows_of(chunk),
-            **self._options(
-                "HOLES", R=mix.rank, GATED=mix.gate is not None, GATE_GRADIENT=self._needs.readout.gate,
-                BR=up.shape[-1],
-            ),
+        gated = {"GATED": mix.gate is not None, "GATE_GRADIENT": self._needs.readout.gate}
+        readout_statistic_gradient_kernel[(chunk.blocks, chunk.parts)](
+            self._planes, up, gate, call.z2, self._sums(chunk, self._dz2), self._dgate2, self._blocks, self._valid,
+            *gate.stride()[:3], *self._rows_of(chunk), self._split.span,
+            **self._options("HOLES", "PRECISION", R=mix.rank, SPLIT=chunk.parts > 1, BR=up.shape[-1], **gated),
         )  # fmt: skip
+        self._add_parts(chunk, self._dz2, self._dgate2, call.z2, gate, **gated)
 
     def _map_gradient(self, chunk: Chunk) -> None:
         call, routing, readout, needs = self._call, self._call.routing, self._call.readout, self._needs
         dtype = call.mix_dtype
         scale1, up1, gate1 = first_scale(call), padded_table(routing.up, dtype, call.q), gate_of(routing, call.q)
         scale2, down2 = scale_table(readout, 1.0, call), padded_table(readout.down, dtype, call.q)
-        map_gradient_kernel[(chunk.stop - chunk.first,)](
+        gated = {"GATED": routing.gate is not None, "GATE_GRADIENT": needs.routing.gate}
+        map_gradient_kernel[(chunk.blocks, chunk.parts)](
             call.q, call.k, scale1, up1, gate1, call.z1, scale2, down2, self._dz2, self._pull,
-            self._planes, self._dz1, self._dgate1, self._blocks, self._valid,
+            self._planes, self._sums(chunk, self._dz1), self._dgate1, self._blocks, self._valid,
             *call.q.stride()[:3], *call.k.stride()[:3], *gate1.stride()[:3],
-            *self._rows_of(chunk), self._plane,
+            *self._rows_of(chunk), self._plane, self._split.span,
             **self._options(
-                "K", "GLU", "HOLES", "PACKED", "ASM", "MIX", "BK", ALIGNED=aligned(call.q, call.k),
+                "K", "GLU", "HOLES", "PACKED", "ASM", "MIX", "PRECISION", "BK", ALIGNED=aligned(call.q, call.k),
                 R1=routing.rank, R2=readout.rank, SCALE1=routing.scale_mode, GATED1=routing.gate is not None,
                 SCALE2=readout.scale_mode, GRADIENT=needs.scores, GATE_GRADIENT=needs.routing.gate,
-                ACTIVATED=needs.activated, BR1=pad_width(routing.rank), BR2=pad_width(readout.rank),
+                ACTIVATED=needs.activated, SPLIT=chunk.parts > 1,
+                BR1=pad_width(routing.rank), BR2=pad_width(readout.rank),
             ),
         )  # fmt: skip
+        if needs.scores and routing.rank:
+            self._add_parts(chunk, self._dz1, self._dgate1, call.z1, gate1, **gated)
 
     def _table_gradient(self, chunk: Chunk, into: TableGradients, scores: bool) -> None:
         call, plan, mix = self._call, self._plan, into.mix
@@ -197,7 +233,7 @@ class BackwardPass:
             call.sizes[1], call.max_lag, into.rows, plan.heads, call.sizes[2], into.maps,
             chunk.first, chunk.stop, chunk.origin, plan.full, plan.most, self._plane,
             **self._options(
-                "K", "HOLES", "ASM", "MIX", "BK", R=mix.rank, SCORES=scores,
+                "K", "HOLES", "ASM", "MIX", "PRECISION", "BK", R=mix.rank, SCORES=scores,
                 ALIGNED=aligned(call.q, call.k), ALIGNED_GATE=aligned(gate),
                 DIAG=into.needs.diag, DOWN=into.needs.down, UP=into.needs.up,
                 GATED=mix.gate is not None, BR=pad_width(mix.rank),
@@ -209,30 +245,31 @@ class BackwardPass:
 
     def _turn_score_gradients(self, chunk: Chunk) -> None:
         self._turn(chunk, self._call.routing, self._call.routing.down, 2, weights=False)
+        if self._needs.q:
+            self._add_parts(chunk, self._dq, self._dq, self._dq, self._call.q, GATED=False, GATE_GRADIENT=False)
 
     def _turn(self, chunk: Chunk, mix: Mix, table: Tensor | None, plane: int, weights: bool) -> None:
         """From ``plane`` and those after it to the planes from 0 on, which nothing needs any longer."""
         call = self._call
         table, gate = padded_table(table, call.mix_dtype, call.q), gate_of(mix, call.q)
         num_maps = call.sizes[2] if weights else call.q.shape[2]
-        turn_kernel[(chunk.stop - chunk.first, num_maps // call.sizes[2])](
+        turn_kernel[(chunk.blocks, chunk.parts, num_maps // call.sizes[2])](
             self._planes[plane], scale_table(mix, 1.0, call), table, call.z2 if weights else self._dz1, gate, call.rho,
-            call.k, self._planes, self._dq, self._blocks, self._valid,
-            *call.k.stride()[:3], *gate.stride()[:3],
-            *self._rows_of(chunk)[:4], num_maps, *self._rows_of(chunk)[4:], self._plane,
+            call.k, self._planes, self._sums(chunk, self._dq), self._blocks, self._valid,
+            *call.k.stride()[:3], *gate.stride()[:3], *self._rows_of(chunk, num_maps), self._plane, self._split.span,
             **self._options(
-                "K", "HOLES", "ASM", "MIX", "BK", ALIGNED=aligned(call.k), R=mix.rank, SCALE=mix.scale_mode,
-                GATED=weights and mix.gate is not None, WEIGHTS=weights,
+                "K", "HOLES", "ASM", "MIX", "PRECISION", "BK", ALIGNED=aligned(call.k), R=mix.rank,
+                SCALE=mix.scale_mode, GATED=weights and mix.gate is not None, WEIGHTS=weights, SPLIT=chunk.parts > 1,
                 QUERY_GRADIENT=self._needs.q and not weights, BR=pad_width(mix.rank),
             ),
         )  # fmt: skip
 
-    def _key_product(self, chunk: Chunk, y: Tensor, into: Tensor, parts: int, block: int) -> None:
+    def _key_product(self, chunk: Chunk, y: Tensor, into: Tensor, maps: int, block: int) -> None:
         call, plan = self._call, self._plan
-        key_product_kernel[(plan.num_blocks * plan.heads * triton.cdiv(y.shape[-1], block), parts)](
+        key_product_kernel[(plan.num_blocks * plan.heads * triton.cdiv(y.shape[-1], block), maps)](
             self._planes, y, into, self._blocks,
             *y.stride()[:3],
             call.sizes[1], call.max_lag, plan.heads, call.sizes[2], y.shape[2],
             chunk.first, chunk.stop, chunk.origin, plan.full, plan.most, self._plane,
-            **self._options("MIX", ALIGNED=aligned(y), WIDTH=y.shape[-1], BW=block),
+            **self._options("MIX", "PRECISION", ALIGNED=aligned(y), WIDTH=y.shape[-1], BW=block),
         )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from bisect import bisect_left
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -9,7 +10,10 @@ from typing import NamedTuple
 import triton
 
 from hypermlp_kernels.backward_tiles import BackwardTile
-from hypermlp_kernels.call import Call
+from hypermlp_kernels.call import Call, multiprocessors
+
+# a part's programs make one tile more, and their sums are written and read again
+_PART_KEYS = 1024
 
 
 class MixNeeds(NamedTuple):
@@ -53,12 +57,41 @@ class Needs(NamedTuple):
         return self.v or self.readout.diag or self.readout.down
 
 
+class Split(NamedTuple):
+    """Rows are taken in parts of ``span`` key tiles by chunks of fewer than ``blocks`` row blocks."""
+
+    span: int
+    blocks: int
+
+    @classmethod
+    def of(cls, tile: BackwardTile, span: int | None) -> Split:
+        """The rule's, or parts of ``span`` tiles wherever rows are longer."""
+        if span is not None:
+            return cls(span, sys.maxsize)
+        return cls(_PART_KEYS // tile.keys, multiprocessors())
+
+
+class Sizes(NamedTuple):
+    """What a chunk's scratch memory takes, in bytes: for each tile, and for each part of a row block."""
+
+    tile: int
+    part: int
+
+
 class Chunk(NamedTuple):
-    """Row blocks ``first:stop``, counted head after head for each block of rows; ``origin`` tiles come before them."""
+    """Row blocks ``first:stop``, counted head after head for each block of rows; ``origin`` tiles come before them.
+
+    No block has more than ``parts`` parts; 1: rows are not split.
+    """
 
     first: int
     stop: int
     origin: int
+    parts: int
+
+    @property
+    def blocks(self) -> int:
+        return self.stop - self.first
 
 
 class Plan(NamedTuple):
@@ -91,14 +124,27 @@ class Plan(NamedTuple):
         growing = min(blocks, self.full)
         return growing * (growing + 1) // 2 * self.step + (blocks - growing) * self.most
 
-    def chunks(self, tiles: int) -> Iterator[Chunk]:
-        """All blocks, in chunks of at most ``tiles`` tiles, or of one block: the longest rows of all heads first.
+    def chunks(self, limit: int, sizes: Sizes, split: Split) -> Iterator[Chunk]:
+        """All blocks, in chunks of at most ``limit`` bytes, or of one block: the longest rows of all heads first.
 
-        A program owns a block of rows, so a chunk takes as long as its longest: long rows come with long ones.
+        A program owns a block of rows or a part of one, so a chunk takes as long as its longest: long rows come
+        with long ones.
         """
         stop = self.num_blocks * self.heads
         while stop > 0:
-            end = self.tiles_before(stop)
-            first = min(bisect_left(range(stop), end - tiles, key=self.tiles_before), stop - 1)
-            yield Chunk(first, stop, self.tiles_before(first))
-            stop = first
+            chunk = self._chunk(stop, 1, limit, sizes)
+            parts = triton.cdiv(self.tiles_before(stop) - self.tiles_before(stop - 1), split.span)
+            if parts > 1 and chunk.blocks < split.blocks:
+                chunk = self._chunk(stop, parts, limit, sizes)
+            yield chunk
+            stop = chunk.first
+
+    def _chunk(self, stop: int, parts: int, limit: int, sizes: Sizes) -> Chunk:
+        """As many of the blocks before ``stop`` as fit."""
+        sums = parts * sizes.part if parts > 1 else 0
+
+        def bytes_before(block: int) -> int:
+            return self.tiles_before(block) * sizes.tile + block * sums
+
+        first = min(bisect_left(range(stop), bytes_before(stop) - limit, key=bytes_before), stop - 1)
+        return Chunk(first, stop, self.tiles_before(first), parts)

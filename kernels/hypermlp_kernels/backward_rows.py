@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from hypermlp_kernels.backward_blocks import locate_in_chunk, store_statistic_gradient, tile_offsets
+from hypermlp_kernels.backward_parts import own_part, store_part
 from hypermlp_kernels.blocks import head_of, hide, key_tiles, pick_group, table_rows
 
 
@@ -65,36 +66,44 @@ def weight_gradient_kernel(
 
 @triton.jit(
     do_not_specialize=[
-        "length", "max_lag", "num_rest", "last", "origin", "full", "most", "gate_batch", "gate_head",
+        "length", "max_lag", "num_rest", "last", "origin", "full", "most", "span", "gate_batch", "gate_head",
     ]
 )  # fmt: skip
 def readout_statistic_gradient_kernel(
     p_dw, p_up, p_gate, p_z, p_dz, p_dgate, p_blocks, p_valid,
     gate_batch, gate_token, gate_head,
-    length, max_lag, num_rest, num_heads, last, origin, full, most,
+    length, max_lag, num_rest, num_heads, last, origin, full, most, span,
     R: tl.constexpr, BY_LAG: tl.constexpr, CAUSAL: tl.constexpr, HAS_BLOCKS: tl.constexpr, HOLES: tl.constexpr,
-    GATED: tl.constexpr, GATE_GRADIENT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    GATED: tl.constexpr, GATE_GRADIENT: tl.constexpr, SPLIT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BR: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of the second mixing's ``z`` and ``gate``, from ``sum_l dw_i[l] B2[l]``: ``[B, T, H, R]``."""
+    """Gradients of the second mixing's ``z`` and ``gate``, from ``sum_l dw_i[l] B2[l]``: ``[B, T, H, R]``.
+
+    Of a part of the rows (``SPLIT``): the sum alone, to ``p_dz``, the scratch of ``backward_parts``.
+    """
     NG: tl.constexpr = BM // BN if BY_LAG else 1
     i_b, i_h, start, n, i0, tile0 = locate_in_chunk(
         p_blocks, last, origin, length, num_rest, num_heads, full, most, HAS_BLOCKS, BM, BN
     )
-    if i0 >= n:
+    t_first, t_stop = key_tiles(i0, n, max_lag, BY_LAG, CAUSAL, BM, BN)
+    tile0, t_first, t_stop = own_part(tile0, t_first, t_stop, span, SPLIT)
+    if (i0 >= n) | (t_first >= t_stop):
         return
     first_token = i_b * length + start
     p_hole = p_valid + first_token
-    t_first, t_stop = key_tiles(i0, n, max_lag, BY_LAG, CAUSAL, BM, BN)
     b_dwz = tl.zeros((BM, NG * BR), ACC)
     for t in tl.range(t_first, t_stop, num_stages=STAGES):
         b_dw = tl.load(p_dw + tile_offsets(tile0 + t - t_first, BM, BN, BM))
         b_dw = hide(b_dw, i0, t, n, max_lag, p_hole, BY_LAG, CAUSAL, HOLES, BM, BN)
         b_up = table_rows(p_up + i_h * max_lag * BR, i0 - t * BN if BY_LAG else t * BN, max_lag, NG, BN, BR)
         b_dwz = tl.dot(b_dw, b_up, b_dwz, input_precision=PRECISION, out_dtype=ACC)
-    z_offset = (first_token * num_heads + i_h) * R
-    p_gate_rows = head_of(p_gate, i_b, start, i_h, gate_batch, gate_token, gate_head, False)
-    store_statistic_gradient(
-        pick_group(b_dwz, BM, NG, BR), p_z + z_offset, p_gate_rows, p_dz + z_offset, p_dgate + z_offset,
-        i0, n, num_heads * R, gate_token, R, GATED, GATE_GRADIENT, BM, BR,
-    )  # fmt: skip
+    b_dwz = pick_group(b_dwz, BM, NG, BR)
+    if SPLIT:
+        store_part(p_dz, b_dwz, 0, BM, BR)
+    else:
+        z_offset = (first_token * num_heads + i_h) * R
+        p_gate_rows = head_of(p_gate, i_b, start, i_h, gate_batch, gate_token, gate_head, False)
+        store_statistic_gradient(
+            b_dwz, p_z + z_offset, p_gate_rows, p_dz + z_offset, p_dgate + z_offset,
+            i0, n, num_heads * R, gate_token, R, GATED, GATE_GRADIENT, BM, BR,
+        )  # fmt: skip

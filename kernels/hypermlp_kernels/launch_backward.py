@@ -40,6 +40,7 @@ def backward(
     allow_tf32: bool = False,
     scratch_bytes: int = SCRATCH_BYTES,
     tile: BackwardTile | None = None,
+    span: int | None = None,
 ) -> tuple[Tensor | None, ...]:
     """Gradients of ``q, k, v`` and of both mixings' ``diag, down, up, gate``, in that order; None: not asked for.
 
@@ -50,6 +51,7 @@ def backward(
         scratch_bytes: limit of the memory for maps. Rows are taken in chunks that keep to it, one block
             of rows of one head at the least; besides it memory is linear in ``T``.
         tile: instead of the table's.
+        span: key tiles after which every longer row is split, instead of the plan's choice.
         q, k, v, routing_mix, readout_mix and the others: as :func:`hypermlp_kernels.launch.forward` took them.
 
     Returns:
@@ -69,8 +71,8 @@ def backward(
         for choice in larger:
             # the kernels share a tile: where one of them does not fit, all start again with the next
             with suppress(triton.OutOfResources):
-                return BackwardPass(call, needs, choice, grad_o, o, scratch_bytes).run()
-        return BackwardPass(call, needs, smallest, grad_o, o, scratch_bytes).run()
+                return BackwardPass(call, needs, choice, grad_o, o, scratch_bytes, span).run()
+        return BackwardPass(call, needs, smallest, grad_o, o, scratch_bytes, span).run()
 
 
 def _choices(call: Call, tile: BackwardTile | None) -> tuple[BackwardTile, ...]:

@@ -20,7 +20,15 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from hypermlp_kernels import backward_keys, backward_maps, backward_rows, backward_tables, decode, short_conv
+from hypermlp_kernels import (
+    backward_keys,
+    backward_maps,
+    backward_parts,
+    backward_rows,
+    backward_tables,
+    decode,
+    short_conv,
+)
 from hypermlp_kernels.readout import readout_kernel
 from hypermlp_kernels.rows import routing_statistic_kernel, selection_statistics_kernel
 from hypermlp_kernels.stored import stored_readout_kernel
@@ -29,7 +37,7 @@ KERNELS = (
     routing_statistic_kernel, selection_statistics_kernel, readout_kernel, stored_readout_kernel,
     backward_rows.weight_gradient_kernel, backward_rows.readout_statistic_gradient_kernel,
     backward_maps.map_gradient_kernel, backward_tables.table_gradient_kernel,
-    backward_keys.turn_kernel, backward_keys.key_product_kernel,
+    backward_keys.turn_kernel, backward_keys.key_product_kernel, backward_parts.add_parts_kernel,
     decode.decode_scores_kernel, decode.decode_selection_kernel, decode.decode_readout_kernel, decode.decode_sum_kernel,
     short_conv.short_conv_kernel, short_conv.short_conv_backward_kernel,
 )  # fmt: skip

@@ -20,8 +20,8 @@ def mixed_tile(
     ACC: tl.constexpr, PRECISION: tl.constexpr, NG: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
     """``x scale + w table^T`` of the tile at ``p_x``, in column order, zero where hidden."""
-    x0 = i0 - t * BN if BY_LAG else t * BN
     b_x = tl.load(p_x).to(ACC)
+    x0 = i0 - t * BN if BY_LAG else t * BN
     b_x = mix(b_x, b_w, p_scale, p_table, x0, max_lag, 1.0, SCALE, LOW_RANK, PRECISION, NG, BN, BR)
     return hide(b_x, i0, t, n, max_lag, p_hole, BY_LAG, CAUSAL, HOLES, BM, BN)
 
@@ -52,9 +52,7 @@ def turn_kernel(
     i_b, i_h, start, n, i0, tile0 = locate_in_chunk(
         p_blocks, last, origin, length, num_rest, num_heads, full, most, HAS_BLOCKS, BM, BN
     )
-    t_first, t_end = key_tiles(i0, n, max_lag, BY_LAG, CAUSAL, BM, BN)
-    tile0, t_first, t_stop = own_part(tile0, t_first, t_end, span, SPLIT)
-    if (i0 >= n) | (t_first >= t_stop):
+    if i0 >= n:
         return
     i_map = i_h + tl.program_id(2) * num_heads
     p_x += tl.program_id(2).to(tl.int64) * plane * (BM * BN)
@@ -65,6 +63,11 @@ def turn_kernel(
     p_table += i_map * max_lag * BR
     p_keys = head_of(p_k, i_b, start, i_map, k_batch, k_token, k_head, ALIGNED)
     o_m = tl.arange(0, BM)
+    t_first, t_end = key_tiles(i0, n, max_lag, BY_LAG, CAUSAL, BM, BN)
+    tile0, t_first, t_stop = own_part(tile0, t_first, t_end, span, SPLIT)
+    if SPLIT:
+        if t_first >= t_stop:
+            return
 
     b_next = tl.zeros((BM, BN), ACC)
     b_anchor = b_next

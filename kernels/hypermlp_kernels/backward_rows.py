@@ -85,10 +85,13 @@ def readout_statistic_gradient_kernel(
     i_b, i_h, start, n, i0, tile0 = locate_in_chunk(
         p_blocks, last, origin, length, num_rest, num_heads, full, most, HAS_BLOCKS, BM, BN
     )
+    if i0 >= n:
+        return
     t_first, t_stop = key_tiles(i0, n, max_lag, BY_LAG, CAUSAL, BM, BN)
     tile0, t_first, t_stop = own_part(tile0, t_first, t_stop, span, SPLIT)
-    if (i0 >= n) | (t_first >= t_stop):
-        return
+    if SPLIT:
+        if t_first >= t_stop:
+            return
     first_token = i_b * length + start
     p_hole = p_valid + first_token
     b_dwz = tl.zeros((BM, NG * BR), ACC)

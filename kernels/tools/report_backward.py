@@ -28,6 +28,15 @@ LAUNCHES = (
     "key_product of values",
     "key_product of keys",
 )
+# the same order where rows are split: those that look different then, with two more; the others are compiled alike
+SPLIT_LAUNCHES = {
+    1: "readout_statistic_gradient in parts",
+    2: "map_gradient in parts",
+    5: "turn of weights in parts",
+    6: "turn of scores in parts",
+    9: "add_parts of statistics",
+    10: "add_parts of queries",
+}
 
 
 def call(

@@ -65,7 +65,7 @@ def turn_kernel(
     o_m = tl.arange(0, BM)
     t_first, t_end = key_tiles(i0, n, max_lag, BY_LAG, CAUSAL, BM, BN)
     tile0, t_first, t_stop = own_part(tile0, t_first, t_end, span, SPLIT)
-    if SPLIT:
+    if SPLIT:  # noqa: SIM102  a compile-time branch
         if t_first >= t_stop:
             return
 

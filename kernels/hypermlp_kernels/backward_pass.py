@@ -68,8 +68,7 @@ class BackwardPass:
         dtype = call.mix_dtype
         part_elements = tile.rows * self._part_width()
         sizes = Sizes(tile_elements * dtype.itemsize * num_planes, part_elements * call.accumulator.itemsize)
-        self._split = Split.of(tile, span)
-        self._chunks = list(self._plan.chunks(limit, sizes, self._split))
+        self._chunks = list(self._plan.chunks(limit, sizes, Split.of(tile, span)))
         self._plane = max(self._plan.tiles_before(chunk.stop) - chunk.origin for chunk in self._chunks)
         self._planes = torch.empty((num_planes, self._plane * tile_elements), dtype=dtype, device=call.q.device)
         parts = max(chunk.blocks * chunk.parts * (chunk.parts > 1) for chunk in self._chunks)
@@ -175,7 +174,7 @@ class BackwardPass:
         call, tile, (num_maps, width) = self._call, self._tile, into.shape[2:]
         add_parts_kernel[(chunk.blocks, num_maps // call.sizes[2], tile.rows // _ADDING["ROWS"])](
             self._parts, z, gate, into, dgate, self._blocks,
-            *gate.stride()[:3], *self._rows_of(chunk, num_maps), self._split.span, chunk.parts,
+            *gate.stride()[:3], *self._rows_of(chunk, num_maps), chunk.span, chunk.parts,
             **self._options(R=width, BR=pad_width(width), **gated) | _ADDING,
         )  # fmt: skip
 
@@ -194,7 +193,7 @@ class BackwardPass:
         gated = {"GATED": mix.gate is not None, "GATE_GRADIENT": self._needs.readout.gate}
         readout_statistic_gradient_kernel[(chunk.blocks, chunk.parts)](
             self._planes, up, gate, call.z2, self._sums(chunk, self._dz2), self._dgate2, self._blocks, self._valid,
-            *gate.stride()[:3], *self._rows_of(chunk), self._split.span,
+            *gate.stride()[:3], *self._rows_of(chunk), chunk.span,
             **self._options("HOLES", "PRECISION", R=mix.rank, SPLIT=chunk.parts > 1, BR=up.shape[-1], **gated),
         )  # fmt: skip
         self._add_parts(chunk, self._dz2, self._dgate2, call.z2, gate, **gated)
@@ -209,7 +208,7 @@ class BackwardPass:
             call.q, call.k, scale1, up1, gate1, call.z1, scale2, down2, self._dz2, self._pull,
             self._planes, self._sums(chunk, self._dz1), self._dgate1, self._blocks, self._valid,
             *call.q.stride()[:3], *call.k.stride()[:3], *gate1.stride()[:3],
-            *self._rows_of(chunk), self._plane, self._split.span,
+            *self._rows_of(chunk), self._plane, chunk.span,
             **self._options(
                 "K", "GLU", "HOLES", "PACKED", "ASM", "MIX", "PRECISION", "BK", ALIGNED=aligned(call.q, call.k),
                 R1=routing.rank, R2=readout.rank, SCALE1=routing.scale_mode, GATED1=routing.gate is not None,
@@ -256,7 +255,7 @@ class BackwardPass:
         turn_kernel[(chunk.blocks, chunk.parts, num_maps // call.sizes[2])](
             self._planes[plane], scale_table(mix, 1.0, call), table, call.z2 if weights else self._dz1, gate, call.rho,
             call.k, self._planes, self._sums(chunk, self._dq), self._blocks, self._valid,
-            *call.k.stride()[:3], *gate.stride()[:3], *self._rows_of(chunk, num_maps), self._plane, self._split.span,
+            *call.k.stride()[:3], *gate.stride()[:3], *self._rows_of(chunk, num_maps), self._plane, chunk.span,
             **self._options(
                 "K", "HOLES", "ASM", "MIX", "PRECISION", "BK", ALIGNED=aligned(call.k), R=mix.rank,
                 SCALE=mix.scale_mode, GATED=weights and mix.gate is not None, WEIGHTS=weights, SPLIT=chunk.parts > 1,

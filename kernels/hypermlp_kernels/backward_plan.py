@@ -12,7 +12,7 @@ import triton
 from hypermlp_kernels.backward_tiles import BackwardTile
 from hypermlp_kernels.call import Call, multiprocessors
 
-# a part's programs make one tile more, and their sums are written and read again
+# each part makes a tile more, and its sums are written and read again
 _PART_KEYS = 1024
 
 
@@ -58,10 +58,10 @@ class Needs(NamedTuple):
 
 
 class Split(NamedTuple):
-    """Rows are taken in parts of ``span`` key tiles by chunks of fewer than ``blocks`` row blocks."""
+    """When rows are taken in parts: where too few of ``programs`` side by side would be busy, of ``span`` key tiles."""
 
     span: int
-    blocks: int
+    programs: int
 
     @classmethod
     def of(cls, tile: BackwardTile, span: int | None) -> Split:
@@ -69,6 +69,15 @@ class Split(NamedTuple):
         if span is not None:
             return cls(span, sys.maxsize)
         return cls(_PART_KEYS // tile.keys, multiprocessors())
+
+    def parts(self, longest: int, tiles: int) -> int:
+        """Of the longest row block in a chunk of ``tiles``; 1 if it is at most one and a half times a program's share.
+
+        Parts of half a share keep all programs busy, and every part costs a tile more: they are not made smaller.
+        """
+        if 2 * longest * self.programs <= 3 * tiles:
+            return 1
+        return triton.cdiv(longest, max(self.span, tiles // (2 * self.programs)))
 
 
 class Sizes(NamedTuple):
@@ -81,13 +90,14 @@ class Sizes(NamedTuple):
 class Chunk(NamedTuple):
     """Row blocks ``first:stop``, counted head after head for each block of rows; ``origin`` tiles come before them.
 
-    No block has more than ``parts`` parts; 1: rows are not split.
+    No block has more than ``parts`` parts, each of ``span`` key tiles at the most. 1: rows are not split.
     """
 
     first: int
     stop: int
     origin: int
     parts: int
+    span: int
 
     @property
     def blocks(self) -> int:
@@ -132,19 +142,19 @@ class Plan(NamedTuple):
         """
         stop = self.num_blocks * self.heads
         while stop > 0:
-            chunk = self._chunk(stop, 1, limit, sizes)
-            parts = triton.cdiv(self.tiles_before(stop) - self.tiles_before(stop - 1), split.span)
-            if parts > 1 and chunk.blocks < split.blocks:
-                chunk = self._chunk(stop, parts, limit, sizes)
-            yield chunk
-            stop = chunk.first
+            end = self.tiles_before(stop)
+            longest = end - self.tiles_before(stop - 1)
+            first = self._first(stop, limit, sizes.tile)
+            parts = split.parts(longest, end - self.tiles_before(first))
+            if parts > 1:
+                first = self._first(stop, limit, sizes.tile, parts * sizes.part)
+            yield Chunk(first, stop, self.tiles_before(first), parts, triton.cdiv(longest, parts))
+            stop = first
 
-    def _chunk(self, stop: int, parts: int, limit: int, sizes: Sizes) -> Chunk:
-        """As many of the blocks before ``stop`` as fit."""
-        sums = parts * sizes.part if parts > 1 else 0
+    def _first(self, stop: int, limit: int, tile_bytes: int, block_bytes: int = 0) -> int:
+        """First of the blocks before ``stop`` that fit together, one at the least."""
 
         def bytes_before(block: int) -> int:
-            return self.tiles_before(block) * sizes.tile + block * sums
+            return self.tiles_before(block) * tile_bytes + block * block_bytes
 
-        first = min(bisect_left(range(stop), bytes_before(stop) - limit, key=bytes_before), stop - 1)
-        return Chunk(first, stop, self.tiles_before(first), parts)
+        return min(bisect_left(range(stop), bytes_before(stop) - limit, key=bytes_before), stop - 1)

@@ -1,7 +1,7 @@
 """Gradients of a case: by the kernels, and by autograd through the reference."""
 
 import torch
-from cases import Case, error
+from cases import TOLERANCE, Case, error
 
 from hypermlp.ops import SequenceMix
 from hypermlp.ops.reference import hyper_attention_reference
@@ -66,3 +66,21 @@ def errors(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -
     assert list(actual) == list(expected)
     assert all(actual[name].shape == x.shape for name, x in expected.items())
     return {name: error(actual[name], x) for name, x in expected.items()}
+
+
+def wrong(case: Case, found: dict[str, torch.Tensor], comparable: bool = True) -> dict[str, float]:
+    """Errors that are too large: in half precision, where PyTorch is ``comparable``, over twice what it loses there."""
+    expected = by_reference(case)
+    measured = errors(found, expected)
+    allowed = dict.fromkeys(measured, TOLERANCE[case.dtype])
+    if case.dtype in (torch.bfloat16, torch.float16) and comparable:
+        allowed = {name: 2 * loss for name, loss in errors(by_reference(case, case.dtype), expected).items()}
+    return {name: x for name, x in measured.items() if not x < allowed[name]}
+
+
+def same_bits(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> bool:
+    """Whether they are equal, NaN and NaN too."""
+    integer = {torch.float32: torch.int32, torch.float64: torch.int64}
+    return list(actual) == list(expected) and all(
+        torch.equal(x.view(integer[x.dtype]), expected[name].view(integer[x.dtype])) for name, x in actual.items()
+    )

@@ -32,7 +32,7 @@ def store_part(p_parts, b_x, i_map, BM: tl.constexpr, BW: tl.constexpr):
 @triton.jit(
     do_not_specialize=[
         "length", "max_lag", "num_rest", "num_maps", "last", "origin", "full", "most", "span", "parts",
-        "gate_batch", "gate_head",
+        "gate_batch", "gate_token", "gate_head",
     ]
 )  # fmt: skip
 def add_parts_kernel(

@@ -17,7 +17,7 @@ from hypermlp_kernels.call import Call, Mix, aligned, first_scale, gate_of, hole
 from hypermlp_kernels.tiles import pad_width
 
 # few bytes to a program, so that there are many, and as many loads on their way as hide the latency of memory
-_ADDING = {"ROWS": 16, "STAGES": 8, "num_stages": 8, "num_warps": 4}
+ADDING = {"ROWS": 16, "STAGES": 8, "num_stages": 8, "num_warps": 4}
 
 
 class TableGradients:
@@ -172,10 +172,10 @@ class BackwardPass:
         if chunk.parts == 1:
             return
         call, tile, (num_maps, width) = self._call, self._tile, into.shape[2:]
-        add_parts_kernel[(chunk.blocks, num_maps // call.sizes[2], tile.rows // _ADDING["ROWS"])](
+        add_parts_kernel[(chunk.blocks, num_maps // call.sizes[2], tile.rows // ADDING["ROWS"])](
             self._parts, z, gate, into, dgate, self._blocks,
             *gate.stride()[:3], *self._rows_of(chunk, num_maps), chunk.span, chunk.parts,
-            **self._options(R=width, BR=pad_width(width), **gated) | _ADDING,
+            **self._options(R=width, BR=pad_width(width), **gated) | ADDING,
         )  # fmt: skip
 
     def _weight_gradient(self, chunk: Chunk) -> None:

@@ -58,7 +58,7 @@ class Result(NamedTuple):
 def emulate(
     arch: str, tile: Tile, *, length: int = 70, heads: int = 1, width: int = 32, values: int = 32, rank: int = 16,
     selection: str = "glu", layout: str = "lag", dtype: torch.dtype = torch.bfloat16, allow_tf32: bool = False,
-    window: int | None = None, masked: bool = False, backward: bool = False,
+    window: int | None = None, masked: bool = False, backward: bool = False, span: int | None = None,
 ) -> Result:  # fmt: skip
     """One forward on random inputs, with ``tile`` for every kernel; with ``backward`` the gradients are compared."""
     rng = torch.Generator().manual_seed(0)
@@ -96,6 +96,7 @@ def emulate(
             gradients = launch_backward.backward(
                 grad_o.to(o.dtype), o, tuple(statistics), *streams, Needs(True, True, True, every, every), **switches,
                 tile=BackwardTile(tile.rows, tile.keys, 2 * tile.keys, 16, tile.values, tile.warps, tile.stages),
+                span=span,
             )  # fmt: skip
     expected, *expected_gradients = _by_reference(inputs, grad_o, torch.float64, **options)
     error = float((o.double() - expected).abs().max() / expected.abs().max())
@@ -131,6 +132,7 @@ def main() -> int:
     parser.add_argument("--window", type=int, help="rows of the tables; as many as tokens by default")
     parser.add_argument("--masked", action="store_true", help="with padding and a hole")
     parser.add_argument("--backward", action="store_true", help="the gradients too")
+    parser.add_argument("--span", type=int, help="key tiles after which the backward splits rows")
     for name, default in (("length", 70), ("heads", 1), ("width", 32), ("values", 32), ("rank", 16)):
         parser.add_argument(f"--{name}", type=int, default=default, help="(default: %(default)s)")
     options = vars(parser.parse_args())

@@ -12,31 +12,29 @@ from report_table import Row, arguments, complaints_of, print_table, verdict
 from virtual_gpu import TARGETS, Resources, resources, virtual_gpu
 
 from hypermlp_kernels import launch, launch_backward
+from hypermlp_kernels.backward_pass import ADDING
 from hypermlp_kernels.backward_plan import MixNeeds, Needs
 from hypermlp_kernels.backward_tiles import BackwardTile, backward_tiles
 from hypermlp_kernels.tiles import family_of
 
-# in the order of virtual_gpu.KERNELS; some kernels are launched for two purposes
+# in the order of virtual_gpu.KERNELS; some kernels are launched for two purposes, some on whole rows and on parts
 LAUNCHES = (
     "weight_gradient",
     "readout_statistic_gradient",
+    "readout_statistic_gradient in parts",
     "map_gradient",
+    "map_gradient in parts",
     "table_gradient of readout",
     "table_gradient of routing",
     "turn of weights",
     "turn of scores",
+    "turn of weights in parts",
+    "turn of scores in parts",
     "key_product of values",
     "key_product of keys",
+    "add_parts of statistics",
+    "add_parts of queries",
 )
-# the same order where rows are split: those that look different then, with two more; the others are compiled alike
-SPLIT_LAUNCHES = {
-    1: "readout_statistic_gradient in parts",
-    2: "map_gradient in parts",
-    5: "turn of weights in parts",
-    6: "turn of scores in parts",
-    9: "add_parts of statistics",
-    10: "add_parts of queries",
-}
 
 
 def call(
@@ -73,6 +71,7 @@ def report(arch: str, name: str, preferred_only: bool = False) -> Iterator[tuple
     for tile in found[:1] if preferred_only else found:
         with virtual_gpu(arch) as gpu:
             call(**CONFIGURATIONS[name], tile=tile)
+            call(2 * tile.rows, **CONFIGURATIONS[name], tile=tile, span=1)
             for launched, compiled in zip(LAUNCHES, gpu.compiled(), strict=True):
                 yield tile, resources(compiled)._replace(name=launched)
 
@@ -84,6 +83,9 @@ def issue_clocks(tile: BackwardTile, used: Resources, by_lag: bool) -> int:
         elements = tile.rows * tile.columns * tile.depth // VALUES
     elif used.name.startswith("key_product"):
         elements = tile.rows * tile.rows * (tile.values if used.name.endswith("values") else VALUES) // VALUES
+    elif used.name.startswith("add_parts"):
+        # sums are added up once for a part, of which 1024 keys are the fewest
+        elements, warps = ADDING["ROWS"] * 1024, ADDING["num_warps"]
     elif used.name.startswith("table_gradient") and by_lag:
         elements, warps = tile.keys * tile.keys, max(1, tile.warps * tile.keys // tile.rows)
     return round(used.loop.total() * warps / 4 * 128 * 128 / elements)
@@ -91,7 +93,7 @@ def issue_clocks(tile: BackwardTile, used: Resources, by_lag: bool) -> int:
 
 def complaints(arch: str, name: str, tile: BackwardTile, used: Resources) -> list[str]:
     """What is wrong with a compiled kernel: spills beyond the allowance, no tensor cores in its loop."""
-    return complaints_of(arch, name, used.name, shape(tile), used)
+    return complaints_of(arch, name, used.name, shape(tile), used, products=not used.name.startswith("add_parts"))
 
 
 def shape(tile: BackwardTile) -> str:

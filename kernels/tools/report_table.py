@@ -32,8 +32,8 @@ class Row(NamedTuple):
     complaints: list[str]
 
 
-def complaints_of(arch: str, path: str, kernel: str, shape: str, used: Resources) -> list[str]:
-    """Spills beyond the allowance, no tensor cores in the loop."""
+def complaints_of(arch: str, path: str, kernel: str, shape: str, used: Resources, products: bool = True) -> list[str]:
+    """Spills beyond the allowance, no tensor cores in the loop of one that has ``products``."""
     if arch not in JUDGED:
         return []
     key = f"{arch} {path} {kernel} {shape}"
@@ -41,7 +41,7 @@ def complaints_of(arch: str, path: str, kernel: str, shape: str, used: Resources
     allowed = ALLOWED_STACK.get(key, 0)
     if used.stack > allowed:
         found.append(f"{key}: {used.stack} bytes of stack, {allowed} allowed")
-    if not used.tensor_instructions and path != "glu fp32":
+    if products and not used.tensor_instructions and path != "glu fp32":
         found.append(f"{key}: no tensor-core instruction in its loop")
     return found
 

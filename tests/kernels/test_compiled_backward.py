@@ -24,8 +24,12 @@ recorded = pytest.mark.skipif(
     not triton.__version__.startswith("3.7."), reason="the allowances are recorded for the code Triton 3.7 makes"
 )
 SMALL = BackwardTile(16, 16, 16, 16, 16, 1, 1)
-ALL = [f"{name.split(' ')[0]}_kernel" for name in report_backward.LAUNCHES]
-ORDER = [*ALL[:5], "turn_kernel", "key_product_kernel", "turn_kernel", "key_product_kernel"]
+ORDER = [
+    "weight_gradient_kernel", "readout_statistic_gradient_kernel", "map_gradient_kernel",
+    *["table_gradient_kernel"] * 2, *["turn_kernel", "key_product_kernel"] * 2,
+]  # fmt: skip
+ADD = ["add_parts_kernel"]
+SPLIT_ORDER = [*ORDER[:2], *ADD, ORDER[2], *ADD, *ORDER[3:8], *ADD, ORDER[8]]
 
 
 @recorded
@@ -51,7 +55,8 @@ def test_every_tile_keeps_to_its_allowance(arch: str, name: str) -> None:
 def test_other_architectures_compile(arch: str) -> None:
     with virtual_gpu(arch) as gpu:
         report_backward.call()
-        assert gpu.launches == ORDER
+        report_backward.call(256, span=1)
+        assert gpu.launches == ORDER + SPLIT_ORDER
 
 
 def test_complaints_are_made() -> None:
@@ -70,10 +75,14 @@ def test_lengths_and_chunks_compile_once(width: int) -> None:
             gpu.launches.clear()
             report_backward.call(length, **sizes)
             assert gpu.launches == ORDER
+        for length, span in ((17, 1), (64, 1), (300, 3), (48, 2)):
+            gpu.launches.clear()
+            report_backward.call(length, **sizes, span=span)
+            assert gpu.launches == SPLIT_ORDER
         gpu.launches.clear()
         report_backward.call(48, **sizes, scratch_bytes=1)
         assert gpu.launches == ORDER * (2 * 48 // 16)
-        assert len(gpu.compiled()) == len(ALL)
+        assert len(gpu.compiled()) == len(report_backward.LAUNCHES)
 
 
 def test_every_option_compiles() -> None:

@@ -196,6 +196,17 @@ def test_every_path(arch: str, path: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("path", emulate.PATHS)
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+def test_every_path_in_parts(arch: str, path: str) -> None:
+    options = emulate.PATHS[path]
+    window = None if options.get("layout") == "position" else 60
+    result = emulate.emulate(arch, Tile(64, 32, 32, 4, 2), length=100, window=window, backward=True, span=1, **options)
+    assert not result.wrong, (result.error, result.allowed, [one.mistakes for one in result.launches])
+    assert sum(one.name == "add_parts_kernel" for one in result.launches) == 3
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("tile", [Tile(64, 64, 64, 4, 2), Tile(128, 32, 128, 8, 2)], ids=str)
 def test_larger_tiles_with_padding(tile: Tile) -> None:
     result = emulate.emulate("sm_90", tile, length=150, width=64, values=tile.values, masked=True)

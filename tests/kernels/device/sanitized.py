@@ -12,6 +12,7 @@ from conv_cases import Conv
 EDGES = [[0] * 5 + [1] * 65, [1] * 63 + [0] * 7]
 CASES = {
     "glu bfloat16": (Case(T=150, K=64, V=70, R=(16, 16), rows=110), torch.bfloat16),
+    "glu bfloat16, rows in parts": (Case(T=1300 if ON_GPU else 40), torch.bfloat16),
     "relu bfloat16": (Case(T=70, K=20, V=33, R=(5, 3), selection="relu"), torch.bfloat16),
     "glu float16, padding": (Case(T=70, B=2, mask=EDGES), torch.float16),
     "glu float32, packed": (Case(T=70, bounds=[0, 1, 18, 70]), torch.float32),

@@ -16,8 +16,8 @@ from hypermlp_kernels.backward_tiles import BackwardTile
 from hypermlp_kernels.call import Call, Mix, aligned, first_scale, gate_of, holes, padded_table, scale_table
 from hypermlp_kernels.tiles import pad_width
 
-# few bytes to a program, so that there are many, and as many loads on their way as hide the latency of memory
-ADDING = {"ROWS": 16, "STAGES": 8, "num_stages": 8, "num_warps": 4}
+# few rows to a program, so that there are many of them
+ADDING = {"ROWS": 16, "num_warps": 4}
 
 
 class TableGradients:
@@ -62,17 +62,14 @@ class BackwardPass:
         self._plan = Plan.of(call, tile, num_blocks, programs)
         self._valid = holes(call)
 
-        # planes of dw and a, which later take the maps by key, then of dy
-        num_planes = 2 + (needs.scores and self._num_maps)
-        tile_elements = tile.rows * tile.keys
         dtype = call.mix_dtype
-        part_elements = tile.rows * self._part_width()
-        sizes = Sizes(tile_elements * dtype.itemsize * num_planes, part_elements * call.accumulator.itemsize)
+        sizes = Sizes(
+            self._num_planes * tile.rows * tile.keys * dtype.itemsize,
+            tile.rows * self._part_width() * call.accumulator.itemsize,
+        )
         self._chunks = list(self._plan.chunks(limit, sizes, Split.of(tile, span)))
-        self._plane = max(self._plan.tiles_before(chunk.stop) - chunk.origin for chunk in self._chunks)
-        self._planes = torch.empty((num_planes, self._plane * tile_elements), dtype=dtype, device=call.q.device)
-        parts = max(chunk.blocks * chunk.parts * (chunk.parts > 1) for chunk in self._chunks)
-        self._parts = torch.empty(parts * part_elements, dtype=call.accumulator, device=call.q.device)
+        largest = max(sizes.of(chunk) for chunk in self._chunks)
+        self._scratch = torch.empty(largest // dtype.itemsize, dtype=dtype, device=call.q.device)
 
         batch, length = call.sizes[:2]
         self._dq = self._rows(call.q.shape, needs.q)
@@ -90,6 +87,7 @@ class BackwardPass:
     def run(self) -> tuple[Tensor | None, ...]:
         needs = self._needs
         for chunk in self._chunks:
+            self._lay_out(chunk)
             if needs.weights:
                 self._weight_gradient(chunk)
             if needs.readout_statistic and self._call.readout.rank:
@@ -119,6 +117,17 @@ class BackwardPass:
     def _num_maps(self) -> int:
         """Score maps of a head."""
         return 2 if self._call.glu else 1
+
+    @property
+    def _num_planes(self) -> int:
+        """Planes of ``dw`` and ``a``, which later take the maps by key, then of ``dy``."""
+        return 2 + (self._num_maps if self._needs.scores else 0)
+
+    def _lay_out(self, chunk: Chunk) -> None:
+        """The planes of a chunk, and behind them its parts of sums."""
+        elements = self._num_planes * chunk.tiles * self._tile.rows * self._tile.keys
+        self._planes = self._scratch[:elements].view(self._num_planes, -1)
+        self._parts = self._scratch[elements:].view(self._call.accumulator)
 
     def _part_width(self) -> int:
         """What a row leaves of a part in the scratch: the widest of the sums, which follow one another there."""
@@ -171,11 +180,14 @@ class BackwardPass:
         """Makes the sums over rows ``[B, T, maps, R]`` of those that were split."""
         if chunk.parts == 1:
             return
-        call, tile, (num_maps, width) = self._call, self._tile, into.shape[2:]
-        add_parts_kernel[(chunk.blocks, num_maps // call.sizes[2], tile.rows // ADDING["ROWS"])](
+        num_maps, width = into.shape[2:]
+        block = pad_width(width)
+        # up to 32 KB on their way hide the latency of memory
+        stages = max(1, min(512 // block, 8))
+        add_parts_kernel[(chunk.blocks, num_maps // self._call.sizes[2], self._tile.rows // ADDING["ROWS"])](
             self._parts, z, gate, into, dgate, self._blocks,
             *gate.stride()[:3], *self._rows_of(chunk, num_maps), chunk.span, chunk.parts,
-            **self._options(R=width, BR=pad_width(width), **gated) | ADDING,
+            **self._options(R=width, BR=block, **gated) | ADDING | {"STAGES": stages, "num_stages": stages},
         )  # fmt: skip
 
     def _weight_gradient(self, chunk: Chunk) -> None:
@@ -208,7 +220,7 @@ class BackwardPass:
             call.q, call.k, scale1, up1, gate1, call.z1, scale2, down2, self._dz2, self._pull,
             self._planes, self._sums(chunk, self._dz1), self._dgate1, self._blocks, self._valid,
             *call.q.stride()[:3], *call.k.stride()[:3], *gate1.stride()[:3],
-            *self._rows_of(chunk), self._plane, chunk.span,
+            *self._rows_of(chunk), chunk.tiles, chunk.span,
             **self._options(
                 "K", "GLU", "HOLES", "PACKED", "ASM", "MIX", "PRECISION", "BK", ALIGNED=aligned(call.q, call.k),
                 R1=routing.rank, R2=readout.rank, SCALE1=routing.scale_mode, GATED1=routing.gate is not None,
@@ -230,7 +242,7 @@ class BackwardPass:
             into.diag, into.down, into.up, self._blocks, self._valid,
             *call.q.stride()[:3], *call.k.stride()[:3], *gate.stride()[:3],
             call.sizes[1], call.max_lag, into.rows, plan.heads, call.sizes[2], into.maps,
-            chunk.first, chunk.stop, chunk.origin, plan.full, plan.most, self._plane,
+            chunk.first, chunk.stop, chunk.origin, plan.full, plan.most, chunk.tiles,
             **self._options(
                 "K", "HOLES", "ASM", "MIX", "PRECISION", "BK", R=mix.rank, SCORES=scores,
                 ALIGNED=aligned(call.q, call.k), ALIGNED_GATE=aligned(gate),
@@ -255,7 +267,7 @@ class BackwardPass:
         turn_kernel[(chunk.blocks, chunk.parts, num_maps // call.sizes[2])](
             self._planes[plane], scale_table(mix, 1.0, call), table, call.z2 if weights else self._dz1, gate, call.rho,
             call.k, self._planes, self._sums(chunk, self._dq), self._blocks, self._valid,
-            *call.k.stride()[:3], *gate.stride()[:3], *self._rows_of(chunk, num_maps), self._plane, chunk.span,
+            *call.k.stride()[:3], *gate.stride()[:3], *self._rows_of(chunk, num_maps), chunk.tiles, chunk.span,
             **self._options(
                 "K", "HOLES", "ASM", "MIX", "PRECISION", "BK", ALIGNED=aligned(call.k), R=mix.rank,
                 SCALE=mix.scale_mode, GATED=weights and mix.gate is not None, WEIGHTS=weights, SPLIT=chunk.parts > 1,
@@ -269,6 +281,6 @@ class BackwardPass:
             self._planes, y, into, self._blocks,
             *y.stride()[:3],
             call.sizes[1], call.max_lag, plan.heads, call.sizes[2], y.shape[2],
-            chunk.first, chunk.stop, chunk.origin, plan.full, plan.most, self._plane,
+            chunk.first, chunk.stop, chunk.origin, plan.full, plan.most, chunk.tiles,
             **self._options("MIX", "PRECISION", ALIGNED=aligned(y), WIDTH=y.shape[-1], BW=block),
         )  # fmt: skip

@@ -77,7 +77,26 @@ class Split(NamedTuple):
         """
         if 2 * longest * self.programs <= 3 * tiles:
             return 1
-        return triton.cdiv(longest, max(self.span, tiles // (2 * self.programs)))
+        return int(triton.cdiv(longest, max(self.span, tiles // (2 * self.programs))))
+
+
+class Chunk(NamedTuple):
+    """Row blocks ``first:stop``, counted head after head for each block of rows; ``origin`` tiles come before them.
+
+    They have ``tiles`` of their own. No block has more than ``parts`` parts, each of ``span`` key tiles at the most;
+    1: rows are not split.
+    """
+
+    first: int
+    stop: int
+    origin: int
+    tiles: int
+    parts: int
+    span: int
+
+    @property
+    def blocks(self) -> int:
+        return self.stop - self.first
 
 
 class Sizes(NamedTuple):
@@ -86,22 +105,12 @@ class Sizes(NamedTuple):
     tile: int
     part: int
 
+    def of_block(self, parts: int) -> int:
+        """Beside its tiles."""
+        return self.part * parts if parts > 1 else 0
 
-class Chunk(NamedTuple):
-    """Row blocks ``first:stop``, counted head after head for each block of rows; ``origin`` tiles come before them.
-
-    No block has more than ``parts`` parts, each of ``span`` key tiles at the most. 1: rows are not split.
-    """
-
-    first: int
-    stop: int
-    origin: int
-    parts: int
-    span: int
-
-    @property
-    def blocks(self) -> int:
-        return self.stop - self.first
+    def of(self, chunk: Chunk) -> int:
+        return self.tile * chunk.tiles + self.of_block(chunk.parts) * chunk.blocks
 
 
 class Plan(NamedTuple):
@@ -144,17 +153,18 @@ class Plan(NamedTuple):
         while stop > 0:
             end = self.tiles_before(stop)
             longest = end - self.tiles_before(stop - 1)
-            first = self._first(stop, limit, sizes.tile)
+            first = self._first(stop, limit, sizes, parts=1)
             parts = split.parts(longest, end - self.tiles_before(first))
             if parts > 1:
-                first = self._first(stop, limit, sizes.tile, parts * sizes.part)
-            yield Chunk(first, stop, self.tiles_before(first), parts, triton.cdiv(longest, parts))
+                first = self._first(stop, limit, sizes, parts)
+            origin = self.tiles_before(first)
+            yield Chunk(first, stop, origin, end - origin, parts, triton.cdiv(longest, parts))
             stop = first
 
-    def _first(self, stop: int, limit: int, tile_bytes: int, block_bytes: int = 0) -> int:
+    def _first(self, stop: int, limit: int, sizes: Sizes, parts: int) -> int:
         """First of the blocks before ``stop`` that fit together, one at the least."""
 
         def bytes_before(block: int) -> int:
-            return self.tiles_before(block) * tile_bytes + block * block_bytes
+            return self.tiles_before(block) * sizes.tile + block * sizes.of_block(parts)
 
         return min(bisect_left(range(stop), bytes_before(stop) - limit, key=bytes_before), stop - 1)

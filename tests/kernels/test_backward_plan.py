@@ -16,11 +16,6 @@ NEVER, ALWAYS = 0, sys.maxsize
 SHAPES = [(7, 3, 2, 5, 2), (7, 3, 5, 5, 1), (4, 2, 0, 6, 2), (1, 1, 0, 1, 1)]
 
 
-def size(plan: Plan, chunk: Chunk, sizes: Sizes) -> int:
-    sums = chunk.blocks * chunk.parts * sizes.part if chunk.parts > 1 else 0
-    return (plan.tiles_before(chunk.stop) - chunk.origin) * sizes.tile + sums
-
-
 @pytest.mark.parametrize("limit", [1, 2, 5, 17, 100, 10_000])
 @pytest.mark.parametrize("split", [Split(1, NEVER), Split(1, ALWAYS), Split(2, ALWAYS), Split(2, 4)])
 @pytest.mark.parametrize("shape", SHAPES)
@@ -30,8 +25,13 @@ def test_chunks_cover_every_block_once_and_keep_to_the_limit(shape: tuple[int, .
     assert [c.stop for c in chunks] == [plan.num_blocks * plan.heads, *(c.first for c in chunks[:-1])]
     assert chunks[-1].first == 0
     for chunk in chunks:
-        assert size(plan, chunk, sizes) <= limit or chunk.blocks == 1
-        longest = max(plan.tiles_before(b + 1) - plan.tiles_before(b) for b in range(chunk.first, chunk.stop))
+        own = [plan.tiles_before(b + 1) - plan.tiles_before(b) for b in range(chunk.first, chunk.stop)]
+        assert chunk.tiles == sum(own)
+        assert chunk.origin == plan.tiles_before(chunk.first)
+        needed = sum(own) * 3 + (chunk.blocks * chunk.parts * 2 if chunk.parts > 1 else 0)
+        assert sizes.of(chunk) == needed
+        assert needed <= limit or chunk.blocks == 1
+        longest = max(own)
         assert (chunk.parts - 1) * chunk.span < longest <= chunk.parts * chunk.span
         assert chunk.parts == 1 or split.programs != NEVER
         assert chunk.span <= split.span or split.programs != ALWAYS
@@ -47,7 +47,7 @@ def chunks(plan: Plan) -> list[Chunk]:
     """As HyperGLU in bfloat16 makes them of 512 MB on a Hopper GPU of 132 multiprocessors, with scores 64 wide."""
     sizes = Sizes(128 * 64 * 2 * 4, 128 * 2 * 64 * 4)
     found = list(plan.chunks(LIMIT, sizes, Split(16, 132)))
-    assert all(size(plan, chunk, sizes) <= LIMIT for chunk in found)
+    assert all(sizes.of(chunk) <= LIMIT for chunk in found)
     return found
 
 
@@ -71,10 +71,8 @@ def test_many_rows_or_short_ones_are_not() -> None:
 @pytest.mark.parametrize("batch", [1, 2, 4])
 def test_no_program_takes_much_longer_than_its_share(batch: int, length: int) -> None:
     """Or it has no more than 1024 keys."""
-    plan = plan_of(batch, length)
-    for chunk in chunks(plan):
-        tiles = plan.tiles_before(chunk.stop) - chunk.origin
-        assert chunk.span <= max(16, 1.5 * tiles / 132)
+    for chunk in chunks(plan_of(batch, length)):
+        assert chunk.span <= max(16, 1.5 * chunk.tiles / 132)
 
 
 def test_a_span_may_be_asked_for() -> None:

@@ -117,6 +117,8 @@ def test_every_option_compiles() -> None:
 def test_a_tile_too_large_gives_way_to_a_smaller_one() -> None:
     """The preferred tiles do not fit sm_86's shared memory at a score width of 256: all kernels start again."""
     with virtual_gpu("sm_86") as gpu:
+        report_backward.call(128, width=256, span=1)
+        assert gpu.launches[-len(SPLIT_ORDER) :] == SPLIT_ORDER
         report_backward.call(width=256)
         assert gpu.launches[-len(ORDER) :] == ORDER
         assert len(gpu.launches) > len(ORDER)

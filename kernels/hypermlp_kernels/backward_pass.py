@@ -16,16 +16,16 @@ from hypermlp_kernels.backward_tiles import BackwardTile
 from hypermlp_kernels.call import Call, Mix, aligned, first_scale, gate_of, holes, padded_table, scale_table
 from hypermlp_kernels.tiles import pad_width
 
-# few rows to a program, so that there are many of them
+# of add_parts_kernel: few rows to a program, so that there are many of them
 ADDING = {"ROWS": 16, "num_warps": 4}
 
 
 class TableGradients:
-    """Gradients of a mixing's tables: ``[parts, maps, rows(, BR)]``, where ``rows`` are those in use."""
+    """Gradients of a mixing's tables: ``[batches, maps, rows(, BR)]``, where ``rows`` are those in use."""
 
-    def __init__(self, call: Call, mix: Mix, needs: MixNeeds, maps: int, parts: int, rows: int) -> None:
+    def __init__(self, call: Call, mix: Mix, needs: MixNeeds, maps: int, batches: int, rows: int) -> None:
         self.mix, self.needs, self.maps, self.rows = mix, needs, maps, rows
-        low_rank = (parts, maps, rows, pad_width(mix.rank))
+        low_rank = (batches, maps, rows, pad_width(mix.rank))
 
         def zeros(shape: tuple[int, ...], needed: bool) -> Tensor:
             # any tensor in place of one that is not needed
@@ -35,7 +35,7 @@ class TableGradients:
         self.down, self.up = (zeros(low_rank, needed) for needed in (needs.down, needs.up))
 
     def finished(self) -> tuple[Tensor | None, ...]:
-        """Summed over the parts, with zeros for rows not in use: ``diag``, ``down`` and ``up``."""
+        """Summed over the batches, with zeros for rows not in use: ``diag``, ``down`` and ``up``."""
         found: list[Tensor | None] = []
         for table, grad, need in zip(self.mix[:3], (self.diag, self.down, self.up), self.needs[:3], strict=True):
             if not need or table is None:
@@ -79,10 +79,10 @@ class BackwardPass:
         self._dgate1 = self._rows(call.z1.shape, needs.routing.gate)
         self._dz2 = self._rows(call.z2.shape, needs.readout_statistic)
         self._dgate2 = self._rows(call.z2.shape, needs.readout.gate)
-        sums = batch if call.sequences is None else 1
+        batches = batch if call.sequences is None else 1
         rows = min(call.max_lag, length)
-        self._routing = TableGradients(call, call.routing, needs.routing, call.q.shape[2], sums, rows)
-        self._readout = TableGradients(call, call.readout, needs.readout, call.sizes[2], sums, rows)
+        self._routing = TableGradients(call, call.routing, needs.routing, call.q.shape[2], batches, rows)
+        self._readout = TableGradients(call, call.readout, needs.readout, call.sizes[2], batches, rows)
 
     def run(self) -> tuple[Tensor | None, ...]:
         needs = self._needs

@@ -88,8 +88,8 @@ def table_gradient_kernel(
     """Adds to the gradients of ``diag``, ``down`` and ``up``: ``sum x dy``, ``sum x dz`` and ``sum dy (gate z)``.
 
     ``x`` is the mixing's input: scores, made again, or the map in plane ``p_x``. ``dy`` is in plane ``p_dy``,
-    for the program's score map ``plane`` tiles further on. Gradients are ``[parts, maps, rows(, BR)]``: each
-    batch row has a part of its own, or with a block table there is one.
+    for the program's score map ``plane`` tiles further on. Gradients are ``[batches, maps, rows(, BR)]``: each
+    batch row has sums of its own, or with a block table there is one for all.
     """
     NG: tl.constexpr = BM // BN if BY_LAG else 1
     ROWS: tl.constexpr = BN if BY_LAG else BM
@@ -103,7 +103,7 @@ def table_gradient_kernel(
         return
 
     i_map = tl.program_id(1) * num_heads + (i_rest if HAS_BLOCKS else i_rest % num_heads)
-    i_part = i_rest * 0 if HAS_BLOCKS else i_rest // num_heads
+    i_batch = i_rest * 0 if HAS_BLOCKS else i_rest // num_heads
     p_dy += tl.program_id(1).to(tl.int64) * plane * (BM * BN)
     b_index = window
     if SCORES:
@@ -146,7 +146,7 @@ def table_gradient_kernel(
             )  # fmt: skip
 
     o_x = window * BN + tl.arange(0, BN)
-    o_row = (i_part * num_maps + i_map).to(tl.int64) * rows + o_x
+    o_row = (i_batch * num_maps + i_map).to(tl.int64) * rows + o_x
     inside = o_x < rows
     o_low_rank = o_row[:, None] * BR + tl.arange(0, BR)[None, :]
     if DIAG:

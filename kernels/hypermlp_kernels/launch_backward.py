@@ -48,10 +48,10 @@ def backward(
         grad_o: ``[B, T, H, V]``, rounded to the dtype of ``q``.
         o: the forward's output as it came, and with it its ``statistics`` ``(z1, rho, z2)``.
         needs: the gradients to make, of tensors that are there.
-        scratch_bytes: limit of the memory for maps. Rows are taken in chunks that keep to it, one block
-            of rows of one head at the least; besides it memory is linear in ``T``.
+        scratch_bytes: limit of the memory for maps, and for sums over parts of rows. Rows are taken in chunks
+            that keep to it, one block of rows of one head at the least; besides it memory is linear in ``T``.
         tile: instead of the table's.
-        span: key tiles after which every longer row is split, instead of the plan's choice.
+        span: key tiles of a part, into which all longer rows are split, instead of the plan's choice.
         q, k, v, routing_mix, readout_mix and the others: as :func:`hypermlp_kernels.launch.forward` took them.
 
     Returns:

@@ -17,8 +17,9 @@ def test_in_the_interpreter(file: str) -> None:
 
 
 @pytest.mark.slow
-def test_in_the_interpreter_thoroughly() -> None:
-    check("check_backward.py", "slow", timeout=1800)
+@pytest.mark.parametrize("file", ["check_backward.py", "check_backward_parts.py"])
+def test_in_the_interpreter_thoroughly(file: str) -> None:
+    check(file, "slow", timeout=1800)
 
 
 def check(file: str, marked: str, timeout: float) -> None:

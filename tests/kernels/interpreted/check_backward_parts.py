@@ -46,7 +46,7 @@ def test_gradients(name: str) -> None:
     assert gradients.wrong(case, found, comparable=name != "float16-overflow") == {}
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float64, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
 def test_parts_make_what_whole_rows_make_and_the_same_bits_every_run(dtype: torch.dtype) -> None:
     case = Case(T=50, dtype=dtype, mask=[HOLES[0] + [1] * 10], rows=40, selection="relu", **NARROW)
     whole, *split = (gradients.by_kernels(case, tile=TILE, span=span) for span in (100, 1, 1))
@@ -92,10 +92,10 @@ def test_nothing_is_added_up_without_a_low_rank_mixing(launched: list[str]) -> N
     assert launched[launched.index("add_parts") - 1] == "turn"
 
 
-@pytest.mark.parametrize("bounds", [None, [0, 3, 40]])
-def test_sums_of_a_row_do_not_depend_on_its_chunk(bounds: list[int] | None, launched: list[str]) -> None:
+@pytest.mark.parametrize("sizes", [{"bounds": [0, 3, 40]}, {"B": 2, "T": 36, "selection": "relu"}], ids=str)
+def test_sums_of_a_row_do_not_depend_on_its_chunk(sizes: dict, launched: list[str]) -> None:
     """Neither on what an earlier chunk left in the scratch for parts."""
-    case = Case(B=1 if bounds else 2, bounds=bounds, **NARROW)
+    case = Case(**sizes, **NARROW)
     options = {"asked": {"q", "routing.gate", "readout.gate"}, "tile": TILE, "span": 1}
     together = gradients.by_kernels(case, **options)
     launched.clear()

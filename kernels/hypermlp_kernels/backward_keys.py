@@ -9,8 +9,9 @@ import triton.language as tl
 
 from hypermlp_kernels.backward_blocks import block_tiles, locate_in_chunk, tile_offsets
 from hypermlp_kernels.backward_parts import own_part, store_part
-from hypermlp_kernels.blocks import gated_statistic, head_of, hide, key_tiles, load_rows, mix, place, table_rows
+from hypermlp_kernels.blocks import gated_statistic, head_of, key_tiles, load_rows, mix, place, table_rows
 from hypermlp_kernels.skew import rotate, rotation_index
+from hypermlp_kernels.visibility import hide
 
 
 @triton.jit

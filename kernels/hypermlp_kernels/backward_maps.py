@@ -13,7 +13,6 @@ from hypermlp_kernels.blocks import (
     LOG2E,
     as_floats,
     gated_statistic,
-    has_hidden,
     head_of,
     key_tiles,
     load_keys,
@@ -23,25 +22,9 @@ from hypermlp_kernels.blocks import (
     score_columns,
     softplus2,
     table_rows,
-    visible,
 )
 from hypermlp_kernels.skew import rotation_index
-
-
-@triton.jit
-def hide_all(
-    b_gate, b_scale, b_dw, i0, t, n, max_lag, p_valid,
-    BY_LAG: tl.constexpr, CAUSAL: tl.constexpr, HOLES: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-):  # fmt: skip
-    """``hide`` for three tiles at once."""
-    if HOLES:
-        seen = visible(i0, t, n, max_lag, p_valid, BY_LAG, CAUSAL, HOLES, BM, BN)
-        b_gate, b_scale, b_dw = tl.where(seen, b_gate, 0), tl.where(seen, b_scale, 0), tl.where(seen, b_dw, 0)
-    else:
-        if has_hidden(i0, t, n, max_lag, BY_LAG, CAUSAL, BM, BN):
-            seen = visible(i0, t, n, max_lag, p_valid, BY_LAG, CAUSAL, HOLES, BM, BN)
-            b_gate, b_scale, b_dw = tl.where(seen, b_gate, 0), tl.where(seen, b_scale, 0), tl.where(seen, b_dw, 0)
-    return b_gate, b_scale, b_dw
+from hypermlp_kernels.visibility import hide_all
 
 
 @triton.jit
@@ -172,7 +155,6 @@ def map_gradient_kernel(
         b_dw = b_gate
         if GRADIENT:
             b_dw = tl.load(p_tile)
-        # together: every branch in the loop keeps all that is alive in registers
         b_gate, b_scale, b_dw = hide_all(
             b_gate, b_scale, b_dw, i0, t, n, max_lag, p_hole, BY_LAG, CAUSAL, HOLES, BM, BN
         )

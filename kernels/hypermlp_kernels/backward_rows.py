@@ -10,7 +10,8 @@ import triton.language as tl
 
 from hypermlp_kernels.backward_blocks import locate_in_chunk, store_statistic_gradient, tile_offsets
 from hypermlp_kernels.backward_parts import own_part, store_part
-from hypermlp_kernels.blocks import head_of, hide, key_tiles, pick_group, table_rows
+from hypermlp_kernels.blocks import head_of, key_tiles, pick_group, table_rows
+from hypermlp_kernels.visibility import hide
 
 
 @triton.jit(

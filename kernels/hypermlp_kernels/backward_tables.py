@@ -8,8 +8,9 @@ import triton
 import triton.language as tl
 
 from hypermlp_kernels.backward_blocks import block_tiles, tile_offsets
-from hypermlp_kernels.blocks import gated_statistic, head_of, hide, key_tiles, load_keys, load_rows, place
+from hypermlp_kernels.blocks import gated_statistic, head_of, key_tiles, load_keys, load_rows, place
 from hypermlp_kernels.skew import rotate, rotation_index
+from hypermlp_kernels.visibility import hide
 
 
 @triton.jit

@@ -14,7 +14,6 @@ from hypermlp_kernels.blocks import (
     as_floats,
     gated_statistic,
     head_of,
-    hide,
     key_tiles,
     load_keys,
     load_rows,
@@ -24,6 +23,7 @@ from hypermlp_kernels.blocks import (
     select,
 )
 from hypermlp_kernels.skew import rotate, rotation_index
+from hypermlp_kernels.visibility import hide
 
 
 @triton.jit

@@ -12,7 +12,6 @@ from hypermlp_kernels.blocks import (
     LOG2E,
     as_floats,
     gated_statistic,
-    has_hidden,
     head_of,
     key_tiles,
     load_keys,
@@ -23,26 +22,10 @@ from hypermlp_kernels.blocks import (
     score_columns,
     select,
     table_rows,
-    visible,
 )
 from hypermlp_kernels.skew import high_half, low_half, rotation_index
 from hypermlp_kernels.stored import locate_slot, store_map
-
-
-@triton.jit
-def hide_both(
-    b_gate, b_scale, i0, t, n, max_lag, p_valid,
-    BY_LAG: tl.constexpr, CAUSAL: tl.constexpr, HOLES: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-):  # fmt: skip
-    """``hide`` for the gate and the scale map: one branch, since each keeps all that is alive in registers."""
-    if HOLES:
-        seen = visible(i0, t, n, max_lag, p_valid, BY_LAG, CAUSAL, HOLES, BM, BN)
-        b_gate, b_scale = tl.where(seen, b_gate, 0), tl.where(seen, b_scale, 0)
-    else:
-        if has_hidden(i0, t, n, max_lag, BY_LAG, CAUSAL, BM, BN):
-            seen = visible(i0, t, n, max_lag, p_valid, BY_LAG, CAUSAL, HOLES, BM, BN)
-            b_gate, b_scale = tl.where(seen, b_gate, 0), tl.where(seen, b_scale, 0)
-    return b_gate, b_scale
+from hypermlp_kernels.visibility import hide_all
 
 
 @triton.jit(do_not_specialize=["length", "max_lag", "num_blocks", "q_batch", "q_head", "k_batch", "k_head"])
@@ -88,7 +71,9 @@ def routing_statistic_kernel(
             K, GLU, BY_LAG, PACKED, ASM, ACC, PRECISION, BM, BN, BK,
         )  # fmt: skip
         x0 = i0 - t * BN if BY_LAG else t * BN
-        b_gate, b_scale = hide_both(b_gate, b_scale, i0, t, n, max_lag, p_blocks, BY_LAG, CAUSAL, False, BM, BN)
+        b_gate, b_scale, _ = hide_all(
+            b_gate, b_scale, b_gate, i0, t, n, max_lag, p_blocks, BY_LAG, CAUSAL, False, BM, BN
+        )
         if PACKED:
             b_scale = high_half(b_gate)
             b_gate = low_half(b_gate)
@@ -192,7 +177,7 @@ def selection_statistics_kernel(
                 b_scale, b_ws, p_scale1_scale, p_up1_scale, x0, max_lag, LOG2E,
                 SCALE1, LOW_RANK1, PRECISION, NG, BN, BR1,
             )  # fmt: skip
-        b_gate, b_scale = hide_both(b_gate, b_scale, i0, t, n, max_lag, p_hole, BY_LAG, CAUSAL, HOLES, BM, BN)
+        b_gate, b_scale, _ = hide_all(b_gate, b_scale, b_gate, i0, t, n, max_lag, p_hole, BY_LAG, CAUSAL, HOLES, BM, BN)
         if NORM:
             b_square += tl.sum(b_gate * b_gate, axis=1)
         if R2 > 0 or SLOT > 0:

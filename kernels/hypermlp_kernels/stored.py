@@ -9,9 +9,10 @@ is consecutive and a tile goes to memory and back without a conversion of layout
 import triton
 import triton.language as tl
 
-from hypermlp_kernels.blocks import LN2, gated_statistic, head_of, hide, key_tiles, mix, place
+from hypermlp_kernels.blocks import LN2, gated_statistic, head_of, key_tiles, mix, place
 from hypermlp_kernels.readout import load_values, store_output
 from hypermlp_kernels.skew import rotate, rotation_index
+from hypermlp_kernels.visibility import hide
 
 
 @triton.jit

@@ -162,3 +162,10 @@ def test_tiles_are_what_the_kernels_can_take(value_width: int) -> None:
                 assert tile.rows % tile.keys == 0
                 assert all(size >= 16 and size & (size - 1) == 0 for size in tile[:2])
                 assert (kernel in ("readout", "stored_readout")) == (tile.values >= 16)
+
+
+def test_the_report_names_a_tile_that_does_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    """On an architecture nobody chose tiles for; a launch takes the next one there."""
+    found = [used.name for _, used in report.report("gfx942", "glu fp16", preferred_only=True, design="store")]
+    assert found == ["storing_selection_statistics_kernel", "stored_readout_kernel"]
+    assert "stored_readout 64x64x256: out of resource" in capsys.readouterr().err

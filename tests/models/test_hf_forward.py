@@ -9,6 +9,7 @@ from tests.models.families import ATTENTION, PAD, VOCAB, left_padded, tiny, tiny
 
 from transformers import AutoModelForSequenceClassification, DynamicCache  # isort: skip
 
+from hypermlp.integrations.huggingface.names import CACHE_NAME
 from hypermlp.models.huggingface import HyperMLPForSequenceClassification
 from hypermlp.models.huggingface.decoder_layer import packed_bounds
 
@@ -26,7 +27,7 @@ def test_outputs(mixer, batch):
     assert out.logits.shape == (batch, 7, VOCAB)
     assert [h.shape for h in out.hidden_states] == [(batch, 7, 16)] * 3
     assert [a.shape for a in out.attentions] == [(batch, 2, 7, 7)] * 2
-    assert isinstance(out.past_key_values, DynamicCache)
+    assert isinstance(getattr(out, CACHE_NAME), DynamicCache)
     expected = torch.nn.functional.cross_entropy(out.logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten())
     torch.testing.assert_close(out.loss.double(), expected.double(), rtol=1e-6, atol=1e-6)
     assert isinstance(model(ids, return_dict=False), tuple)
@@ -50,7 +51,7 @@ def test_attentions_say_what_is_read(mixer):
         torch.testing.assert_close(seen["read"] * mask[..., None], read * mask[..., None], **CLOSE)
         cache = DynamicCache(config=model.config)
         parts = [
-            model(ids[:, a:b], mask[:, :b], past_key_values=cache, output_attentions=True).attentions[0]
+            model(ids[:, a:b], mask[:, :b], **{CACHE_NAME: cache}, output_attentions=True).attentions[0]
             for a, b in ((0, 4), (4, 8), (8, 9))
         ]
     valid = mask[:, None, :, None].double()
@@ -109,7 +110,7 @@ def test_packed_equals_separate(mixer, how):
     packing = {"position_ids": positions} if how == "position_ids" else {"cu_seq_lens_q": packed_bounds(positions)}
     with torch.no_grad():
         out = model(ids, **packing, output_attentions=True, output_hidden_states=True)
-        assert out.past_key_values is None
+        assert getattr(out, CACHE_NAME) is None
         for row in range(2):
             for part, logits in zip(ids[row].split(lengths[row]), out.logits[row].split(lengths[row]), strict=True):
                 torch.testing.assert_close(logits, model(part[None]).logits[0], **CLOSE)

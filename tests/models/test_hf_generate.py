@@ -15,6 +15,7 @@ from transformers.cache_utils import Cache, DynamicLayer  # isort: skip
 
 from hypermlp import HyperCache
 from hypermlp.integrations.huggingface.cache import CacheLayer
+from hypermlp.integrations.huggingface.names import CACHE_NAME
 
 MIXERS = list(ATTENTION)
 NEW = 14
@@ -106,9 +107,9 @@ def test_tables_by_position():
 def test_far_past_the_window(mixer):
     model, ids = tiny(mixer), tokens(1, 60)
     cache, held = DynamicCache(config=model.config), []
-    found = run(model, ids, past_key_values=cache, max_new_tokens=40)
+    found = run(model, ids, **{CACHE_NAME: cache}, max_new_tokens=40)
     held.append(cache.layers[0].memory.nbytes)
-    longer = run(model, found, past_key_values=cache, max_new_tokens=60)
+    longer = run(model, found, **{CACHE_NAME: cache}, max_new_tokens=60)
     held.append(cache.layers[0].memory.nbytes)
     assert torch.equal(longer, uncached(model, ids, max_new_tokens=100))
     if mixer == "hyperglu":  # 11 tokens and what crop may take back
@@ -145,9 +146,9 @@ def test_a_cache_serves_two_turns(kind):
         cache = StaticCache(config=model.config, max_cache_len=64)
     else:
         cache = DynamicCache() if kind == "bare" else DynamicCache(config=model.config)
-    first = run(model, ids, past_key_values=cache)
+    first = run(model, ids, **{CACHE_NAME: cache})
     longer = torch.cat((first, tokens(2, 5, seed=9)), dim=1)
-    assert torch.equal(run(model, longer, past_key_values=cache), uncached(model, longer))
+    assert torch.equal(run(model, longer, **{CACHE_NAME: cache}), uncached(model, longer))
     assert cache.get_seq_length() == longer.shape[1] + NEW - 1
 
 
@@ -156,10 +157,10 @@ def test_a_copied_cache_goes_its_own_way():
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
         full = model(ids).logits
-        model(ids[:, :5], past_key_values=cache)
+        model(ids[:, :5], **{CACHE_NAME: cache})
         other = copy.deepcopy(cache)
-        model(tokens(2, 3, seed=5), past_key_values=other)
-        torch.testing.assert_close(model(ids[:, 5:], past_key_values=cache).logits, full[:, 5:])
+        model(tokens(2, 3, seed=5), **{CACHE_NAME: other})
+        torch.testing.assert_close(model(ids[:, 5:], **{CACHE_NAME: cache}).logits, full[:, 5:])
 
 
 @pytest.mark.parametrize("mixer", MIXERS)
@@ -168,7 +169,7 @@ def test_any_split_gives_the_logits_of_one_run(mixer, split):
     model, ids = tiny(mixer), tokens(3, 12)
     with torch.no_grad():
         cache = DynamicCache(config=model.config)
-        parts = [model(part, past_key_values=cache).logits for part in ids.split(split, dim=1)]
+        parts = [model(part, **{CACHE_NAME: cache}).logits for part in ids.split(split, dim=1)]
         torch.testing.assert_close(torch.cat(parts, dim=1), model(ids, use_cache=False).logits, rtol=0, atol=1e-10)
 
 
@@ -176,10 +177,10 @@ def test_any_split_gives_the_logits_of_one_run(mixer, split):
 def test_reset_starts_afresh(static):
     model, ids = tiny(), tokens(2, 6)
     cache = StaticCache(config=model.config, max_cache_len=32) if static else DynamicCache(config=model.config)
-    first = run(model, ids, past_key_values=cache)
+    first = run(model, ids, **{CACHE_NAME: cache})
     cache.reset()
     assert cache.get_seq_length() == 0
-    assert torch.equal(run(model, ids, past_key_values=cache), first)
+    assert torch.equal(run(model, ids, **{CACHE_NAME: cache}), first)
 
 
 def test_the_cache_speaks_transformers():
@@ -188,7 +189,7 @@ def test_the_cache_speaks_transformers():
     with torch.no_grad():
         for cache in (dynamic, static):
             assert cache.get_seq_length() == 0
-            model(ids, past_key_values=cache)
+            model(ids, **{CACHE_NAME: cache})
             assert cache.get_seq_length() == 6
     assert (dynamic.is_compileable, static.is_compileable) == (False, True)
     assert dynamic.get_mask_sizes(2, 0) == (8, 0)
@@ -203,9 +204,9 @@ def test_rows_and_tokens_can_be_taken_from_the_cache(mixer):
     def after(change, rows, length):
         cache = DynamicCache(config=model.config)
         with torch.no_grad():
-            model(ids[:, :length], past_key_values=cache)
+            model(ids[:, :length], **{CACHE_NAME: cache})
             change(cache)
-            step = model(rows[:, -1:], past_key_values=cache).logits
+            step = model(rows[:, -1:], **{CACHE_NAME: cache}).logits
             torch.testing.assert_close(step, model(rows, use_cache=False).logits[:, -1:], rtol=0, atol=1e-10)
 
     after(lambda cache: cache.reorder_cache(torch.tensor([1, 0])), ids[[1, 0]], 13)
@@ -220,26 +221,26 @@ def test_what_a_cache_cannot_do_is_an_error():
     model, ids = tiny(), tokens(2, 6)
     with torch.no_grad():
         with pytest.raises(TypeError, match="HyperCache"):
-            model(ids, past_key_values=HyperCache())
+            model(ids, **{CACHE_NAME: HyperCache()})
         filled = DynamicLayer()
         filled.update(torch.zeros(2, 2, 1, 4), torch.zeros(2, 2, 1, 4))
         with pytest.raises(ValueError, match="filled"):
-            model(ids, past_key_values=Cache(layers=[filled, DynamicLayer()]))
+            model(ids, **{CACHE_NAME: Cache(layers=[filled, DynamicLayer()])})
         cache = DynamicCache(config=model.config)
-        model(ids, past_key_values=cache)
+        model(ids, **{CACHE_NAME: cache})
         for rows, mask, message in (
             (ids[:1], None, "batch"),
             (ids, torch.ones(2, 7), r"6 new tokens or all 12, got 7"),
         ):
             with pytest.raises(ValueError, match=message):
-                model(rows, mask, past_key_values=cache)
+                model(rows, mask, **{CACHE_NAME: cache})
         with pytest.raises(ValueError, match="filled by another layer"):
-            tiny("softmax")(ids, past_key_values=cache)
+            tiny("softmax")(ids, **{CACHE_NAME: cache})
         with pytest.raises(ValueError, match="packed"):
-            model(ids, past_key_values=cache, cu_seq_lens_q=torch.tensor([0, 6, 12]))
+            model(ids, **{CACHE_NAME: cache}, cu_seq_lens_q=torch.tensor([0, 6, 12]))
         assert cache.get_seq_length() == 6
         cache = StaticCache(config=model.config, max_cache_len=8)
-        model(ids, past_key_values=cache)
+        model(ids, **{CACHE_NAME: cache})
         with pytest.raises(ValueError, match="crop"):
             cache.layers[0].crop(-1)
     with pytest.raises(RuntimeError, match="no_grad"):
@@ -268,15 +269,15 @@ def test_a_cache_without_convolution_state_is_noticed():
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
         full = model(ids).logits[:, 8:]
-        model(ids[:, :8], past_key_values=cache)
-        torch.testing.assert_close(model(ids[:, 8:], past_key_values=cache).logits, full)
+        model(ids[:, :8], **{CACHE_NAME: cache})
+        torch.testing.assert_close(model(ids[:, 8:], **{CACHE_NAME: cache}).logits, full)
         cache.crop(-1)
         for layer in cache.layers:
             state = layer.memory.state_dict()
             [name] = [name for name in state if name.endswith(".inputs")]
             specs = {layer.layer_idx: model.model.layers[layer.layer_idx].attention.cache_spec}
             layer.memory.load_state_dict(state | {name: torch.zeros_like(state[name])}, specs)
-        assert not torch.allclose(model(ids[:, 8:], past_key_values=cache).logits, full)
+        assert not torch.allclose(model(ids[:, 8:], **{CACHE_NAME: cache}).logits, full)
 
 
 def test_a_cache_that_does_not_reorder_is_noticed():

@@ -7,6 +7,7 @@ import logging
 import pytest
 import torch
 
+from hypermlp.integrations.huggingface.names import CACHE_NAME
 from tests.models.families import ATTENTION, PAD, left_padded, tiny, tokens
 
 from transformers import DynamicCache, Trainer, TrainingArguments  # isort: skip
@@ -45,15 +46,15 @@ def test_checkpointing_changes_no_gradient(mixer, reentrant):
 
 def test_checkpointing_and_a_cache_do_not_meet(caplog):
     model, ids = tiny().train(), tokens(2, 5)
-    assert model(ids).past_key_values is None  # no cache while gradients are on, unless asked for
+    assert getattr(model(ids), CACHE_NAME) is None  # no cache while gradients are on, unless asked for
     model.gradient_checkpointing_enable()
     with caplog.at_level(logging.WARNING):
-        assert model(ids, use_cache=True).past_key_values is None
+        assert getattr(model(ids, use_cache=True), CACHE_NAME) is None
     with torch.no_grad():
-        assert isinstance(model.eval()(ids).past_key_values, DynamicCache)
-        assert model(ids, use_cache=False).past_key_values is None
+        assert isinstance(getattr(model.eval()(ids), CACHE_NAME), DynamicCache)
+        assert getattr(model(ids, use_cache=False), CACHE_NAME) is None
         model.config.use_cache = False
-        assert model(ids).past_key_values is None
+        assert getattr(model(ids), CACHE_NAME) is None
 
 
 @pytest.mark.parametrize("packed", [True, False])

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hypermlp.integrations.huggingface.cache import CacheLayer, join_cache
 from hypermlp.integrations.huggingface.masks import Tokens, read_mask
+from hypermlp.integrations.huggingface.names import one_cache
 from hypermlp.layers import AttentionLayer
 from hypermlp.layers.maps import attention_map
 
@@ -42,6 +43,7 @@ class HuggingFaceAttention(nn.Module):
         self,
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
+        cache: Any = None,
         past_key_values: Any = None,
         layer_past: Any = None,
         output_attentions: bool | None = False,
@@ -53,23 +55,23 @@ class HuggingFaceAttention(nn.Module):
             hidden_states: ``[B, T, hidden_size]``.
             attention_mask: as transformers makes it for sdpa and eager attention: None, or
                 ``[B, 1, T, S]``, bool or additive; padding, packed documents and nothing else.
-            past_key_values: a transformers cache; ``layer_past`` is its name in GPT-NeoX.
+            cache, past_key_values, layer_past: a transformers cache, under the name that the release has for it.
             output_attentions: return what each head's output weighs the values by.
             kwargs: positions and switches that a hyper layer has no use for.
         """
         self._check_host()
         c = self.mixer.config
-        cache = self._cache(past_key_values if past_key_values is not None else layer_past)
-        first = 0 if cache is None else cache.first_column(hidden_states.shape[1])
+        part = self._part(one_cache(cache=cache, past_key_values=past_key_values, layer_past=layer_past))
+        first = 0 if part is None else part.first_column(hidden_states.shape[1])
         window = c.max_lag if c.layout == "lag" else None
         tokens = read_mask(attention_mask, hidden_states, first, causal=c.causal, window=window)
-        if cache is not None and not self._cacheable(hidden_states, tokens, cache):
-            cache = None
-        weights = self._map(hidden_states, tokens, cache) if self._map_wanted(output_attentions, cache) else None
-        out = self._compute(hidden_states, tokens, cache)
+        if part is not None and not self._cacheable(hidden_states, tokens, part):
+            part = None
+        weights = self._map(hidden_states, tokens, part) if self._map_wanted(output_attentions, part) else None
+        out = self._compute(hidden_states, tokens, part)
         return F.dropout(out, self.output_dropout, self.training), weights
 
-    def _cache(self, cache: Any) -> CacheLayer | None:
+    def _part(self, cache: Any) -> CacheLayer | None:
         if cache is None:
             return None
         joined = join_cache(cache, self.layer_idx)

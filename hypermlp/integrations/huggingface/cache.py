@@ -193,9 +193,9 @@ def join_cache(cache: Any, layer_idx: int | None) -> CacheLayer:
     if isinstance(cache, EncoderDecoderCache):
         cache = cache.self_attention_cache
     if not isinstance(cache, Cache):
-        raise TypeError(f"past_key_values must be a transformers Cache, got {type(cache).__name__}")
+        raise TypeError(f"the cache must be a transformers Cache, got {type(cache).__name__}")
     if layer_idx is None:
-        raise ValueError("past_key_values needs a place in it: this module was made without layer_idx")
+        raise ValueError("a cache needs a place in it: this module was made without layer_idx")
     if cache.layer_class_to_replicate is not None:
         while len(cache.layers) <= layer_idx:
             cache.layers.append(cache.layer_class_to_replicate())
@@ -209,7 +209,7 @@ def join_cache(cache: Any, layer_idx: int | None) -> CacheLayer:
             f"hyper layers cannot use this cache ({what}): use a DynamicCache or a StaticCache without offloading"
         )
     if int(found.get_seq_length()) > 0:
-        raise ValueError(f"layer {layer_idx} of past_key_values was filled before the swap: start with a new cache")
+        raise ValueError(f"layer {layer_idx} of the cache was filled before the swap: start with a new cache")
     cache.layers[layer_idx] = kind(found, layer_idx)
     joined: CacheLayer = cache.layers[layer_idx]
     return joined

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from transformers import PreTrainedConfig
 
 from hypermlp.config import HyperConfig
+from hypermlp.integrations.huggingface.names import CACHE_NAMES
 from hypermlp.models.language_model import LanguageModelConfig
 
 # module that a checkpoint carries, and what it offers to the Auto classes
@@ -60,7 +61,7 @@ class HyperMLPConfig(PreTrainedConfig):
     """
 
     model_type = "hypermlp"
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    keys_to_ignore_at_inference: ClassVar[list[str]] = list(CACHE_NAMES)
     # attention is whole on every device: its few wide heads share lag tables with no style to split them
     base_model_tp_plan: ClassVar[dict[str, str]] = {
         "layers.*.mlp.gate_proj": "colwise",

@@ -10,6 +10,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hypermlp.integrations.huggingface.cache import join_cache
+from hypermlp.integrations.huggingface.names import one_cache
 from hypermlp.layers import AttentionLayer
 from hypermlp.layers.block import TransformerBlock
 from hypermlp.layers.maps import attention_map
@@ -34,6 +35,7 @@ class HyperMLPDecoderLayer(GradientCheckpointingLayer, TransformerBlock):
         attention_mask: Tensor | None = None,
         *,
         cu_seqlens: Tensor | None = None,
+        cache: Cache | None = None,
         past_key_values: Cache | None = None,
         output_attentions: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
@@ -43,14 +45,15 @@ class HyperMLPDecoderLayer(GradientCheckpointingLayer, TransformerBlock):
             hidden_states: ``[B, T, hidden_size]``.
             attention_mask: 0/1 ``[B, T]``.
             cu_seqlens: bounds of packed sequences in the batch's rows laid end to end; not with a cache.
-            past_key_values: earlier tokens, which these follow and are added to.
+            cache: earlier tokens, which these follow and are added to; ``past_key_values`` is its older name.
             output_attentions: return the attention map too.
 
         Returns:
             ``[B, T, hidden_size]``, or that and a map ``[B, num_heads, T, keys]``.
         """
         x = self.attention_norm(hidden_states)
-        attention = _Attention(self.attention, attention_mask, cu_seqlens, past_key_values)
+        cache = one_cache(cache=cache, past_key_values=past_key_values)
+        attention = _Attention(self.attention, attention_mask, cu_seqlens, cache)
         weights = attention.map(x) if output_attentions else None
         hidden_states = hidden_states + attention.read(x)
         out: Tensor = hidden_states + self.mlp(self.mlp_norm(hidden_states))
@@ -61,11 +64,11 @@ class _Attention:
     """One call of an attention layer, with Transformers' cache or with packed rows laid end to end."""
 
     def __init__(
-        self, layer: AttentionLayer, mask: Tensor | None, cu_seqlens: Tensor | None, past_key_values: Cache | None
+        self, layer: AttentionLayer, mask: Tensor | None, cu_seqlens: Tensor | None, cache: Cache | None
     ) -> None:
         self.layer, self.cu_seqlens = layer, cu_seqlens
         self.mask = mask if mask is None or cu_seqlens is None else mask.flatten()[None]
-        self.cache = None if past_key_values is None else join_cache(past_key_values, layer.layer_idx)
+        self.cache = None if cache is None else join_cache(cache, layer.layer_idx)
 
     def read(self, x: Tensor) -> Tensor:
         """The layer's output, ``[B, T, hidden_size]``."""
@@ -89,7 +92,7 @@ class _Attention:
         return x if self.cu_seqlens is None else x.flatten(0, 1)[None]
 
 
-def mask_of_new_tokens(attention_mask: Tensor, new_tokens: int, past_key_values: Cache | None) -> Tensor:
+def mask_of_new_tokens(attention_mask: Tensor, new_tokens: int, cache: Cache | None) -> Tensor:
     """The part ``[B, T]`` of a mask over the new tokens, or over all of them, that is about the new ones."""
     if attention_mask.ndim != 2:
         raise ValueError(
@@ -98,7 +101,7 @@ def mask_of_new_tokens(attention_mask: Tensor, new_tokens: int, past_key_values:
         )
     columns = attention_mask.shape[1]
     if columns != new_tokens and not torch.compiler.is_compiling():
-        past = 0 if past_key_values is None else int(past_key_values.get_seq_length())
+        past = 0 if cache is None else int(cache.get_seq_length())
         if columns != past + new_tokens:
             raise ValueError(
                 f"attention_mask must count the {new_tokens} new tokens or all {past + new_tokens}, got {columns}"

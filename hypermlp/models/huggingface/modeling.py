@@ -14,6 +14,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import can_return_tuple, logging
 from transformers.utils.output_capturing import capture_outputs
 
+from hypermlp.integrations.huggingface.names import CACHE_NAME, CACHE_NAMES, one_cache
 from hypermlp.models.huggingface.configuration import HyperMLPConfig
 from hypermlp.models.huggingface.decoder_layer import HyperMLPDecoderLayer, mask_of_new_tokens, packed_bounds
 from hypermlp.models.language_model import LanguageModel
@@ -29,7 +30,7 @@ class HyperMLPPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ("HyperMLPDecoderLayer",)
-    _skip_keys_device_placement = ("past_key_values",)
+    _skip_keys_device_placement = CACHE_NAMES
     _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": HyperMLPDecoderLayer}  # noqa: RUF012
 
@@ -79,11 +80,12 @@ class HyperMLPModel(HyperMLPPreTrainedModel):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         cu_seq_lens_q: Tensor | None = None,
+        past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Hidden states of every token.
@@ -95,7 +97,7 @@ class HyperMLPModel(HyperMLPPreTrainedModel):
             position_ids: ``[B, T]``. Positions count from each sequence's first valid token, so these
                 say one thing only: without mask and cache, a number that does not follow the one
                 before it begins another packed document.
-            past_key_values: earlier tokens, which these follow and are added to; for inference.
+            cache: earlier tokens, which these follow and are added to; for inference.
             inputs_embeds: ``[B, T, hidden_size]`` in place of ``input_ids``.
             use_cache: return a cache. None: as the configuration says, and not while gradients are on.
                 Packed documents have none.
@@ -106,36 +108,37 @@ class HyperMLPModel(HyperMLPPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass exactly one of input_ids and inputs_embeds")
+        cache = one_cache(cache=cache, past_key_values=past_key_values)
         if output_attentions is None:
             output_attentions = bool(self.config.output_attentions)
         cu_seqlens = cu_seq_lens_q
-        if cu_seqlens is None and attention_mask is None and past_key_values is None and position_ids is not None:
+        if cu_seqlens is None and attention_mask is None and cache is None and position_ids is not None:
             cu_seqlens = packed_bounds(position_ids)
-        if cu_seqlens is not None and past_key_values is not None:
-            raise ValueError("packed documents cannot follow or fill a cache: leave past_key_values out")
-        if past_key_values is None and cu_seqlens is None and self._wants_cache(use_cache):
-            past_key_values = DynamicCache(config=self.config)
+        if cu_seqlens is not None and cache is not None:
+            raise ValueError("packed documents cannot follow or fill a cache: leave the cache out")
+        if cache is None and cu_seqlens is None and self._wants_cache(use_cache):
+            cache = DynamicCache(config=self.config)
 
         embeddings = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         hidden_states = embeddings * self.config.hidden_size**0.5
         if attention_mask is not None:
-            attention_mask = mask_of_new_tokens(attention_mask, hidden_states.shape[1], past_key_values)
+            attention_mask = mask_of_new_tokens(attention_mask, hidden_states.shape[1], cache)
         maps: list[Tensor] = []
         for layer in self.layers:
             hidden_states = layer(
                 hidden_states,
                 attention_mask,
                 cu_seqlens=cu_seqlens,
-                past_key_values=past_key_values,
                 output_attentions=output_attentions,
+                **{CACHE_NAME: cache},  # gradient checkpointing looks for it under this name
             )
             if output_attentions:
                 hidden_states, layer_map = hidden_states
                 maps.append(layer_map)
         return BaseModelOutputWithPast(
             last_hidden_state=self.norm(hidden_states),
-            past_key_values=past_key_values,
             attentions=tuple(maps) if output_attentions else None,
+            **{CACHE_NAME: cache},
         )
 
     def _wants_cache(self, use_cache: bool | None) -> bool:
@@ -195,11 +198,12 @@ class HyperMLPForCausalLM(HyperMLPPreTrainedModel, GenerationMixin):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits of the token after each, and the loss if there are labels.
@@ -208,14 +212,14 @@ class HyperMLPForCausalLM(HyperMLPPreTrainedModel, GenerationMixin):
             labels: int64 ``[B, T]``, the tokens themselves (the loss shifts them), -100 where there is
                 nothing to predict.
             logits_to_keep: only the last so many tokens' logits, or those at these indices; 0 for all.
-            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, kwargs: see
+            input_ids, attention_mask, position_ids, cache, inputs_embeds, use_cache, past_key_values, kwargs: see
                 :meth:`HyperMLPModel.forward`.
         """
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=one_cache(cache=cache, past_key_values=past_key_values),
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             **kwargs,
@@ -228,9 +232,9 @@ class HyperMLPForCausalLM(HyperMLPPreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            **{CACHE_NAME: getattr(outputs, CACHE_NAME)},
         )
 
     @staticmethod

@@ -9,6 +9,7 @@ import transformers
 from torch import Tensor, nn
 
 from hypermlp.integrations.huggingface.attention import HuggingFaceAttention
+from hypermlp.integrations.huggingface.names import CACHE_NAME
 from tests.integrations.huggingface.hosts import cache_of, logits, tokens
 
 TOLERANCE = 1e-5
@@ -52,7 +53,7 @@ def check_stepwise(model: nn.Module, *, sizes: tuple[int, ...] = (5, 1, 1, 1, 4)
     ids = tokens(2, sum(sizes))
     whole = logits(model, ids, use_cache=False)
     cache = cache_of(model) if cache is None else cache
-    parts = [logits(model, part, past_key_values=cache, use_cache=True) for part in ids.split(sizes, dim=1)]
+    parts = [logits(model, part, **{CACHE_NAME: cache}, use_cache=True) for part in ids.split(sizes, dim=1)]
     assert error(torch.cat(parts, dim=1), whole) < TOLERANCE
     assert int(cache.get_seq_length()) == sum(sizes)
 

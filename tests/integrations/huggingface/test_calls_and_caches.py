@@ -14,6 +14,7 @@ from hypermlp import swap_attention
 from hypermlp.cache import LayerCache
 from hypermlp.integrations.huggingface import attention as attention_module
 from hypermlp.integrations.huggingface.attention import HuggingFaceAttention
+from hypermlp.integrations.huggingface.names import CACHE_NAME
 from hypermlp.integrations.huggingface.cache import CacheLayer, HyperStaticLayer
 from hypermlp.integrations.huggingface.masks import Tokens, read_mask
 from tests.integrations.huggingface import checks
@@ -176,8 +177,8 @@ def test_cross_attention_goes_on_beside() -> None:
         ids, read = tokens(2, 7), torch.randn(2, 4, 32)
         whole = logits(model, ids, encoder_hidden_states=read, use_cache=False)
         with torch.no_grad():
-            cache = model(ids[:, :4], encoder_hidden_states=read, use_cache=True).past_key_values
-        rest = logits(model, ids[:, 4:], encoder_hidden_states=read, past_key_values=cache, use_cache=True)
+            cache = getattr(model(ids[:, :4], encoder_hidden_states=read, use_cache=True), CACHE_NAME)
+        rest = logits(model, ids[:, 4:], encoder_hidden_states=read, **{CACHE_NAME: cache}, use_cache=True)
         assert checks.error(rest, whole[:, 4:]) < checks.TOLERANCE
 
 
@@ -208,10 +209,10 @@ def test_a_second_generate_goes_on_from_the_cache() -> None:
     model: Any = swapped("llama")
     ids = tokens(1, 6)
     cache = cache_of(model)
-    first = checks.generate(model, ids, past_key_values=cache, new_tokens=4)
+    first = checks.generate(model, ids, **{CACHE_NAME: cache}, new_tokens=4)
     longer = torch.cat((first, tokens(1, 3, seed=5)), dim=1)
     assert torch.equal(
-        checks.generate(model, longer, past_key_values=cache), checks.generate(model, longer, use_cache=False)
+        checks.generate(model, longer, **{CACHE_NAME: cache}), checks.generate(model, longer, use_cache=False)
     )
 
 
@@ -257,15 +258,15 @@ def test_repeat_select_reset_and_copy_of_a_cache() -> None:
     ids = tokens(2, 9)
     whole = logits(model, ids)
     cache = cache_of(model)
-    logits(model, ids[:, :5], past_key_values=cache, use_cache=True)
+    logits(model, ids[:, :5], **{CACHE_NAME: cache}, use_cache=True)
     kept = copy.deepcopy(cache)
     cache.batch_repeat_interleave(2)
     cache.batch_select_indices(torch.tensor([3, 0]))
-    rest = logits(model, ids[:, 5:].flip(0), past_key_values=cache, use_cache=True)
+    rest = logits(model, ids[:, 5:].flip(0), **{CACHE_NAME: cache}, use_cache=True)
     assert checks.error(rest, whole[:, 5:].flip(0)) < checks.TOLERANCE
     assert (
-        checks.error(logits(model, ids[:, 5:], past_key_values=kept, use_cache=True), whole[:, 5:]) < checks.TOLERANCE
+        checks.error(logits(model, ids[:, 5:], **{CACHE_NAME: kept}, use_cache=True), whole[:, 5:]) < checks.TOLERANCE
     )
     cache.reset()
     assert cache.get_seq_length() == 0
-    assert checks.error(logits(model, ids, past_key_values=cache, use_cache=True), whole) < checks.TOLERANCE
+    assert checks.error(logits(model, ids, **{CACHE_NAME: cache}, use_cache=True), whole) < checks.TOLERANCE

@@ -10,6 +10,7 @@ import transformers
 from torch import Tensor
 
 from hypermlp.integrations.huggingface.masks import read_mask
+from hypermlp.integrations.huggingface.names import CACHE_NAME
 from tests.integrations.huggingface import checks
 from tests.integrations.huggingface.hosts import BUILD, DECODERS, cache_of, logits, stock, swapped, tokens
 
@@ -151,20 +152,20 @@ def test_no_cache_but_its_own_kinds() -> None:
     offloaded.offloading = True
     for cache, name in ((quantised, "QuantizedLayer"), (offloaded, "offloaded")):
         with pytest.raises(ValueError, match=rf"cannot use this cache \({name}\)"):
-            logits(model, ids, past_key_values=cache, use_cache=True)
+            logits(model, ids, **{CACHE_NAME: cache}, use_cache=True)
     with pytest.raises(TypeError, match="transformers Cache"):
-        checks.attentions(model)[0](torch.randn(1, 4, 32), past_key_values=((torch.zeros(1), torch.zeros(1)),))
+        checks.attentions(model)[0](torch.randn(1, 4, 32), **{CACHE_NAME: ((torch.zeros(1), torch.zeros(1)),)})
     filled = cache_of(model)
-    logits(stock("llama"), ids, past_key_values=filled, use_cache=True)
+    logits(stock("llama"), ids, **{CACHE_NAME: filled}, use_cache=True)
     with pytest.raises(ValueError, match="before the swap"):
-        logits(model, ids, past_key_values=filled, use_cache=True)
+        logits(model, ids, **{CACHE_NAME: filled}, use_cache=True)
     ours = cache_of(model)
-    logits(model, ids, past_key_values=ours, use_cache=True)
+    logits(model, ids, **{CACHE_NAME: ours}, use_cache=True)
     with pytest.raises(RuntimeError, match="filled by a hyper layer"):
-        logits(stock("llama"), ids, past_key_values=ours, use_cache=True)
+        logits(stock("llama"), ids, **{CACHE_NAME: ours}, use_cache=True)
     other = swapped("llama", max_lag=8)
     with pytest.raises(ValueError, match="filled by another layer"):
-        logits(other, ids, past_key_values=ours, use_cache=True)
+        logits(other, ids, **{CACHE_NAME: ours}, use_cache=True)
 
 
 def test_packed_documents_and_a_cache_that_cannot_hold_them() -> None:
@@ -176,7 +177,7 @@ def test_packed_documents_and_a_cache_that_cannot_hold_them() -> None:
         out = model(ids, attention_mask=mask, use_cache=True)
     assert checks.error(out.logits[:, 5:], logits(model, ids[:, 5:])) < checks.TOLERANCE
     with pytest.raises(RuntimeError, match="packed documents"):
-        logits(model, ids[:, :1], past_key_values=out.past_key_values)
+        logits(model, ids[:, :1], **{CACHE_NAME: getattr(out, CACHE_NAME)})
 
 
 @pytest.mark.parametrize("name", BUILD)

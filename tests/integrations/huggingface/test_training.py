@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hypermlp import swap_attention
 from hypermlp.integrations.huggingface.attention import HuggingFaceAttention
+from hypermlp.integrations.huggingface.names import CACHE_NAME
 from tests.integrations.huggingface import checks
 from tests.integrations.huggingface.hosts import BUILD, FOUR, logits, stock, swapped, tokens
 
@@ -120,16 +121,16 @@ def test_a_cache_made_while_training_says_that_it_is_empty() -> None:
     out = model(ids)
     assert checks.error(out.logits.detach(), logits(model, ids)) < checks.TOLERANCE
     with pytest.raises(RuntimeError, match="no_grad"):
-        logits(model, ids[:, :1], past_key_values=out.past_key_values)
+        logits(model, ids[:, :1], **{CACHE_NAME: getattr(out, CACHE_NAME)})
 
 
 def test_a_cache_takes_no_gradients_later_either() -> None:
     model: Any = swapped("llama")
     ids = tokens(2, 7)
     with torch.no_grad():
-        cache = model(ids).past_key_values
+        cache = getattr(model(ids), CACHE_NAME)
     with pytest.raises(RuntimeError, match="no_grad"):
-        model(ids[:, :1], past_key_values=cache)
+        model(ids[:, :1], **{CACHE_NAME: cache})
 
 
 def test_lora_trains_and_merges() -> None:

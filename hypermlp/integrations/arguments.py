@@ -1,0 +1,36 @@
+"""What a host hands to its attention besides the arguments that a wrapper knows: used, ignored by name, or refused."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+
+def refuse_unknown(given: Mapping[str, Any], ignored: Mapping[str, str], caller: str, library: str) -> None:
+    """Let nothing pass whose meaning is not known: it might say what the layer must do.
+
+    Args:
+        given: the arguments that the wrapper has no parameter for.
+        ignored: names that may be ignored, and why.
+        caller: who was called, for the message.
+        library: the host's package, whose version the message names.
+
+    Raises:
+        TypeError: for a name that is not in ``ignored`` and has another value than None.
+    """
+    for name, value in given.items():
+        if value is not None and name not in ignored:
+            raise TypeError(
+                f"{caller} got {name}={_brief(value)} from {library} {_version(library)}, and does not know what it "
+                "means: leave it out or pass None, or restore_attention(model) and leave this module out (layers=...)"
+            )
+
+
+def _brief(value: Any) -> str:
+    """A value in few characters; of tensors, caches and other objects the class."""
+    return repr(value) if isinstance(value, (bool, int, float, str)) else f"a {type(value).__name__}"
+
+
+def _version(library: str) -> str:
+    return getattr(sys.modules.get(library), "__version__", "of an unknown version")

@@ -1,0 +1,28 @@
+"""Arguments that a wrapper does not know."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hypermlp.integrations.arguments import refuse_unknown
+
+
+def test_what_is_not_known_is_named_with_the_version() -> None:
+    refuse_unknown({"rope": None, "position_ids": torch.ones(3)}, {"position_ids": "lags say it"}, "A", "torch")
+    with pytest.raises(TypeError, match=rf"A got scale=2\.0 from torch {torch.__version__.split('+')[0]}"):
+        refuse_unknown({"rope": None, "scale": 2.0}, {"position_ids": ""}, "A", "torch")
+    with pytest.raises(TypeError, match=r"got rope=a Tensor from nobodys of an unknown version"):
+        refuse_unknown({"rope": torch.ones(3)}, {}, "A", "nobodys")
+    with pytest.raises(TypeError, match="got flag=False"):  # False may mean something, None does not
+        refuse_unknown({"flag": False}, {}, "A", "torch")
+
+
+def test_it_compiles_whole() -> None:
+    def called(x: torch.Tensor, **kwargs: object) -> torch.Tensor:
+        refuse_unknown(kwargs, {"position_ids": "lags say it"}, "A", "torch")
+        return x + 1
+
+    compiled = torch.compile(called, fullgraph=True, backend="eager")
+    x = torch.zeros(2)
+    assert torch.equal(compiled(x, position_ids=x, rope=None), x + 1)

@@ -188,3 +188,12 @@ def test_others_of_that_name_are_left() -> None:
 def test_without_a_config_the_tables_are_of_the_usual_length() -> None:
     model = nn.ModuleDict({"attn": CausalSelfAttention(Config())})
     assert swap_attention(model).swapped[0].layer.config.max_lag == 2048
+
+
+def test_an_argument_that_is_not_known_is_refused() -> None:
+    model = stock()
+    swap_attention(model)
+    attention, x = model.transformer["h"][0].attn, torch.randn(2, 5, 16)
+    assert torch.equal(attention(x, kv_cache=None), attention(x))
+    with pytest.raises(TypeError, match="NanoGPTAttention got kv_cache=a dict from nanoGPT"):
+        attention(x, kv_cache={})

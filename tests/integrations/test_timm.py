@@ -188,6 +188,44 @@ def test_bad_options() -> None:
     timm_attention("relu")(32)
 
 
+def test_what_timm_says_of_softmax_attention_is_known_by_name() -> None:
+    made = timm_attention("relu")
+    made(32, num_heads=4, qkv_bias=True, qk_norm=False, norm_layer=nn.LayerNorm, attn_drop=0.1, dim_out=32)
+    with pytest.raises(TypeError, match=rf"timm_attention got rope=True from timm {timm.__version__}"):
+        made(32, rope=True)
+    with pytest.raises(ValueError, match="dim_out=48 changes the width"):
+        made(32, dim_out=48)
+
+
+# calls
+
+
+def test_an_argument_that_is_not_known_is_refused() -> None:
+    attention, x = swapped().blocks[0].attn, torch.randn(2, 17, 32)
+    with torch.no_grad():
+        assert torch.equal(attention(x, rope=None), attention(x))
+        with pytest.raises(TypeError, match=rf"TimmAttention got rope=a Tensor from timm {timm.__version__}"):
+            attention(x, rope=torch.ones(17, 8))
+
+
+@pytest.mark.parametrize("make", [swapped, lambda: built().eval()])
+def test_features_by_fx(make: Any) -> None:
+    """timm's extractor and torch.fx trace around the attention, which is one node."""
+    model, pixels = make(), images()
+    seen: list[Tensor] = []
+    model.blocks[0].attn.register_forward_hook(lambda module, args, out: seen.append(out))
+    expected = logits(model, pixels)
+    extractor = timm.models.create_feature_extractor(model, ["blocks.0.attn", "head"])
+    with torch.no_grad():
+        found = extractor(pixels)
+    assert torch.equal(found["head"], expected)
+    assert torch.equal(found["blocks.0.attn"], seen[0])
+    graph = torch.fx.symbolic_trace(model.blocks[0], concrete_args={"attn_mask": None, "is_causal": False})
+    tokens = torch.randn(2, 17, 32)
+    with torch.no_grad():
+        assert torch.equal(graph(tokens), model.blocks[0](tokens))
+
+
 # masks
 
 

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from hypermlp.integrations.arguments import refuse_unknown
+from hypermlp.integrations.fx import one_node
 from hypermlp.integrations.host import Host, Projection, Projections, nearest
 from hypermlp.integrations.registry import Adapter, register
 from hypermlp.layers import AttentionLayer
@@ -27,8 +29,10 @@ class NanoGPTAttention(nn.Module):
         self.mixer = mixer
         self.resid_dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
+    @one_node
+    def forward(self, x: Tensor, **unknown: Any) -> Tensor:
         """``[B, T, n_embd]`` to the same."""
+        refuse_unknown(unknown, {}, type(self).__name__, "nanoGPT")
         out: Tensor = self.resid_dropout(self.mixer(x))
         return out
 

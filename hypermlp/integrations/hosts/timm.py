@@ -9,11 +9,26 @@ from typing import Any
 from torch import Tensor, nn
 
 from hypermlp.config import HyperConfig, Mixer
+from hypermlp.integrations.arguments import refuse_unknown
+from hypermlp.integrations.fx import one_node
 from hypermlp.integrations.host import Host, Projection, Projections, nearest
 from hypermlp.integrations.masks import padding, trimmed, visible
 from hypermlp.integrations.positions import fit_grid
 from hypermlp.integrations.registry import Adapter, register
 from hypermlp.layers import AttentionLayer, build_layer
+
+# what timm says of attention to build it, and why it may be ignored here
+_SOFTMAX = {
+    "num_heads": "the mixer has heads of its own",
+    "attn_head_dim": "the mixer has widths of its own",
+    "qkv_bias": "bias is an option of timm_attention",
+    "proj_bias": "bias is an option of timm_attention",
+    "qk_norm": "scores are not normalised by softmax",
+    "scale_norm": "the mixer's rows of weights are normalised",
+    "norm_layer": "of those two",
+    "gated": "the output gate is an option of timm_attention",
+    "attn_drop": "dropout on attention weights has no counterpart",
+}
 
 
 class TimmAttention(nn.Module):
@@ -30,8 +45,10 @@ class TimmAttention(nn.Module):
         self.proj_drop = nn.Dropout(proj_drop)
         fit_grid(mixer)
 
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+    @one_node
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, **unknown: Any) -> Tensor:
         """Masks may hide padding alone: bool (True is seen) or additive, broadcast to ``[B, heads, N, N]``."""
+        refuse_unknown(unknown, {}, type(self).__name__, "timm")
         if is_causal:
             raise ValueError("is_causal=True: this hyper layer is bidirectional, as timm's models are")
         out: Tensor = self.proj_drop(self.mixer(x, trimmed(self._valid(x, attn_mask))))
@@ -86,8 +103,12 @@ def timm_attention(mixer: Mixer = "hyperglu", **options: Any) -> type:
         made_by = (mixer, {**options, "backend": backend})
 
         def __new__(  # type: ignore[misc]
-            cls, dim: int, proj_drop: float = 0.0, device: Any = None, dtype: Any = None, **softmax: Any
-        ) -> TimmAttention:
+            cls, dim: int, proj_drop: float = 0.0, dim_out: int | None = None,
+            device: Any = None, dtype: Any = None, **softmax: Any,
+        ) -> TimmAttention:  # fmt: skip
+            refuse_unknown(softmax, _SOFTMAX, "timm_attention", "timm")
+            if dim_out not in (None, dim):
+                raise ValueError(f"dim_out={dim_out} changes the width of {dim}, which a hyper layer does not")
             config = HyperConfig(dim, mixer=mixer, causal=False, **options)
             return TimmAttention(build_layer(config, backend=backend, device=device, dtype=dtype), proj_drop)
 

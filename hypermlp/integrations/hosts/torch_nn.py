@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hypermlp.integrations.arguments import refuse_unknown
+from hypermlp.integrations.fx import one_node
 from hypermlp.integrations.host import Host, Projection, Projections
 from hypermlp.integrations.masks import padding, trimmed, visible
 from hypermlp.integrations.registry import Adapter, register
@@ -113,6 +115,7 @@ class HyperSelfAttention(nn.Module):
         self.mixer, self.num_heads, self.batch_first = mixer, num_heads, batch_first
         self.embed_dim = mixer.config.hidden_size
 
+    @one_node
     def forward(
         self,
         query: Tensor,
@@ -123,6 +126,7 @@ class HyperSelfAttention(nn.Module):
         attn_mask: Tensor | None = None,
         average_attn_weights: bool = True,
         is_causal: bool = False,
+        **unknown: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """``[B, T, D]``, ``[T, B, D]`` or ``[T, D]`` to the same, and the layer's maps where asked for.
 
@@ -137,10 +141,13 @@ class HyperSelfAttention(nn.Module):
                 causal for a causal layer, padding alone for a bidirectional one.
             average_attn_weights: see ``need_weights``.
             is_causal: says that ``attn_mask`` is causal, and may stand for it.
+            unknown: anything else, which must be None.
 
         Raises:
             ValueError: for cross-attention, and for masks that the layer would not obey.
+            TypeError: for an argument of another name.
         """
+        refuse_unknown(unknown, {}, type(self).__name__, "torch")
         if key is not query or value is not query:
             raise ValueError(
                 "query, key and value must be one tensor: a hyper layer reads one sequence. "

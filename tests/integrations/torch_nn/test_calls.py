@@ -128,3 +128,33 @@ def test_a_single_layer_can_be_swapped_before_the_encoder_is_built() -> None:
     with pytest.warns(UserWarning, match="enable_nested_tensor"):
         model = nn.TransformerEncoder(layer, 2)
     check_called(model)
+
+
+def test_an_argument_that_is_not_known_is_refused() -> None:
+    attention, x = swapped().layers[0].self_attn, inputs(2, 5)
+    assert torch.equal(attention(x, x, x, rope=None)[0], attention(x, x, x)[0])
+    with pytest.raises(TypeError, match=r"HyperSelfAttention got rope=a Tensor from torch \d.* leave it out"):
+        attention(x, x, x, rope=x)
+
+
+class Block(nn.Module):
+    """As vision transformers of torchvision call attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.self_attention = nn.LayerNorm(WIDTH), nn.MultiheadAttention(WIDTH, HEADS, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        y, _ = self.self_attention(y, y, y, need_weights=False)
+        return x + y
+
+
+def test_it_is_one_node_of_a_traced_model() -> None:
+    model, x = nn.Sequential(Block(), Block()).eval(), inputs(2, 5)
+    stock = [node.target for node in torch.fx.symbolic_trace(model).graph.nodes if node.op == "call_module"]
+    swap_attention(model, max_lag=8)
+    traced = torch.fx.symbolic_trace(model)
+    assert [node.target for node in traced.graph.nodes if node.op == "call_module"] == stock
+    with torch.no_grad():
+        assert torch.equal(traced(x), model(x))

@@ -55,6 +55,33 @@ def test_reading_before_a_store_of_another_warp_is_a_race() -> None:
     assert run(f"{load} st.shared.b32 [%r3], %r1;", np.zeros(64, np.uint32))[1]["races"] == 64
 
 
+def test_shared_memory_of_the_block_by_its_longer_name() -> None:
+    """``shared`` and ``shared::cta`` are one memory, watched in the same way; another block's is refused."""
+    short = exchange("")
+    code = f"{SHARED} st.shared::cta.b32 [%r3], %r1; xor.b32 %r4, %r2, 128; ld.shared::cta.b32 %r5, [%r4];"
+    result, found = run(f"{code} st.global.b32 [%rd3], %r5;", np.zeros(64, np.uint32))
+    assert (result == np.arange(64) ^ 32).all()
+    assert found == short
+    with pytest.raises(NotImplementedError, match="shared::cluster"):
+        run(code.replace("::cta", "::cluster"), np.zeros(64, np.uint32))
+
+
+@pytest.mark.parametrize("named", ["shared", "shared::cta"])
+def test_copies_and_matrices_to_the_block_s_own_memory(named: str) -> None:
+    """``cp.async`` and ``ldmatrix``, under both names: a lane's part of the matrix that another lane copied."""
+    code = (
+        f"shl.b32 %r2, %r1, 4; mul.wide.u32 %rd4, %r1, 16; add.s64 %rd5, %rd1, %rd4;\n"
+        f"cp.async.cg.{named}.global [%r2], [%rd5], 16; cp.async.commit_group; cp.async.wait_group 0; bar.sync 0;\n"
+        f"ldmatrix.sync.aligned.m8n8.x1.{named}.b16 {{%r5}}, [%r2]; st.global.b32 [%rd3], %r5;"
+    )
+    numbers = np.arange(32 * 4, dtype=np.uint32)
+    result, found = run(code, numbers.copy(), threads=32)
+    # row by row of 8 halves: four words to a row, one to a lane
+    assert (result[:32] == numbers[:32]).all()
+    assert found["matrix load passes"]
+    assert found["races"] == found["copies nobody waited for"] == 0
+
+
 def test_two_values_in_one_place_are_a_race() -> None:
     assert run("mov.b32 %r2, 0; st.shared.b32 [%r2], %r1;", np.zeros(64, np.uint32))[1]["races"] > 0
     assert run("mov.b32 %r2, 0; st.shared.b32 [%r2], 5;", np.zeros(64, np.uint32))[1]["races"] == 0

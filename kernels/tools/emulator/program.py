@@ -97,7 +97,9 @@ def _instruction(text: str) -> Instruction:
         raise ValueError(f"no PTX instruction: {text!r}")
     negated, guard, name, modifiers, rest = found.groups()
     operands = tuple(_operand(part) for part in _split(rest))
-    return Instruction(guard, negated == "!", name, tuple(modifiers.split(".")[1:]), operands, text)
+    # shared memory is the block's own where nothing else is said, and newer compilers say it
+    kinds = tuple("shared" if kind == "shared::cta" else kind for kind in modifiers.split(".")[1:])
+    return Instruction(guard, negated == "!", name, kinds, operands, text)
 
 
 def _split(text: str) -> list[str]:

@@ -190,12 +190,12 @@ def test_to_changes_the_dtype(layer: AttentionLayer) -> None:
 
 def test_many_layers_share_one_cache() -> None:
     config = HyperConfig(WIDTH, 2, max_lag=9, qk_dim=8)
-    layers = [build_layer(config, layer_idx=i).requires_grad_(False) for i in (0, 1)]
-    x, cache = torch.randn(1, 12, WIDTH), HyperCache()
+    layers = [build_layer(config, layer_idx=i, dtype=torch.float64).requires_grad_(False) for i in (0, 1)]
+    x, cache = tokens(12, batch=1), HyperCache()
     expected = layers[1](layers[0](x))
     first = layers[1](layers[0](x[:, :9], cache=cache), cache=cache)
     last = torch.cat([layers[1](layers[0](x[:, i : i + 1], cache=cache), cache=cache) for i in (9, 10, 11)], dim=1)
-    torch.testing.assert_close(torch.cat((first, last), dim=1), expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(torch.cat((first, last), dim=1), expected, atol=1e-12, rtol=0)
 
 
 class TestErrors:

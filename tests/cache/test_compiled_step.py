@@ -29,8 +29,9 @@ def test_static_step_compiles_once_and_equals_one_shot() -> None:
 
 def test_layers_of_different_sizes_compile_through_one_function() -> None:
     for qk_dim in (8, 16):
-        layer = build_layer(HyperConfig(16, 2, max_lag=9, qk_dim=qk_dim), layer_idx=0).requires_grad_(False)
-        x, cache = torch.randn(1, 7, 16), HyperCache(static=True, max_length=16)
+        config = HyperConfig(16, 2, max_lag=9, qk_dim=qk_dim)
+        layer = build_layer(config, layer_idx=0, dtype=torch.float64).requires_grad_(False)
+        x, cache = torch.randn(1, 7, 16).double(), HyperCache(static=True, max_length=16)
         layer(x[:, :6], cache=cache)
         step = torch.compile(lambda new, layer=layer, cache=cache: layer(new, cache=cache), backend="aot_eager")
-        torch.testing.assert_close(step(x[:, 6:]), layer(x)[:, 6:], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(step(x[:, 6:]), layer(x)[:, 6:], atol=1e-12, rtol=0)

@@ -28,11 +28,12 @@ def test_the_convolution_is_the_sum_it_says(size, length):
 
 @pytest.mark.parametrize("bounds", [[0, 8], [0, 1, 2, 8], [0, 3, 8], list(range(9))])
 def test_the_convolution_does_not_cross_packed_sequences(bounds):
-    conv, x = ShortConv(3, 4), torch.randn(1, 8, 3)
+    conv, x = ShortConv(3, 4, dtype=torch.float64), torch.randn(1, 8, 3).double()
     torch.nn.init.normal_(conv.weight)
     packed = conv(x, torch.tensor(bounds))
     alone = [conv(x[:, lo:hi]) for lo, hi in itertools.pairwise(bounds)]
-    assert torch.equal(packed, torch.cat(alone, 1))
+    # of other lengths, and so in vectors of other sizes, which a processor may round in another way
+    torch.testing.assert_close(packed, torch.cat(alone, 1))
     assert len(bounds) == 2 or not torch.allclose(packed, conv(x))
 
 

@@ -1,7 +1,8 @@
-"""For every test: one thread, fixed seeds, and no luck with memory that was never written."""
+"""For every test: one thread, fixed seeds, no luck with memory that was never written, nothing deprecated in use."""
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -43,3 +44,28 @@ def _one_thread_and_seed() -> Iterator[None]:
     torch.manual_seed(0)
     yield
     torch.set_num_threads(threads)
+
+
+class _Deprecations(logging.Handler):
+    """Raises where a library logs that something is deprecated, so that the traceback shows who used it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "deprecat" in record.getMessage().lower():
+            raise DeprecationWarning(f"{record.name}: {record.getMessage()}")
+
+
+@pytest.fixture(autouse=True)
+def _deprecations_are_errors() -> Iterator[None]:
+    """Also those that are logged and not warned of, as most are in transformers.
+
+    Warnings are pyproject.toml's to turn into errors: from anywhere, since a warning about an argument is
+    attributed to the caller, and the caller of a model's forward is torch.nn.
+    """
+    handler = _Deprecations(logging.WARNING)
+    # a logger that does not propagate needs a handler of its own
+    loggers = [logging.getLogger(name) for name in ("transformers", "huggingface_hub", "accelerate", "peft", "timm")]
+    for logger in loggers:
+        logger.addHandler(handler)
+    yield
+    for logger in loggers:
+        logger.removeHandler(handler)

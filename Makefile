@@ -2,13 +2,20 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# the oldest transformers that is supported, in an environment of its own
-HF_OLDEST := .venv-hf-oldest
+UV_COMPILE = .venv-constraints/bin/uv pip compile --quiet --no-annotate --custom-compile-command "make constraints"
+define INSTALL_TESTS
+$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c $(@D)/constraints.txt -e ".[test]"
+touch $@
+endef
+HF_TESTS := tests/integrations tests/models tests/distributed/test_heads_huggingface.py
+# old releases use of each other what is deprecated by now
+OLDEST := $(foreach kind,Deprecation PendingDeprecation Future,-W default::$(kind)Warning)
 STEPS ?=
 DATA ?=
 STAGES ?=
 
-.PHONY: demo test test-all test-hf-oldest lint format bench docs pictures kernel-report device-check clean
+.PHONY: demo test test-all test-hf-oldest test-hf-newest test-torch-oldest test-torch-newest constraints lint format \
+	bench docs pictures kernel-report device-check clean
 
 demo: $(VENV)/.bench
 	$(BIN)/hypermlp demo $(if $(STEPS),--steps $(STEPS)) $(if $(DATA),--data "$(DATA)")
@@ -19,8 +26,22 @@ test: $(VENV)/.test
 test-all: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 -m ""
 
-test-hf-oldest: $(HF_OLDEST)/.ready
-	$(HF_OLDEST)/bin/python -m pytest -n 2 tests/integrations tests/models
+# other releases than those of constraints.txt, each in an environment of its own
+test-hf-newest: .venv-hf-newest/.ready
+	.venv-hf-newest/bin/python -m pytest -n 2 $(HF_TESTS)
+
+test-hf-oldest: .venv-hf-oldest/.ready
+	.venv-hf-oldest/bin/python -m pytest -n 2 $(OLDEST) $(HF_TESTS) tests/test_cli.py tests/test_examples.py
+
+test-torch-newest: .venv-torch-newest/.ready
+	.venv-torch-newest/bin/python -m pytest -n 2
+
+test-torch-oldest: .venv-torch-oldest/.ready
+	.venv-torch-oldest/bin/python -m pytest -n 2 $(OLDEST) tests/cache tests/layers tests/ops tests/properties
+
+# the newest of all that constraints.in leaves open, for every Python and platform at once
+constraints: .venv-constraints/.ready
+	$(UV_COMPILE) --universal --python-version 3.10 --all-extras --upgrade -c constraints.in pyproject.toml -o constraints.txt
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -51,7 +72,7 @@ device-check:
 	PYTHONPATH=.:kernels $(PYTHON) -m benchmarks.device_check $(if $(STAGES),--only $(STAGES))
 
 clean:
-	rm -rf $(VENV) $(HF_OLDEST) build dist site
+	rm -rf $(VENV) .venv-* build dist site
 
 $(VENV)/pyvenv.cfg:
 	$(PYTHON) -m venv $(VENV)
@@ -60,7 +81,23 @@ $(VENV)/.%: $(VENV)/pyvenv.cfg pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$*]"
 	touch $@
 
-$(HF_OLDEST)/.ready: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(HF_OLDEST)
-	$(HF_OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]" "transformers==5.5.*"
+# of constraints.txt those lines that KEEP keeps: the size of an environment comes from torch
+.venv-hf-newest/.ready: KEEP := grep -E '^(torch|triton|numpy)=='
+.venv-torch-newest/.ready: KEEP := sed d
+.venv-%-newest/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear $(@D)
+	$(KEEP) constraints.txt > $(@D)/constraints.txt
+	$(INSTALL_TESTS)
+
+# the oldest of all that pyproject.toml allows; for transformers beside the torch of constraints.in
+.venv-hf-oldest/.ready: CHOSEN := -c constraints.in
+.venv-%-oldest/.ready: pyproject.toml constraints.in .venv-constraints/.ready
+	$(PYTHON) -m venv --clear $(@D)
+	$(UV_COMPILE) --python $(@D)/bin/python --resolution lowest-direct --extra test --only-binary :all: $(CHOSEN) \
+		pyproject.toml -o $(@D)/constraints.txt
+	$(INSTALL_TESTS)
+
+.venv-constraints/.ready:
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check uv
 	touch $@

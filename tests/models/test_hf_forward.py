@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.models.families import ATTENTION, PAD, VOCAB, left_padded, tiny, tiny_config, tokens
+from tests.models.families import ATTENTION, PAD, VOCAB, assert_same_weights, left_padded, tiny, tiny_config, tokens
 
 from transformers import AutoModelForSequenceClassification, DynamicCache  # isort: skip
 
@@ -14,7 +14,6 @@ from hypermlp.models.huggingface import HyperMLPForSequenceClassification
 from hypermlp.models.huggingface.decoder_layer import packed_bounds
 
 MIXERS = list(ATTENTION)
-EXACT = {"rtol": 0, "atol": 0}
 CLOSE = {"rtol": 0, "atol": 1e-10}
 
 
@@ -161,4 +160,5 @@ def test_classification(tmp_path):
     )
     model.save_pretrained(tmp_path)
     again = AutoModelForSequenceClassification.from_pretrained(tmp_path)
-    torch.testing.assert_close(again(ids, mask).logits, out.logits, **EXACT)
+    assert_same_weights(again, model)
+    torch.testing.assert_close(again(ids, mask).logits, out.logits, **CLOSE)

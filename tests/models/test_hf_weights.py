@@ -8,7 +8,7 @@ from unittest import mock
 import pytest
 import torch
 
-from tests.models.families import ATTENTION, PAD, VOCAB, tiny, tokens
+from tests.models.families import ATTENTION, PAD, VOCAB, assert_same_weights, tiny, tokens
 
 from safetensors.torch import load_file, save_file  # isort: skip
 from transformers import AutoModel, AutoModelForCausalLM  # isort: skip
@@ -19,7 +19,6 @@ from hypermlp.models import LanguageModel, LanguageModelConfig
 from hypermlp.models.huggingface import HyperMLPConfig, HyperMLPForCausalLM, HyperMLPModel, HyperMLPPreTrainedModel
 
 MIXERS = list(ATTENTION)
-EXACT = {"rtol": 0, "atol": 0}
 CLOSE = {"rtol": 0, "atol": 1e-10}
 
 
@@ -34,10 +33,11 @@ def test_round_trip(mixer, tied, tmp_path):
     assert not any(info.values()), info
     assert again.dtype == torch.float64
     assert (again.lm_head.weight is again.model.embed_tokens.weight) == tied
-    torch.testing.assert_close(again(ids).logits, model(ids).logits, **EXACT)
+    assert_same_weights(again, model)
+    torch.testing.assert_close(again(ids).logits, model(ids).logits, **CLOSE)
     base = AutoModel.from_pretrained(tmp_path)
     assert type(base) is HyperMLPModel
-    torch.testing.assert_close(base(ids).last_hidden_state, model.model(ids).last_hidden_state, **EXACT)
+    torch.testing.assert_close(base(ids).last_hidden_state, model.model(ids).last_hidden_state, **CLOSE)
 
 
 def test_loading_starts_what_is_missing_and_keeps_the_rest(tmp_path):
@@ -94,10 +94,10 @@ def test_a_new_model_starts_as_the_plain_one():
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_form_of_a_plain_language_model(tied):
     torch.manual_seed(0)
-    plain = LanguageModel(LanguageModelConfig(VOCAB, 16, 2, HyperConfig(16, max_lag=9), tie_embeddings=tied))
+    plain = LanguageModel(LanguageModelConfig(VOCAB, 16, 2, HyperConfig(16, max_lag=9), tie_embeddings=tied)).double()
     model = HyperMLPForCausalLM.from_language_model(plain, eos_token_id=3)
     ids = tokens(2, 12)
-    torch.testing.assert_close(model(ids).logits, plain(ids), **EXACT)
+    torch.testing.assert_close(model(ids).logits, plain(ids), **CLOSE)
     assert model.num_parameters() == plain.num_parameters()
     assert model.config.eos_token_id == 3
     assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
@@ -138,7 +138,7 @@ def test_device_map(tmp_path):
         tmp_path, device_map={"model": "cpu", "lm_head": "disk"}, offload_folder=str(tmp_path / "o")
     )
     with torch.no_grad():
-        torch.testing.assert_close(placed(ids).logits, model(ids).logits, **EXACT)
+        torch.testing.assert_close(placed(ids).logits, model(ids).logits, **CLOSE)
     options = {"max_new_tokens": 5, "do_sample": False}
     assert torch.equal(placed.generate(ids, **options), model.generate(ids, **options))
 

@@ -50,10 +50,11 @@ FOUR = ["gpt2", "llama", "qwen3", "gpt_neox"]
 
 
 def stock(name: str, seed: int = 0, **options: Any) -> nn.Module:
-    """An unchanged host in evaluation mode, its weights random."""
+    """An unchanged host in evaluation mode, its weights random, in float64: rounding differs between machines."""
     torch.manual_seed(seed)
     model = BUILD[name](**options).eval()
     for key, parameter in model.named_parameters():
+        parameter.data = parameter.data.double()  # not the buffers: angles are float32 in every model
         if parameter.ndim == 1 and "bias" not in key:
             nn.init.normal_(parameter, mean=1.0, std=0.2)
         else:

@@ -174,7 +174,7 @@ def test_cross_attention_goes_on_beside() -> None:
         report = swap_attention(model)
         assert all("crossattention" in entry.name for entry in report.left)
         assert len(report.left) == 2
-        ids, read = tokens(2, 7), torch.randn(2, 4, 32)
+        ids, read = tokens(2, 7), torch.randn(2, 4, 32, dtype=torch.float64)
         whole = logits(model, ids, encoder_hidden_states=read, use_cache=False)
         with torch.no_grad():
             cache = getattr(model(ids[:, :4], encoder_hidden_states=read, use_cache=True), CACHE_NAME)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hypermlp import restore_attention, swap_attention
 from hypermlp.integrations import resize_positions
 from hypermlp.integrations.huggingface.attention import HuggingFaceAttention
-from tests.integrations.huggingface.checks import TOLERANCE, attentions, error
+from tests.integrations.huggingface.checks import TOLERANCE, attentions, check_same_weights, error
 
 _SIZES = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
@@ -38,6 +38,7 @@ def stock(kind: str = "ViT", seed: int = 0, attn: str = "sdpa", **options: Any) 
     if not any(name.endswith("attention.q_proj") for name, _ in model.named_modules()):
         pytest.skip(f"transformers {transformers.__version__} builds {kind} otherwise: it is told to upgrade")
     for name, parameter in model.named_parameters():
+        parameter.data = parameter.data.double()  # rounding differs between machines
         if parameter.ndim > 1 or "bias" in name:
             nn.init.normal_(parameter, std=0.2)
     return model
@@ -50,7 +51,7 @@ def swapped(kind: str = "ViT", *, mixer: str = "hyperglu", attn: str = "sdpa", *
 
 
 def images(batch: int = 3, side: int = 16) -> Tensor:
-    return torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(0))
+    return torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
 def logits(model: nn.Module, pixels: Tensor, **kwargs: Any) -> Tensor:
@@ -118,8 +119,8 @@ def test_a_causal_layer_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_softmax_from_attention_is_the_host(kind: str) -> None:
-    model = stock(kind).double()
-    pixels = images().double()
+    model = stock(kind)
+    pixels = images()
     out = logits(model, pixels)
     swap_attention(model, "softmax", init="from_attention")
     torch.testing.assert_close(logits(model, pixels), out, rtol=1e-10, atol=1e-10)
@@ -174,7 +175,8 @@ def test_resized_it_runs_and_saves(kind: str, side: int, tmp_path: Path) -> None
     assert out.isfinite().all()
     model.save_pretrained(tmp_path)
     again = from_pretrained(tmp_path).eval()
-    assert torch.equal(logits(again, images(side=side), **kwargs), out)
+    check_same_weights(again, model)
+    assert error(logits(again, images(side=side), **kwargs), out) < TOLERANCE
     resize_positions(copy.deepcopy(model), (4, 4), prefix_tokens=prefix)
 
 
@@ -189,7 +191,8 @@ def test_saved_and_opened(tmp_path: Path) -> None:
     again, info = from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
-    assert torch.equal(logits(again.eval(), images()), logits(model, images()))
+    check_same_weights(again, model)
+    assert error(logits(again.eval(), images()), logits(model, images())) < TOLERANCE
     check_another_size_is_refused(again)
 
 
@@ -214,7 +217,7 @@ def test_gradients(kind: str) -> None:
     model.zero_grad()
     model.gradient_checkpointing_enable()
     for name, grad in check_gradients(model).items():
-        torch.testing.assert_close(grad, plain[name], rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(grad, plain[name], rtol=1e-9, atol=1e-9)
 
 
 def test_a_detached_layer_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

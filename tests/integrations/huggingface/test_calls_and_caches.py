@@ -14,9 +14,9 @@ from hypermlp import swap_attention
 from hypermlp.cache import LayerCache
 from hypermlp.integrations.huggingface import attention as attention_module
 from hypermlp.integrations.huggingface.attention import HuggingFaceAttention
-from hypermlp.integrations.huggingface.names import CACHE_NAME
 from hypermlp.integrations.huggingface.cache import CacheLayer, HyperStaticLayer
 from hypermlp.integrations.huggingface.masks import Tokens, read_mask
+from hypermlp.integrations.huggingface.names import CACHE_NAME
 from tests.integrations.huggingface import checks
 from tests.integrations.huggingface.hosts import (
     BUILD,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
+from hypermlp.config import HyperConfig
 from hypermlp.integrations import registry
 from hypermlp.integrations.report import Left
 from hypermlp.layers import AttentionLayer
@@ -14,11 +15,15 @@ _MARK = "_replaced_attention"
 
 
 class Replaced(NamedTuple):
-    """What a replacement remembers of the module whose place it took."""
+    """What a replacement remembers of the module whose place it took, and with which config.
+
+    A layer whose heads are sharded has a config of its share; this one is of the whole.
+    """
 
     adapter: registry.Adapter
     was: str
     layer: AttentionLayer
+    config: HyperConfig
     original: nn.Module | None
 
 
@@ -44,11 +49,16 @@ class Site(NamedTuple):
             parent, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(parent), leaf, module)
 
+    def note_config(self) -> None:
+        """Take note of the layer's config, which has changed."""
+        assert self.replaced is not None
+        setattr(self.module, _MARK, self.replaced._replace(config=self.replaced.layer.config))
+
     def mark(self, replacement: nn.Module, layer: AttentionLayer, *, keep_original: bool) -> None:
         """Note in ``replacement`` whose place it takes."""
         original = self.module if keep_original else None
         # a tuple, so that the original is no submodule: its parameters are not the model's any more
-        setattr(replacement, _MARK, Replaced(self.adapter, self.was, layer, original))
+        setattr(replacement, _MARK, Replaced(self.adapter, self.was, layer, layer.config, original))
 
 
 def find_sites(model: nn.Module) -> tuple[list[Site], list[Left]]:
@@ -77,6 +87,29 @@ def find_sites(model: nn.Module) -> tuple[list[Site], list[Left]]:
     if not sites:
         raise ValueError(_unknown(model, left))
     return list(sites.values()), left + _without_adapter(model, inside)
+
+
+def swaps_in(model: nn.Module) -> list[dict[str, Any]]:
+    """What stands in a model: places and config of each kind of layer, as :meth:`Adapter.finish` has it."""
+    if not holds_replacements(model):
+        return []
+    groups: list[tuple[HyperConfig, list[int]]] = []
+    for place, site in enumerate(find_sites(model)[0]):
+        if not site.replaced:
+            continue
+        config = site.replaced.config
+        known = [places for other, places in groups if other == config]
+        if known:
+            known[0].append(place)
+        else:
+            groups.append((config, [place]))
+    return [{"layers": places, "config": config.to_dict()} for config, places in groups]
+
+
+def replaced_by(module: nn.Module) -> nn.Module | None:
+    """The original whose place ``module`` took, if it is kept."""
+    replaced: Replaced | None = module.__dict__.get(_MARK)
+    return None if replaced is None else replaced.original
 
 
 def holds_replacements(model: nn.Module) -> bool:

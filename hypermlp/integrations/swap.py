@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any, Literal, cast, get_args
 
 from torch import nn
@@ -12,7 +13,7 @@ from hypermlp.integrations.from_attention import fields_from_attention, start_fr
 from hypermlp.integrations.host import Host, NoProjection, placement
 from hypermlp.integrations.registry import Adapter
 from hypermlp.integrations.report import Left, Swapped, SwapReport
-from hypermlp.integrations.sites import Site, find_sites, holds_replacements
+from hypermlp.integrations.sites import Site, find_sites, holds_replacements, swaps_in
 from hypermlp.layers import AttentionLayer, build_layer
 
 Init = Literal["fresh", "from_attention"]
@@ -73,6 +74,8 @@ def swap_attention(
     except Exception:
         for site in chosen:
             site.put(model, site.module)
+        with suppress(Exception):  # of several adapters some may have been told already
+            _finish(model, [site.adapter for site in chosen])
         raise
     swapped = tuple(Swapped(site.names[0], site.was, layer) for site, layer, _ in built)
     names = {s.name for s in swapped}
@@ -120,8 +123,12 @@ def swapped_layers(model: nn.Module) -> dict[str, AttentionLayer]:
 
 def note_changes(model: nn.Module) -> None:
     """Tell the adapters of a swapped model that its layers' configs have changed; nothing for any other model."""
-    if holds_replacements(model):
-        _finish(model)
+    if not holds_replacements(model):
+        return
+    for site in find_sites(model)[0]:
+        if site.replaced:
+            site.note_config()
+    _finish(model)
 
 
 def _chosen(layers: Iterable[int] | None, sites: list[Site]) -> list[Site]:
@@ -196,18 +203,7 @@ def _table_rows(host: Host, causal: bool) -> int:
 
 def _finish(model: nn.Module, adapters: Iterable[Adapter] = ()) -> None:
     """Tell each adapter what stands in the model now."""
-    sites = find_sites(model)[0]
-    groups: list[tuple[HyperConfig, list[int]]] = []
-    for place, site in enumerate(sites):
-        if not site.replaced:
-            continue
-        config = site.replaced.layer.config
-        known = [places for other, places in groups if other == config]
-        if known:
-            known[0].append(place)
-        else:
-            groups.append((config, [place]))
-    swaps = [{"layers": places, "config": config.to_dict()} for config, places in groups]
+    swaps, sites = swaps_in(model), find_sites(model)[0]
     for adapter in {id(a): a for a in [*adapters, *(site.adapter for site in sites if site.replaced)]}.values():
         adapter.finish(model, swaps)
 

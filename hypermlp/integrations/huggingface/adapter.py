@@ -9,10 +9,9 @@ from torch import nn
 
 from hypermlp.integrations.host import Host
 from hypermlp.integrations.huggingface.attention import attention_class
+from hypermlp.integrations.huggingface.record import note_swaps
 from hypermlp.integrations.registry import Adapter
 from hypermlp.layers import AttentionLayer
-
-CONFIG_KEY = "hypermlp"
 
 
 class HuggingFaceAdapter(Adapter):
@@ -27,13 +26,8 @@ class HuggingFaceAdapter(Adapter):
         return replacement
 
     def finish(self, model: Any, swaps: Sequence[Mapping[str, Any]]) -> None:
-        config = getattr(model, "config", None)
-        if config is None:
-            return
-        if swaps:
-            setattr(config, CONFIG_KEY, list(swaps))
-        elif hasattr(config, CONFIG_KEY):
-            delattr(config, CONFIG_KEY)
+        """Places in the record are those in each transformers model, which ``model`` may be, or hold."""
+        note_swaps(model)
 
 
 def rotary_base(config: Any) -> float | None:

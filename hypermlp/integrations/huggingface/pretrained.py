@@ -9,7 +9,7 @@ import transformers
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
-from hypermlp.integrations.huggingface.adapter import CONFIG_KEY
+from hypermlp.integrations.huggingface.record import CONFIG_KEY, recorded
 from hypermlp.integrations.swap import swap_attention, swapped_layers
 
 # arguments that say which files are meant
@@ -35,10 +35,11 @@ def from_pretrained(
     """
     where = {name: kwargs[name] for name in _WHERE if name in kwargs}
     config = kwargs.pop("config", None) or AutoConfig.from_pretrained(path, **where)
-    swaps = getattr(config, CONFIG_KEY, None)
+    swaps = recorded(config)
     if not swaps:
         raise ValueError(
-            f"{os.fspath(path)!r} is no swapped model (no {CONFIG_KEY!r} in its config): use {_stock(config)}"
+            f"{os.fspath(path)!r} is no swapped model (no {CONFIG_KEY!r} in its config): use {_stock(config)}. "
+            "If its weights are those of hyper layers, a part of it was swapped: swap the model that is saved"
         )
     stock = model_class or _saved_class(config)
     wants_info = kwargs.pop("output_loading_info", False)

@@ -1,0 +1,88 @@
+"""What stands in a swapped model, noted in its config: ``save_pretrained`` writes it, ``from_pretrained`` reads it.
+
+Other models may hold the same config object, so a model gets one of its own before anything is noted.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from hypermlp.integrations.sites import holds_replacements, replaced_by, swaps_in
+
+CONFIG_KEY = "hypermlp"
+
+Swaps = list[dict[str, Any]]
+
+
+def note_swaps(root: nn.Module) -> None:
+    """Note what stands in every transformers model that ``root`` is or holds."""
+    noted: tuple[str, ...] = ()
+    for name, model in list(root.named_modules()):
+        if not isinstance(model, PreTrainedModel):
+            continue
+        _save_as_it_stands(model, holds_replacements(model))
+        # a model within another one has the other's config, or a part of it
+        if not name.startswith(noted or "."):
+            noted += (f"{name}." if name else "",)
+            swaps = swaps_in(model)
+            if swaps != recorded(model.config):
+                _give_config(root, name, swaps)
+
+
+def recorded(config: Any) -> Swaps:
+    """The swaps that a config knows of."""
+    found: Swaps = getattr(config, CONFIG_KEY, [])
+    return found
+
+
+def _note(config: Any, swaps: Swaps) -> None:
+    if swaps:
+        setattr(config, CONFIG_KEY, swaps)
+    elif hasattr(config, CONFIG_KEY):
+        delattr(config, CONFIG_KEY)
+
+
+def _give_config(root: nn.Module, name: str, swaps: Swaps) -> None:
+    """A config of its own, with the swaps noted, for the model called ``name`` and all that held the old one there."""
+    new: dict[int, Any] = {}
+    _note(copy.deepcopy(root.get_submodule(name).config, new), swaps)
+    for holder in _holders(root, name):
+        for key, value in list(vars(holder).items()):
+            if isinstance(value, PreTrainedConfig) and id(value) in new:
+                setattr(holder, key, new[id(value)])
+
+
+def _holders(root: nn.Module, name: str) -> Iterator[nn.Module]:
+    """Modules around and in the one called ``name``, and originals that wait to be restored."""
+    parts = name.split(".") if name else []
+    yield from (root.get_submodule(".".join(parts[:depth])) for depth in range(len(parts)))
+    for module in root.get_submodule(name).modules():
+        yield module
+        original = replaced_by(module)
+        if original is not None:
+            yield from original.modules()
+
+
+def _save_as_it_stands(model: Any, swapped: bool) -> None:
+    """Let ``model.save_pretrained`` look what stands there: layers may have been taken out since the swap."""
+    if swapped:
+        model.save_pretrained = partial(_save_pretrained, model)
+    else:
+        model.__dict__.pop("save_pretrained", None)
+
+
+def _save_pretrained(model: Any, *args: Any, **kwargs: Any) -> Any:
+    kept, swaps = model.config, swaps_in(model)
+    if swaps != recorded(kept):
+        model.config = copy.deepcopy(kept)
+        _note(model.config, swaps)
+    try:
+        return type(model).save_pretrained(model, *args, **kwargs)
+    finally:
+        model.config = kept

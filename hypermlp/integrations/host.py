@@ -103,6 +103,8 @@ def placement(module: nn.Module) -> tuple[torch.device, torch.dtype]:
     """Device and dtype of a module's weights; ValueError where they are not plain numbers of one kind."""
     if any(type(part).__module__.startswith("peft.") for part in module.modules()):
         raise ValueError("it carries PEFT adapters, which would be lost: swap first, or merge_and_unload() them")
+    if away := weights_away(module):
+        raise ValueError(away)
     kinds = {(parameter.device, parameter.dtype) for parameter in module.parameters() if parameter.ndim > 1}
     if len(kinds) != 1:
         raise ValueError(
@@ -113,6 +115,19 @@ def placement(module: nn.Module) -> tuple[torch.device, torch.dtype]:
     if not dtype.is_floating_point:
         raise ValueError(f"the weights of {type(module).__name__} are quantised ({dtype}): swap before quantising")
     return device, dtype
+
+
+def weights_away(module: nn.Module) -> str | None:
+    """What to do where accelerate keeps a module's weights elsewhere, or each process has its share; else None."""
+    weights = list(module.parameters())
+    if any(weight.is_meta for weight in weights) and any(hasattr(part, "_hf_hook") for part in module.modules()):
+        return (
+            "accelerate has offloaded its weights: accelerate.hooks.remove_hook_from_submodules(model) brings them "
+            "back; offload again afterwards. If they were loaded offloaded, load them without that"
+        )
+    if any(type(weight).__name__ == "DTensor" for weight in weights):
+        return "its weights are sharded (DTensor): swap and restore before fully_shard or parallelize_module"
+    return None
 
 
 class NoProjection(nn.Identity):

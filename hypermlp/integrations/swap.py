@@ -10,7 +10,7 @@ from torch import nn
 
 from hypermlp.config import HyperConfig, Mixer
 from hypermlp.integrations.from_attention import fields_from_attention, start_from_attention
-from hypermlp.integrations.host import Host, NoProjection, placement
+from hypermlp.integrations.host import Host, NoProjection, placement, weights_away
 from hypermlp.integrations.registry import Adapter
 from hypermlp.integrations.report import Left, Swapped, SwapReport
 from hypermlp.integrations.sites import Site, find_sites, holds_replacements, swaps_in
@@ -97,7 +97,8 @@ def restore_attention(model: nn.Module) -> tuple[str, ...]:
         Names of the modules put back.
 
     Raises:
-        ValueError: if none was replaced, or one without ``keep_originals``; nothing changes.
+        ValueError: if none was replaced, or one without ``keep_originals``, or their weights are
+            offloaded or sharded; nothing changes.
     """
     sites = [site for site in find_sites(model)[0] if site.replaced]
     if not sites:
@@ -105,6 +106,9 @@ def restore_attention(model: nn.Module) -> tuple[str, ...]:
     lost = [site.names[0] for site in sites if site.replaced and site.replaced.original is None]
     if lost:
         raise ValueError(f"{lost} were swapped with keep_originals=False: load the model anew to have them back")
+    for site in sites:
+        if away := weights_away(site.module):
+            raise ValueError(f"{site.names[0]} ({site.was}): {away}")
     for site in sites:
         assert site.replaced is not None
         original = site.replaced.original

@@ -1,4 +1,4 @@
-"""The record of a swap in the model's config: of one model alone, in every model, and of what stands when it is saved."""
+"""The record of a swap in the model's config: of one model alone, and of what stands when it is saved."""
 
 from __future__ import annotations
 

@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 import transformers
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from hypermlp import restore_attention, swap_attention
 from hypermlp.integrations.huggingface import from_pretrained, rebuild
@@ -173,6 +176,44 @@ def test_restore_follows_the_model() -> None:
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float64}
     assert not any(module.training for module in model.modules())
     assert logits(model, tokens(2, 5)).dtype == torch.float64
+
+
+def test_offloaded_models_are_neither_swapped_nor_restored() -> None:
+    """accelerate keeps the weights elsewhere: the originals' own would be lost."""
+    accelerate = pytest.importorskip("accelerate", reason="needs accelerate")
+    model: Any = stock("llama")
+    ids = tokens(2, 9)
+    before = logits(model, ids)
+    accelerate.cpu_offload(model)
+    with pytest.raises(ValueError, match=r"layers\.0\.self_attn .*offloaded.*remove_hook_from_submodules"):
+        swap_attention(model)
+    accelerate.hooks.remove_hook_from_submodules(model)
+    swap_attention(model)
+    out = logits(model, ids)
+    accelerate.cpu_offload(model)
+    with pytest.raises(ValueError, match=r"layers\.0\.self_attn .*offloaded.*remove_hook_from_submodules"):
+        restore_attention(model)
+    accelerate.hooks.remove_hook_from_submodules(model)
+    assert torch.equal(logits(model, ids), out)
+    restore_attention(model)
+    assert torch.equal(logits(model, ids), before)
+
+
+def test_sharded_models_are_neither_swapped_nor_restored(tmp_path: Path) -> None:
+    dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+    try:
+        model: Any = stock("llama")
+        swap_attention(model, layers=[0])
+        for layer in model.model.layers:
+            fully_shard(layer, mesh=init_device_mesh("cpu", (1,)))
+        modules = list(model.modules())
+        with pytest.raises(ValueError, match=r"layers\.1\.self_attn .* sharded \(DTensor\)"):
+            swap_attention(model)
+        with pytest.raises(ValueError, match=r"layers\.0\.self_attn .* sharded \(DTensor\)"):
+            restore_attention(model)
+        assert all(a is b for a, b in zip(model.modules(), modules, strict=True))
+    finally:
+        dist.destroy_process_group()
 
 
 def test_restore_in_part_is_an_error() -> None:

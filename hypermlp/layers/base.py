@@ -16,7 +16,7 @@ from hypermlp.layers.short_conv import ShortConv
 from hypermlp.ops.attention import Backend
 from hypermlp.ops.checks import check_attention_mask, check_cu_seqlens
 from hypermlp.ops.decode import Past
-from hypermlp.ops.varlen import sequence_origins, unpacked, zero_padded
+from hypermlp.ops.varlen import sequence_origins, unpacked, within_bounds, zero_padded
 
 NO_GATES = Gates()
 
@@ -107,8 +107,8 @@ class AttentionLayer(nn.Module, ABC):
             hidden_states: ``[B, T, hidden_size]``.
             attention_mask: bool or integer ``[B, T]``, 1 for a valid token. Padded tokens, left,
                 right or inside, are as if they did not exist, and get zeros.
-            cu_seqlens: bounds of packed sequences, int32 or int64 ``[N + 1]``, with ``B = 1``. With a
-                cache they must come first, and are its ``N`` rows from then on.
+            cu_seqlens: bounds of packed sequences, int32 or int64 ``[N + 1]``, with ``B = 1``. Tokens outside
+                all of them are padding; equal neighbours are an empty sequence. With a cache they must come first, and are its ``N`` rows from then on.
             cache: earlier tokens, which these follow and are added to; inference only. The mask
                 then counts the new tokens, or all of them.
 
@@ -122,13 +122,14 @@ class AttentionLayer(nn.Module, ABC):
             return self._forward_cached(hidden_states, attention_mask, cu_seqlens, cache)
         if attention_mask is not None:
             attention_mask = check_attention_mask(attention_mask, hidden_states)
-        x = zero_padded(hidden_states, attention_mask)
+        inside = within_bounds(hidden_states.shape[1], cu_seqlens, hidden_states.device)
+        x = zero_padded(zero_padded(hidden_states, attention_mask), inside)
         offset = self._rotary_offset(x, attention_mask, cu_seqlens)
         gates = self.gates(x)
         q = self.queries(x, gates, offset)
         k, v = self.keys_values(x, cu_seqlens, offset)
         o = self.attend(q, k, v, gates, attention_mask, cu_seqlens)
-        return zero_padded(self.output(o.flatten(-2), gates), attention_mask)
+        return zero_padded(zero_padded(self.output(o.flatten(-2), gates), attention_mask), inside)
 
     def _forward_cached(
         self, hidden_states: Tensor, attention_mask: Tensor | None, cu_seqlens: Tensor | None, cache: HyperCache
@@ -139,7 +140,8 @@ class AttentionLayer(nn.Module, ABC):
         valid = self._new_tokens_mask(attention_mask, hidden_states, state)
         if hidden_states.shape[1] == 1 and not state.empty:
             return self._step(hidden_states[:, 0], valid, state)[:, None]
-        x = zero_padded(hidden_states, valid)
+        inside = within_bounds(hidden_states.shape[1], cu_seqlens, hidden_states.device)
+        x = zero_padded(zero_padded(hidden_states, valid), inside)
         offset = self._rotary_offset(x, valid, cu_seqlens) if state.empty else state.offset(valid)
         gates = self.gates(x)
         q = self.queries(x, gates, offset)
@@ -153,7 +155,7 @@ class AttentionLayer(nn.Module, ABC):
             k, v = (zero_padded(y, valid) for y in self.keys_values(x, None, offset, past=state.inputs(x)))
             o = self.attend_block(q, gates, state.extended(k, v, valid))
             state.append(k, v, x, valid)
-        return zero_padded(self.output(o.flatten(-2), gates), valid)
+        return zero_padded(zero_padded(self.output(o.flatten(-2), gates), valid), inside)
 
     def _step(self, x: Tensor, valid: Tensor | None, state: LayerCache | StaticLayerCache) -> Tensor:
         """One token a row after a cache, ``[B, hidden_size]`` to the same: heads and time have no dimensions here."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from hypermlp.cache import HyperCache, LayerCache
 from hypermlp.layers.base import AttentionLayer
 from hypermlp.ops.checks import check_attention_mask
-from hypermlp.ops.varlen import zero_padded
+from hypermlp.ops.varlen import within_bounds, zero_padded
 
 
 def attention_map(
@@ -41,7 +41,8 @@ def attention_map(
     state = None if cache is None else cache.layer(layer.layer_idx, layer.cache_spec)
     if state is None or state.empty:
         valid = None if attention_mask is None else check_attention_mask(attention_mask, hidden_states)
-        x = zero_padded(hidden_states, valid)
+        inside = within_bounds(hidden_states.shape[1], cu_seqlens, hidden_states.device)
+        x = zero_padded(zero_padded(hidden_states, valid), inside)
         offset = layer._rotary_offset(x, valid, cu_seqlens)
         gates = layer.gates(x)
         k, v = layer.keys_values(x, cu_seqlens, offset)

@@ -15,7 +15,7 @@ from hypermlp.ops.library import cast_for_autocast, chunked_forward
 from hypermlp.ops.mixing import SequenceMix
 from hypermlp.ops.reference import hyper_attention_reference
 from hypermlp.ops.triton import check_available, triton_forward
-from hypermlp.ops.varlen import zero_padded
+from hypermlp.ops.varlen import within_bounds, zero_padded
 
 Selection = Literal["glu", "relu"]
 LagOrPosition = Literal["lag", "position"]
@@ -66,8 +66,9 @@ def hyper_attention(
             sliding window; by position, a sequence may not be longer.
         attention_mask: bool or integer ``[B, T]``, 1 for a valid token. A padded token is as if
             it did not exist and gets a zero output; one inside a sequence keeps its place.
-        cu_seqlens: bounds of packed sequences, int32 or int64 ``[N + 1]`` from 0 to ``T``, with
-            ``B = 1``. A mask given as well still hides tokens.
+        cu_seqlens: bounds of packed sequences, int32 or int64 ``[N + 1]`` within 0 and ``T``, never decreasing,
+            with ``B = 1``. Equal neighbours are an empty sequence; tokens before the first bound and from the
+            last one on are padding. A mask given as well still hides tokens.
         backend: ``"reference"`` (dense, any order of derivative), ``"chunked"`` (memory linear
             in ``T``), ``"triton"`` (fused GPU kernels, forward and backward, likewise linear),
             or ``"auto"``: chunked everywhere, until the kernels have been run on a GPU. Under
@@ -102,20 +103,20 @@ def hyper_attention(
         checks.check_positions(q.shape[1], max_lag, cu_seqlens)
     if attention_mask is not None:
         attention_mask = checks.check_attention_mask(attention_mask, q)
-        q, k, v = (zero_padded(x, attention_mask) for x in (q, k, v))
-        routing_mix, readout_mix = (
-            mix if mix.gate is None else mix._replace(gate=zero_padded(mix.gate, attention_mask))
-            for mix in (routing_mix, readout_mix)
-        )
+        q, k, v, routing_mix, readout_mix = _without_padding(attention_mask, q, k, v, routing_mix, readout_mix)
 
     path = _choose(backend, q)
     if path == "reference":
+        inside = within_bounds(q.shape[1], cu_seqlens, q.device)
+        if inside is not None:  # the other paths never touch tokens of no sequence; a dense product does
+            q, k, v, routing_mix, readout_mix = _without_padding(inside, q, k, v, routing_mix, readout_mix)
         with _without_autocast(q.device.type):
             o = hyper_attention_reference(
                 q, k, v, routing_mix, readout_mix,
                 selection=selection, norm=norm, eps=eps, causal=causal, layout=indexing, max_lag=max_lag,
                 attention_mask=attention_mask, cu_seqlens=cu_seqlens,
             )  # fmt: skip
+        o = zero_padded(o, inside)
     else:
         forward = triton_forward if path == "triton" else chunked_forward
         o = forward(
@@ -133,6 +134,18 @@ def _resolve_layout(layout: str | None, causal: bool) -> str:
     if layout == "lag" and not causal:
         raise ValueError("layout='lag' needs causal=True: a key after the query has no lag; use layout='position'")
     return layout
+
+
+def _without_padding(
+    valid: Tensor, q: Tensor, k: Tensor, v: Tensor, routing_mix: SequenceMix, readout_mix: SequenceMix
+) -> tuple[Tensor, Tensor, Tensor, SequenceMix, SequenceMix]:
+    """Everything along the tokens, with zeros in place of what padded tokens hold."""
+    q, k, v = (zero_padded(x, valid) for x in (q, k, v))
+    routing_mix, readout_mix = (
+        mix if mix.gate is None else mix._replace(gate=zero_padded(mix.gate, valid))
+        for mix in (routing_mix, readout_mix)
+    )
+    return q, k, v, routing_mix, readout_mix
 
 
 def _autocast(

@@ -124,7 +124,7 @@ def check_attention_mask(mask: Tensor, x: Tensor) -> Tensor:
 
 
 def check_cu_seqlens(cu_seqlens: Tensor, x: Tensor) -> None:
-    """Bounds of packed sequences, int32 or int64 ``[N + 1]`` from 0 to T, for ``x`` ``[1, T, ...]``."""
+    """Bounds of packed sequences, int32 or int64 ``[N + 1]`` within 0 to T, for ``x`` ``[1, T, ...]``."""
     if not isinstance(cu_seqlens, Tensor):
         raise TypeError(f"cu_seqlens must be a tensor, got {type(cu_seqlens).__name__}")
     if cu_seqlens.dtype not in (torch.int32, torch.int64):
@@ -140,10 +140,13 @@ def check_cu_seqlens(cu_seqlens: Tensor, x: Tensor) -> None:
     if torch.compiler.is_compiling() or cu_seqlens.device.type != "cpu":
         return
     bounds = cu_seqlens.tolist()
-    if bounds[0] != 0 or bounds[-1] != x.shape[1]:
-        raise ValueError(f"cu_seqlens must run from 0 to {x.shape[1]}, got {bounds[0]} to {bounds[-1]}")
-    if any(stop <= start for start, stop in pairwise(bounds)):
-        raise ValueError(f"cu_seqlens must increase: an empty or negative sequence in {bounds}")
+    if bounds[0] < 0 or bounds[-1] > x.shape[1]:
+        raise ValueError(
+            f"cu_seqlens must lie within 0 and {x.shape[1]} tokens, got {bounds[0]} to {bounds[-1]}: "
+            "give each sequence's first token, and one past the last sequence's last"
+        )
+    if any(stop < start for start, stop in pairwise(bounds)):
+        raise ValueError(f"cu_seqlens must not decrease, got {bounds}: give the sequences' bounds in order")
 
 
 def check_positions(length: int, max_lag: int, cu_seqlens: Tensor | None) -> None:

@@ -35,6 +35,7 @@ class Operands:
         routing_mix: SequenceMix,
         readout_mix: SequenceMix,
         attention_mask: Tensor | None,
+        cu_seqlens: Tensor | None,
         statistics: tuple[Tensor, Tensor, Tensor] | None = None,
     ) -> None:
         self.dtype = torch.promote_types(q.dtype, torch.float32)
@@ -45,7 +46,7 @@ class Operands:
         )
         self.num_heads = v.shape[2]
         self.past = k.shape[1] - q.shape[1]
-        self._every_row_is_written = attention_mask is None
+        self._every_row_is_written = attention_mask is None and cu_seqlens is None
         self.z1, self.rho, self.z2 = statistics or self._new_statistics()
 
     def new(self, shape: Sequence[int]) -> Tensor:
@@ -111,7 +112,7 @@ def forward(
     and the gates may have fewer rows than ``k`` and ``v``: they are then the last tokens' (the
     mask counts every token).
     """
-    x = Operands(q, k, v, routing_mix, readout_mix, attention_mask)
+    x = Operands(q, k, v, routing_mix, readout_mix, attention_mask, cu_seqlens)
     all_finite = bool(torch.isfinite(x.v.sum()))
     if not all_finite:
         x.v = torch.where(torch.isfinite(x.v), x.v, 0)

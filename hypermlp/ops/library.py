@@ -243,7 +243,7 @@ def _chunked_backward(
     attention_mask: Tensor | None,
     cu_seqlens: Tensor | None,
 ) -> tuple[Tensor | None, ...]:
-    x = chunked.Operands(q, k, v, routing_mix, readout_mix, attention_mask, statistics)
+    x = chunked.Operands(q, k, v, routing_mix, readout_mix, attention_mask, cu_seqlens, statistics)
     return backward(grad_o, o, x, options, needs, attention_mask, cu_seqlens)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hypermlp.ops.attention import Backend, check_backend, under_transform
 from hypermlp.ops.triton import check_available
-from hypermlp.ops.varlen import sequence_starts, sequence_stops
+from hypermlp.ops.varlen import sequence_starts, sequence_stops, within_bounds, zero_padded
 
 
 def short_conv(
@@ -30,7 +30,8 @@ def short_conv(
     Args:
         x: ``[B, T, D]``; padded tokens hold zeros.
         taps: ``[D, size]``; the last one is the current token's.
-        cu_seqlens: bounds of packed sequences, ``[N + 1]``: taps never reach into another.
+        cu_seqlens: bounds of packed sequences, ``[N + 1]``: taps never reach into another. Tokens outside all
+            of them are padding: whatever they hold, their output and their gradient are zero.
         past: the ``size - 1`` tokens before the first, ``[B, size - 1, D]``; None for zeros.
         backend: ``"triton"`` is one fused kernel, with first derivatives only; every other choice is
             PyTorch's own operators, as is everything under ``torch.func`` transforms.
@@ -69,6 +70,7 @@ def _check(x: Tensor, taps: Tensor, cu_seqlens: Tensor | None, past: Tensor | No
 
 def _by_operators(x: Tensor, taps: Tensor, cu_seqlens: Tensor | None, past: Tensor | None) -> Tensor:
     length, size = x.shape[1], taps.shape[1]
+    x = zero_padded(x, within_bounds(length, cu_seqlens, x.device))
     padded = F.pad(x, (0, 0, size - 1, 0)) if past is None else torch.cat((past, x), dim=1)
     y = x * taps[:, -1]
     position = None

@@ -4,7 +4,8 @@ This is the one home of visibility. Both paths rest on two facts stated here:
 
 * a query sees one contiguous range of keys, its *span*, except for masked keys inside it;
 * a padded token is as if it did not exist (``docs/mathematics.md``, property 5), so what it
-  holds is replaced by zeros before anything reads it.
+  holds is replaced by zeros before anything reads it. Tokens before the first bound of packed
+  sequences or from the last one on are padding too.
 """
 
 from __future__ import annotations
@@ -39,22 +40,38 @@ def zero_padded(x: Tensor, attention_mask: Tensor | None) -> Tensor:
     return torch.where(mask, x, x.new_zeros(()))
 
 
+def within_bounds(length: int, cu_seqlens: Tensor | None, device: torch.device) -> Tensor | None:
+    """Which positions belong to a sequence, bool ``[1, T]``; the others are padding. None without bounds.
+
+    Nothing is read on the host, so that bounds on a device, or in a compiled graph, mean what they mean in eager mode.
+    """
+    if cu_seqlens is None:
+        return None
+    bounds = cu_seqlens.to(device=device, dtype=torch.long)
+    positions = torch.arange(length, device=device)
+    return ((positions >= bounds[0]) & (positions < bounds[-1]))[None]
+
+
 def sequence_starts(length: int, cu_seqlens: Tensor | None, device: torch.device) -> Tensor:
-    """First position of the sequence each position belongs to, ``[T]`` int64."""
+    """First position of the sequence each position belongs to, ``[T]`` int64; ``T`` where it belongs to none."""
     if cu_seqlens is None:
         return torch.zeros(length, dtype=torch.long, device=device)
     bounds = cu_seqlens.to(device=device, dtype=torch.long)
     positions = torch.arange(length, device=device)
-    return bounds[torch.searchsorted(bounds, positions, right=True) - 1]
+    after = torch.searchsorted(bounds, positions, right=True)
+    inside = (after > 0) & (after < bounds.shape[0])
+    return torch.where(inside, bounds[(after - 1).clamp_min(0)], length)
 
 
 def sequence_stops(length: int, cu_seqlens: Tensor | None, device: torch.device) -> Tensor:
-    """One past the last position of the sequence each position belongs to, ``[T]`` int64."""
+    """One past the last position of the sequence each position belongs to, ``[T]`` int64; 0 where it belongs to none."""
     if cu_seqlens is None:
         return torch.full((length,), length, dtype=torch.long, device=device)
     bounds = cu_seqlens.to(device=device, dtype=torch.long)
     positions = torch.arange(length, device=device)
-    return bounds[torch.searchsorted(bounds, positions, right=True)]
+    after = torch.searchsorted(bounds, positions, right=True)
+    inside = (after > 0) & (after < bounds.shape[0])
+    return torch.where(inside, bounds[after.clamp_max(bounds.shape[0] - 1)], 0)
 
 
 def key_spans(
@@ -66,6 +83,8 @@ def key_spans(
     device: torch.device,
 ) -> tuple[Tensor, Tensor]:
     """The half-open range of keys each query sees: ``(start, stop)``, each ``[T]`` int64.
+
+    That of a token outside all packed sequences is empty: its start lies at ``T``.
 
     Args:
         length: number of tokens ``T``.
@@ -91,11 +110,13 @@ def sequence_origins(
     Position-indexed parameters count from here, so that left padding shifts nothing. A
     sequence with no valid token keeps its own start.
     """
+    positions = torch.arange(length, device=device).expand(batch, length)
     start = sequence_starts(length, cu_seqlens, device).expand(batch, length)
+    inside = start < length
+    start = torch.where(inside, start, positions)  # a token of no sequence is one of its own
     if attention_mask is None:
         return start
-    positions = torch.arange(length, device=device).expand(batch, length)
-    candidate = torch.where(attention_mask, positions, length)
+    candidate = torch.where(attention_mask & inside, positions, length)
     first = torch.full((batch, length), length, dtype=torch.long, device=device)
     first = first.scatter_reduce(1, start, candidate, reduce="amin")
     origin = first.gather(1, start)

@@ -152,7 +152,7 @@ class BackwardPass:
         """Memory for ``[B, T, ...]``, zero where no program writes; any tensor if it is not needed."""
         if not needed:
             return self._pull
-        new = torch.zeros if zero or self._call.attention_mask is not None else torch.empty
+        new = torch.zeros if zero or self._call.sequences is not None else torch.empty
         return new(shape, dtype=self._call.accumulator, device=self._call.q.device)
 
     def _rows_of(self, chunk: Chunk, *num_maps: int) -> tuple[int, ...]:

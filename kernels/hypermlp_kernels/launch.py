@@ -74,7 +74,7 @@ def forward(
         by_lag: table rows are lags (causal only), else positions.
         max_lag: rows of the tables; by lag also the window. None without either.
         attention_mask: bool ``[B, T]``; masked tokens hold zeros in ``q, k, v`` and the gates.
-        cu_seqlens: bounds of packed sequences, with a batch of 1.
+        cu_seqlens: bounds of packed sequences, with a batch of 1; tokens outside them are padding.
         allow_tf32: whether float32 may be multiplied as tf32.
         chosen: each kernel's tile, instead of the table's.
         design: "recompute" makes the map again for every block of values, "store" keeps it in a scratch
@@ -95,8 +95,8 @@ def forward(
     if attention_mask is not None or cu_seqlens is not None:
         kept = sequences(attention_mask, cu_seqlens, batch, length, q.device)
     dtype = torch.promote_types(q.dtype, torch.float32)
-    # without a mask every row belongs to a sequence, so the kernels write all of these
-    new = torch.empty if attention_mask is None else torch.zeros
+    # with one sequence a row and no mask the kernels write all of these; else what belongs to no sequence is zero
+    new = torch.empty if kept is None else torch.zeros
     o = new(v.shape, dtype=dtype, device=q.device)
     z1 = new((batch, length, q.shape[2], routing_mix.rank), dtype=dtype, device=q.device)
     z2 = new((batch, length, heads, readout_mix.rank), dtype=dtype, device=q.device)

@@ -9,20 +9,24 @@ from torch import Tensor
 def sequences(
     attention_mask: Tensor | None, cu_seqlens: Tensor | None, batch: int, length: int, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Batch row, first token and number of tokens of each sequence, padding at its ends trimmed: int64 ``[N]``."""
+    """Batch row, first token and number of tokens of each sequence, padding at its ends trimmed: int64 ``[N]``.
+
+    Tokens outside the bounds are padding. Nobody may have read the bounds: memory outside the tensors is never named.
+    """
     if cu_seqlens is None:
         bounds = torch.tensor([0, length], device=device)
     else:
-        bounds = cu_seqlens.to(device=device, dtype=torch.long)
+        bounds = cu_seqlens.to(device=device, dtype=torch.long).clamp(0, length)
     per_row = bounds.shape[0] - 1
     row = torch.arange(batch, device=device).repeat_interleave(per_row)
     start, stop = bounds[:-1].repeat(batch), bounds[1:].repeat(batch)
     if attention_mask is not None:
         token = torch.arange(length, device=device)
-        sequence = torch.searchsorted(bounds, token, right=True) - 1
-        sequence = sequence + per_row * torch.arange(batch, device=device)[:, None]
-        first = torch.where(attention_mask, token, length).flatten()
-        last = torch.where(attention_mask, token + 1, 0).flatten()
+        after = torch.searchsorted(bounds, token, right=True)
+        valid = attention_mask & (after > 0) & (after <= per_row)
+        sequence = (after - 1).clamp(0, per_row - 1) + per_row * torch.arange(batch, device=device)[:, None]
+        first = torch.where(valid, token, length).flatten()
+        last = torch.where(valid, token + 1, 0).flatten()
         start = torch.full_like(start, length).scatter_reduce(0, sequence.flatten(), first, reduce="amin")
         stop = torch.zeros_like(stop).scatter_reduce(0, sequence.flatten(), last, reduce="amax")
     return row, start, (stop - start).clamp_min(0)

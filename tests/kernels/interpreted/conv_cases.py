@@ -70,6 +70,8 @@ CASES = {
     "packed": Conv(B=1, bounds=(0, 1, 3, 17, 40)),
     "packed-all-alone": Conv(B=1, T=6, bounds=(0, 1, 2, 3, 4, 5, 6)),
     "packed-empty": Conv(B=1, T=20, bounds=(0, 7, 7, 20), size=5),
+    "packed-within": Conv(B=1, T=37, bounds=(3, 20, 20, 33)),
+    "packed-of-nothing": Conv(B=1, T=20, bounds=(7, 7)),
     "packed-whole": Conv(B=1, T=33, bounds=(0, 33)),
     **{change.__name__: Conv(T=20, change=change) for change in (strided_last, tokens_first, beside_others)},
 }

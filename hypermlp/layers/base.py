@@ -108,7 +108,8 @@ class AttentionLayer(nn.Module, ABC):
             attention_mask: bool or integer ``[B, T]``, 1 for a valid token. Padded tokens, left,
                 right or inside, are as if they did not exist, and get zeros.
             cu_seqlens: bounds of packed sequences, int32 or int64 ``[N + 1]``, with ``B = 1``. Tokens outside
-                all of them are padding; equal neighbours are an empty sequence. With a cache they must come first, and are its ``N`` rows from then on.
+                all of them are padding; equal neighbours are an empty sequence. With a cache they must
+                come first, and are its ``N`` rows from then on.
             cache: earlier tokens, which these follow and are added to; inference only. The mask
                 then counts the new tokens, or all of them.
 

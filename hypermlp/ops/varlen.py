@@ -64,7 +64,7 @@ def sequence_starts(length: int, cu_seqlens: Tensor | None, device: torch.device
 
 
 def sequence_stops(length: int, cu_seqlens: Tensor | None, device: torch.device) -> Tensor:
-    """One past the last position of the sequence each position belongs to, ``[T]`` int64; 0 where it belongs to none."""
+    """One past the last position of the sequence each position belongs to, ``[T]`` int64; 0 where it has none."""
     if cu_seqlens is None:
         return torch.full((length,), length, dtype=torch.long, device=device)
     bounds = cu_seqlens.to(device=device, dtype=torch.long)

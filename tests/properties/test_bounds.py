@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -87,7 +89,7 @@ def test_the_convolution_of_each_sequence_is_its_own(mode, bounds):
     x[:, outside(bounds)] = float("nan")
     x, taps = x.requires_grad_(), taps.requires_grad_()
     y = in_mode(mode, short_conv)(x, taps, torch.tensor(bounds))
-    alone = [short_conv(x[:, lo:hi], taps) for lo, hi in zip(bounds, bounds[1:], strict=False) if hi > lo]
+    alone = [short_conv(x[:, lo:hi], taps) for lo, hi in pairwise(bounds) if hi > lo]
     before, after = x.new_zeros(1, bounds[0], 3), x.new_zeros(1, LENGTH - bounds[-1], 3) + 0 * taps.sum()
     expected = torch.cat((before, *alone, after), dim=1)
     torch.testing.assert_close(y, expected)
@@ -114,7 +116,7 @@ def test_layers_follow(mode, config, bounds):
     x[:, outside(bounds)] = float("nan")
 
     def alone(x):
-        parts = [layer(x[:, lo:hi]) for lo, hi in zip(bounds, bounds[1:], strict=False) if hi > lo]
+        parts = [layer(x[:, lo:hi]) for lo, hi in pairwise(bounds) if hi > lo]
         nothing = 0 * sum(p.sum() for p in layer.parameters())
         before, after = x.new_zeros(1, bounds[0], 8), x.new_zeros(1, LENGTH - bounds[-1], 8)
         return torch.cat((before + nothing, *parts, after + nothing), dim=1) + 0 * torch.where(x.isnan(), 0, x)

@@ -64,8 +64,8 @@ pictures: $(VENV)/.bench
 	$(BIN)/python docs/pictures/cache_ring.py
 
 kernel-report: $(VENV)/.bench
-	$(BIN)/python kernels/tools/report.py
-	$(BIN)/python kernels/tools/report_backward.py
+	$(BIN)/python tools/kernels/report.py
+	$(BIN)/python tools/kernels/report_backward.py
 
 # on a machine with a GPU: no virtual environment and no network, the Python there needs torch, triton, einops, pytest
 device-check:

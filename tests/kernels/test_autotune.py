@@ -1,6 +1,5 @@
 """Tuned tiles: what is timed, what is kept, under which key. With a timer that is told the answer: no GPU here."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,8 +8,6 @@ import pytest
 import torch
 
 pytest.importorskip("triton", reason="triton is not installed on this platform")
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "kernels/tools"))
 
 import report
 import triton

@@ -1,14 +1,11 @@
 """The backward's kernels compiled ahead of time, through their launch code, for architectures that are not here."""
 
 import itertools
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 pytest.importorskip("triton", reason="triton is not installed on this platform")
-sys.path.insert(0, str(Path(__file__).parents[2] / "kernels/tools"))
 
 import report_backward
 import triton

@@ -1,13 +1,9 @@
 """The short convolution's kernels compiled ahead of time through their real launch code, and run in the emulator."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 pytest.importorskip("triton", reason="triton is not installed on this platform")
-sys.path.insert(0, str(Path(__file__).parents[2] / "kernels/tools"))
 
 import report_short_conv
 import report_table

@@ -1,14 +1,11 @@
 """The PTX emulator: compiled kernels give what float64 gives, and what a GPU would punish is found."""
 
-import sys
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 pytest.importorskip("triton", reason="triton is not installed on this platform")
-sys.path.insert(0, str(Path(__file__).parents[2] / "kernels/tools"))
 
 import emulate
 from emulator import device

@@ -1,13 +1,7 @@
 """The tool that counts a layer's traffic, on operators whose bytes are known."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "kernels/tools"))
-
 import traffic
 from traffic import ByteCounter, Traffic, count, layer_traffic
 

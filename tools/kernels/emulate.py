@@ -1,6 +1,6 @@
 """Compile the kernels for a GPU that is not here, run them in the emulator, and compare with float64.
 
-    python kernels/tools/emulate.py --arch sm_90 --path "glu bf16" --tile 64x32x32 --warps 4 --length 70 --backward
+    python tools/kernels/emulate.py --arch sm_90 --path "glu bf16" --tile 64x32x32 --warps 4 --length 70 --backward
 
 Prints errors, races, bank conflicts and instruction counts; status 1 where something is wrong. A faulting
 access ends it with its instruction. ``emulator/__init__.py`` says what this cannot show.

@@ -1,6 +1,6 @@
 """Count the bytes that each part of one layer reads and writes in a training step, without running it.
 
-    python kernels/tools/traffic.py
+    python tools/kernels/traffic.py
 
 Every operator that PyTorch would launch in eager mode counts its inputs and outputs once. That is the least it
 could move: what a kernel reads twice, or keeps to itself, is not seen. Nothing is measured.

@@ -33,12 +33,15 @@ class SwapReport:
         left: attention modules left as they are, each with the reason.
         parameters_before: numbers in the model's parameters before, shared ones once.
         parameters_after: and after.
+        hooks_left: modules that were replaced, or were in one, with hooks that are not called until
+            :func:`restore_attention`. Hooks on the calls of a replaced module itself go on.
     """
 
     swapped: tuple[Swapped, ...]
     left: tuple[Left, ...]
     parameters_before: int
     parameters_after: int
+    hooks_left: tuple[Left, ...] = ()
 
     def __str__(self) -> str:
         change = self.parameters_after / max(1, self.parameters_before) - 1
@@ -48,4 +51,5 @@ class SwapReport:
         ]
         lines += [f"  {s.name}: {s.was} -> {type(s.layer).__name__}({s.layer.extra_repr()})" for s in self.swapped]
         lines += [f"  {left.name}: {left.was} left, {left.reason}" for left in self.left]
+        lines += [f"  {left.name}: {left.was} had {left.reason}, not called now" for left in self.hooks_left]
         return "\n".join(lines)

@@ -10,6 +10,7 @@ from torch import nn
 
 from hypermlp.config import HyperConfig, Mixer
 from hypermlp.integrations.from_attention import fields_from_attention, start_from_attention
+from hypermlp.integrations.hooks import hooks_left, return_hooks, share_hooks
 from hypermlp.integrations.host import Host, NoProjection, placement, weights_away
 from hypermlp.integrations.registry import Adapter
 from hypermlp.integrations.report import Left, Swapped, SwapReport
@@ -34,8 +35,8 @@ def swap_attention(
 ) -> SwapReport:
     """Replace the attention of a model by hyper layers, in place. An error changes nothing.
 
-    Replacements take over device, dtype, training mode and ``layer_idx``. Their parameters are
-    new, so make the optimiser afterwards.
+    Replacements take over device, dtype, training mode, ``layer_idx`` and hooks on the calls of the
+    modules they replace. Their parameters are new, so make the optimiser afterwards.
 
     Args:
         model: a model with attention modules that are known, see :func:`register`.
@@ -66,7 +67,9 @@ def swap_attention(
     sites, left = find_sites(model)
     chosen = _chosen(layers, sites)
     built = [(site, *_replacement(site, mixer, init, options)) for site in chosen]
+    hooks: list[Left] = []
     for site, layer, new in built:
+        hooks += hooks_left(site.module, site.names[0], shared=share_hooks(site.module, new))
         site.mark(new, layer, keep_original=keep_originals)
         site.put(model, new.train(site.module.training))
     try:
@@ -84,7 +87,7 @@ def swap_attention(
         for site in sites
         if site.names[0] not in names
     ]
-    return SwapReport(swapped, tuple(left), before, _count(model))
+    return SwapReport(swapped, tuple(left), before, _count(model), tuple(hooks))
 
 
 def restore_attention(model: nn.Module) -> tuple[str, ...]:
@@ -114,6 +117,7 @@ def restore_attention(model: nn.Module) -> tuple[str, ...]:
         original = site.replaced.original
         assert original is not None
         weight = site.replaced.layer.v_proj.weight
+        return_hooks(site.module, original)
         site.put(model, original.to(weight.device, weight.dtype).train(site.module.training))
     adapters = [site.replaced.adapter for site in sites if site.replaced]
     _finish(model, adapters)

@@ -19,11 +19,7 @@ class HuggingFaceAdapter(Adapter):
 
     def wrap(self, layer: AttentionLayer, module: Any, host: Host) -> nn.Module:
         host_class: Any = type(module)
-        replacement: nn.Module = attention_class(host_class)(layer, module.config, host.output_dropout)
-        # hooks on the host, such as those that record attention maps, go on to be called
-        replacement._forward_hooks = module._forward_hooks
-        replacement._forward_pre_hooks = module._forward_pre_hooks
-        return replacement
+        return attention_class(host_class)(layer, module.config, host.output_dropout)
 
     def finish(self, model: Any, swaps: Sequence[Mapping[str, Any]]) -> None:
         """Places in the record are those in each transformers model, which ``model`` may be, or hold."""

@@ -12,13 +12,14 @@ HF_TESTS := tests/integrations tests/models tests/distributed/test_heads_hugging
 OLDEST := $(foreach kind,Deprecation PendingDeprecation Future,-W default::$(kind)Warning)
 STEPS ?=
 DATA ?=
+FRESH ?=
 STAGES ?=
 
 .PHONY: demo test test-all test-hf-oldest test-hf-newest test-torch-oldest test-torch-newest constraints lint format \
 	bench docs pictures kernel-report device-check clean
 
 demo: $(VENV)/.bench
-	$(BIN)/hypermlp demo $(if $(STEPS),--steps $(STEPS)) $(if $(DATA),--data "$(DATA)")
+	$(BIN)/hypermlp demo $(if $(STEPS),--steps $(STEPS)) $(if $(DATA),--data "$(DATA)") $(if $(FRESH),--fresh)
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import typer
 
-_NEEDED = ("typer", "rich", "safetensors", "numpy")
+_NEEDED = ("typer", "rich", "safetensors", "numpy", "filelock")
 
 
 def main() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,16 +15,19 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
+from hypermlp.console import chosen_device, user_errors
 from hypermlp.generation import decode, encode
 from hypermlp.generation import stream as stream_tokens
 from hypermlp.models import LanguageModel
 from hypermlp.ops.attention import Backend
 from hypermlp.training import Trainer, TrainingConfig, load_corpus, report
-from hypermlp.training.checkpoint import latest_checkpoint, load_model
+from hypermlp.training.checkpoint import delete_checkpoints, latest_checkpoint, load_model
 from hypermlp.training.config import Precision
 from hypermlp.training.demo import Demo, printable, save_curves
 from hypermlp.training.display import TrainingDisplay
-from hypermlp.training.recipe import byte_model
+from hypermlp.training.files import naming, read_json, replace_file
+from hypermlp.training.memory import check_memory
+from hypermlp.training.recipe import BYTE_VOCAB, byte_model
 
 app = typer.Typer(
     help="HyperMLP and HyperGLU attention: train, compare and sample small language models.",
@@ -35,6 +38,10 @@ app = typer.Typer(
 
 # shell convention for a program ended by Ctrl-C: 128 + SIGINT
 _INTERRUPTED = 130
+# files of a run, beside its checkpoints
+_OPTIONS, _REPORT, _CURVES = "options.json", "report.json", "curves.png"
+# rows of a batch when many are asked for
+_SAMPLES_AT_ONCE = 64
 
 Data = Annotated[Path | None, typer.Option(help="Text file or folder. Default: Python's standard library.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.")]
@@ -46,6 +53,7 @@ HiddenSize = Annotated[int, typer.Option(help="Width of the model.")]
 Layers = Annotated[int, typer.Option(help="Transformer blocks.")]
 BatchSize = Annotated[int, typer.Option(help="Windows in a step.")]
 LearningRate = Annotated[float, typer.Option(help="Highest learning rate.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Delete the run in --out and start anew.")]
 Seed = Annotated[int, typer.Option(help="Of the initial weights and the data order.")]
 
 
@@ -73,6 +81,7 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the newest checkpoint in --out, with its options.")
     ] = False,
+    fresh: Fresh = False,
 ) -> None:
     """Train one byte language model."""
     console = Console()
@@ -82,28 +91,18 @@ def train(
         "batch_size": batch_size, "lr": lr, "max_lag": max_lag, "data": None if data is None else str(data.resolve()),
         "dtype": dtype, "seed": seed,
     }  # fmt: skip
-    with _user_errors():
-        options = _saved_options(out, options, context) if resume else _new_options(out, options)
-        trainer = _build_trainer(options, out, _device(device), backend)
-        if resume:
-            trainer.resume()
-        else:
-            out.mkdir(parents=True, exist_ok=True)
-            (out / "options.json").write_text(json.dumps(options, indent=2) + "\n")
-    name = options["mixer"]
-    console.print(f"{name}: {trainer.model.num_parameters():,} parameters, {trainer.corpus.name}", highlight=False)
-    with TrainingDisplay(console, name, trainer.config.steps, trainer.progress.step) as watcher, _user_errors():
-        trainer.watcher = watcher
-        finished = trainer.run()
-    if not finished:
-        console.print(f"Stopped after step {trainer.progress.step}. Go on with:", highlight=False)
-        console.print(f"hypermlp train --resume --out {out}", highlight=False, markup=False, soft_wrap=True)
-        raise typer.Exit(_INTERRUPTED)
-    reports = [report.RunReport.of(name, trainer)]
-    report.write_json(out / "report.json", reports, data=trainer.corpus.name, device=str(trainer.device))
-    console.print(report.table(reports))
-    save_curves(out / "curves.png", reports, f"{name} on {trainer.corpus.name}", console)
-    console.print(f"Sample with: hypermlp generate {out}", highlight=False, markup=False, soft_wrap=True)
+    with user_errors():
+        if resume and fresh:
+            raise ValueError("--resume goes on with a run and --fresh deletes it: leave one of them out")
+        options = _saved_options(out, options, context) if resume else options
+        trainer = _build_trainer(options, out, chosen_device(device), backend)
+        assert trainer.lock is not None
+        with trainer.lock:
+            if resume:
+                trainer.resume()
+            else:
+                _start(out, options, fresh)
+            _train(trainer, options["mixer"], out, console)
 
 
 @app.command()
@@ -120,17 +119,18 @@ def demo(
     device: Device = "auto",
     dtype: Dtype = "float32",
     backend: BackendOption = "auto",
+    fresh: Fresh = False,
 ) -> None:
     """Train HyperGLU and softmax models of equal size on real text and compare them.
 
-    An interrupted demo goes on where it stopped when the same command is given again.
+    The same command given again goes on where a demo stopped, or shows the result of one that has ended.
     """
-    with _user_errors():
+    with user_errors():
         config = TrainingConfig(steps, batch_size=batch_size, seq_len=seq_len, lr=lr, seed=seed, dtype=dtype)
         corpus = load_corpus(data)
         corpus.check_length(seq_len)
-        comparison = Demo(corpus, config, hidden_size, layers, out, _device(device), backend)
-        finished = comparison.run(Console())
+        comparison = Demo(corpus, config, hidden_size, layers, out, chosen_device(device), backend)
+        finished = comparison.run(Console(), fresh=fresh)
     if not finished:
         raise typer.Exit(_INTERRUPTED)
 
@@ -152,33 +152,61 @@ def generate(
     backend: BackendOption = "auto",
 ) -> None:
     """Continue a text with a trained model."""
-    with _user_errors():
+    with user_errors():
+        if samples < 1:
+            raise ValueError(f"--samples must be 1 or more, got {samples}")
         if stream and samples > 1:
             raise ValueError("--stream prints one text: leave --samples out")
-        model = load_model(checkpoint, backend=backend, device=_device(device))
-        steps = stream_tokens(
-            model, encode(prompt), max_new_tokens, num_samples=samples, temperature=temperature, top_k=top_k,
-            top_p=top_p, repetition_penalty=repetition_penalty, stop=[list(text.encode()) for text in stop or ()],
-            seed=seed,
-        )  # fmt: skip
+        if not prompt:
+            raise ValueError("--prompt is empty: give at least one character to go on from")
+        model = load_model(checkpoint, backend=backend, device=chosen_device(device))
+        if model.config.vocab_size != BYTE_VOCAB:
+            raise ValueError(f"{checkpoint} has {model.config.vocab_size} tokens and not {BYTE_VOCAB}, one a byte")
+        prompt_ids = encode(prompt)
+        options: dict[str, Any] = {
+            "temperature": temperature, "top_k": top_k, "top_p": top_p, "repetition_penalty": repetition_penalty,
+            "stop": [encode(text)[0].tolist() for text in stop or ()],
+        }  # fmt: skip
         if stream:
-            _print_stream(prompt, steps)
-        else:
-            console = Console(stderr=True)
-            shown = track(
-                steps, "Generating", max_new_tokens, console=console, transient=True, disable=not console.is_terminal
-            )
-            tokens = torch.stack(list(shown), dim=1)
-            for row in tokens.cpu():
-                typer.echo(printable(prompt + decode(row)))
+            _print_stream(prompt_ids, stream_tokens(model, prompt_ids, max_new_tokens, seed=seed, **options))
+            return
+        # in groups: any number of samples fits into memory, and the first come early
+        for first in range(0, samples, _SAMPLES_AT_ONCE):
+            count = min(_SAMPLES_AT_ONCE, samples - first)
+            own_seed = None if seed is None else seed + first // _SAMPLES_AT_ONCE
+            steps = stream_tokens(model, prompt_ids, max_new_tokens, num_samples=count, seed=own_seed, **options)
+            _print_samples(prompt_ids.expand(count, -1), steps, max_new_tokens)
 
 
-def _print_stream(prompt: str, steps: Iterable[Tensor]) -> None:
+def _print_samples(prompts: Tensor, steps: Iterable[Tensor], max_new_tokens: int) -> None:
+    console = Console(stderr=True)
+    shown = track(steps, "Generating", max_new_tokens, console=console, transient=True, disable=not console.is_terminal)
+    tokens = torch.stack([*prompts.T, *(step.cpu() for step in shown)], dim=1)
+    for row in tokens:
+        typer.echo(printable(decode(row)))
+
+
+def _train(trainer: Trainer, name: str, out: Path, console: Console) -> None:
+    console.print(f"{name}: {trainer.model.num_parameters():,} parameters, {trainer.corpus.name}", highlight=False)
+    with TrainingDisplay(console, name, trainer.config.steps, trainer.progress.step) as watcher:
+        trainer.watcher = watcher
+        finished = trainer.run()
+    if not finished:
+        console.print(f"Stopped after step {trainer.progress.step}. Go on with:", highlight=False)
+        console.print(f"hypermlp train --resume --out {out}", highlight=False, markup=False, soft_wrap=True)
+        raise typer.Exit(_INTERRUPTED)
+    reports = [report.RunReport.of(name, trainer)]
+    report.write_json(out / _REPORT, reports, data=trainer.corpus.name, device=str(trainer.device))
+    console.print(report.table(reports))
+    save_curves(out / _CURVES, reports, f"{name} on {trainer.corpus.name}", console)
+    console.print(f"Sample with: hypermlp generate {out}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_stream(prompt_ids: Tensor, steps: Iterable[Tensor]) -> None:
     """Text as its bytes come; the bytes of one character are held back until it is whole."""
     text = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    typer.echo(printable(prompt), nl=False)
-    for token in steps:
-        typer.echo(printable(text.decode(bytes([int(token)]))), nl=False)
+    for token in chain((prompt_ids[0],), steps):
+        typer.echo(printable(text.decode(bytes(token.tolist()))), nl=False)
     typer.echo(printable(text.decode(b"", final=True)))
 
 
@@ -193,48 +221,37 @@ def _build_trainer(options: dict[str, Any], out: Path, device: torch.device, bac
         seq_len=options["seq_len"],
         max_lag=options["max_lag"],
     )
+    check_memory(model_config, config, device)
     corpus = load_corpus(options["data"])
     torch.manual_seed(config.seed)
     return Trainer(LanguageModel(model_config, backend=backend), corpus, config, out=out, device=device)
 
 
-def _new_options(out: Path, options: dict[str, Any]) -> dict[str, Any]:
-    found = latest_checkpoint(out)
-    if found is not None:
-        raise ValueError(f"{found} exists: add --resume to go on from it, or choose another --out")
-    return options
+def _start(out: Path, options: dict[str, Any], fresh: bool) -> None:
+    """Make ``out`` the folder of a new run, which it may not be yet unless ``fresh``."""
+    files = [out / name for name in (_OPTIONS, _REPORT, _CURVES)]
+    found = latest_checkpoint(out) or next((file for file in files if file.exists()), None)
+    if found is not None and not fresh:
+        resume = "--resume to go on from it, or " if latest_checkpoint(out) else ""
+        raise ValueError(f"{found} exists: add {resume}--fresh to delete that run, or choose another --out")
+    delete_checkpoints(out)
+    for file in files:
+        with naming(file, "cannot be deleted"):
+            file.unlink(missing_ok=True)
+    replace_file(out / _OPTIONS, (json.dumps(options, indent=2) + "\n").encode())
 
 
 def _saved_options(out: Path, options: dict[str, Any], context: typer.Context) -> dict[str, Any]:
     """Options of the run in ``out``; those given again must agree."""
-    if latest_checkpoint(out) is None or not (out / "options.json").is_file():
+    file = out / _OPTIONS
+    if latest_checkpoint(out) is None or not file.is_file():
         raise ValueError(f"no training run to resume in {str(out)!r}: check --out, or leave --resume out")
-    saved: dict[str, Any] = json.loads((out / "options.json").read_text())
+    saved = read_json(file)
+    if saved.keys() != options.keys() or not isinstance(saved["mixer"], str):
+        raise ValueError(f"{file} is not what a training run wrote: restore it, or start anew with --fresh")
     for name, value in options.items():
         source = context.get_parameter_source(name)
         if source is not None and source.name != "DEFAULT" and value != saved[name]:
             flag = "--" + name.replace("_", "-")
             raise ValueError(f"{flag} {value} differs from the run in {out}, which has {saved[name]}: leave it out")
     return saved
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"--device {name!r} is none that PyTorch knows: try cpu, cuda or auto") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--device {name}: PyTorch finds no GPU here; use --device cpu")
-    return device
-
-
-@contextmanager
-def _user_errors() -> Iterator[None]:
-    """One line instead of a traceback for what the user can mend."""
-    try:
-        yield
-    except (ValueError, OSError, FloatingPointError) as error:
-        typer.echo(f"hypermlp: {error}", err=True)
-        raise typer.Exit(2) from error

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ from typer import testing as typer_testing
 from hypermlp import cli
 from hypermlp.training import Trainer
 from hypermlp.training.checkpoint import load_model
+from hypermlp.training.files import FolderLock
 
 TINY = ["--hidden-size", "16", "--layers", "1", "--seq-len", "32", "--batch-size", "2", "--device", "cpu"]
 
@@ -43,7 +45,6 @@ def stop_after(monkeypatch, step):
     def stepping(self):
         value = original(self)
         if self.progress.step == step:
-            import os
             import signal
 
             os.kill(os.getpid(), signal.SIGINT)
@@ -86,17 +87,117 @@ def test_interrupted_demo_goes_on_and_ends_as_a_whole_one(command, corpus, tmp_p
     whole, cut = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("whole", "cut"))
     for a, b in zip(whole["models"], cut["models"], strict=True):
         assert a["history"] == b["history"]
-    # finished: the next one is a new one
-    assert "goes on from step" not in command(*arguments, "--out", tmp_path / "cut").output
 
 
-def test_demo_with_other_options_starts_anew(command, corpus, tmp_path, monkeypatch):
+def contents(folder):
+    return {file: file.read_bytes() for file in folder.rglob("*") if file.is_file() and not file.name.startswith(".")}
+
+
+def test_a_demo_that_has_ended_shows_its_result_again(command, corpus, tmp_path, monkeypatch):
+    out = tmp_path / "demo"
+    arguments = ["demo", "--steps", 2, "--data", corpus, "--out", out, *TINY]
+    first = command(*arguments)
+    before = contents(out)
     with monkeypatch.context() as patch:
-        stop_after(patch, 1)
-        command("demo", "--steps", 3, "--data", corpus, "--out", tmp_path / "out", *TINY)
-    result = command("demo", "--steps", 2, "--data", corpus, "--out", tmp_path / "out", *TINY)
-    assert result.exit_code == 0
-    assert "Starting anew" in result.output
+        patch.setattr(Trainer, "step", None)  # nothing is trained
+        again = command(*arguments)
+    assert again.exit_code == 0, again.output
+    assert contents(out) == before
+    verdict = next(line for line in first.output.splitlines() if "bits per byte (one seed)" in line)
+    assert verdict in again.output
+    assert "--fresh trains anew" in again.output
+    fresh = command(*arguments, "--fresh")
+    assert fresh.exit_code == 0
+    assert "step 2/2" in fresh.output
+    assert contents(out).keys() == before.keys()
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_demo_of_other_options_deletes_nothing_unasked(command, corpus, tmp_path, monkeypatch, ended):
+    out = tmp_path / "demo"
+    arguments = ["demo", "--data", corpus, "--out", out, *TINY]
+    with monkeypatch.context() as patch:
+        if not ended:
+            stop_after(patch, 1)
+        command(*arguments, "--steps", 3)
+    before = contents(out)
+    result = command(*arguments, "--steps", 2)
+    assert result.exit_code == 2
+    assert "different in eval_every, steps, warmup_steps" in result.output or "different in steps" in result.output
+    assert "--fresh (make demo FRESH=1)" in result.output
+    assert contents(out) == before
+    assert command(*arguments, "--steps", 2, "--fresh").exit_code == 0
+    assert load_model(out / "softmax").num_parameters() > 0
+
+
+@pytest.mark.parametrize("damage", ["config.json", "model.safetensors", "trainer.pt"])
+def test_a_demo_that_does_not_load_deletes_nothing(command, corpus, tmp_path, damage):
+    out = tmp_path / "demo"
+    arguments = ["demo", "--steps", 2, "--data", corpus, "--out", out, *TINY]
+    command(*arguments)
+    file = out / "softmax" / "checkpoint-00000002" / damage
+    file.write_bytes(b"not what it was")
+    before = contents(out)
+    result = command(*arguments)
+    assert result.exit_code == 2
+    assert f"{file} does not load" in result.output
+    assert "--fresh" in result.output
+    assert "Traceback" not in result.output
+    assert contents(out) == before
+
+
+@pytest.mark.parametrize("name", ["report.json", "curves.png", "options.json"])
+def test_files_of_something_else_stay(command, corpus, tmp_path, name):
+    out = tmp_path / "mine"
+    out.mkdir()
+    (out / name).write_text("mine")
+    for kind in ("demo", "train"):
+        if (kind, name) == ("demo", "options.json"):
+            continue
+        result = command(kind, "--steps", 1, "--data", corpus, "--out", out, *TINY)
+        assert result.exit_code == 2
+        assert f"{out / name} exists" in result.output
+        assert "--fresh" in result.output
+        assert (out / name).read_text() == "mine"
+    assert command("train", "--steps", 1, "--data", corpus, "--out", out, "--fresh", *TINY).exit_code == 0
+
+
+def test_train_over_a_run_needs_fresh(command, corpus, tmp_path):
+    out = tmp_path / "run"
+    arguments = ["train", "--data", corpus, "--out", out, *TINY]
+    assert command(*arguments, "--steps", 2).exit_code == 0
+    before = contents(out)
+    for more in ([], ["--resume", "--fresh"]):
+        result = command(*arguments, "--steps", 1, *more)
+        assert result.exit_code == 2
+        assert "--fresh" in result.output
+        assert contents(out) == before
+    # a mistake is found before anything is deleted
+    assert command(*arguments, "--steps", 1, "--fresh", "--lr", -1).exit_code == 2
+    assert contents(out) == before
+    assert command(*arguments, "--steps", 1, "--fresh").exit_code == 0
+    assert [folder.name for folder in out.glob("checkpoint-*")] == ["checkpoint-00000001"]
+    assert json.loads((out / "options.json").read_text())["steps"] == 1
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"mixer": 5}', "\x00"])
+def test_options_that_cannot_be_read_are_named(command, corpus, tmp_path, text):
+    out = tmp_path / "run"
+    command("train", "--data", corpus, "--out", out, "--steps", 1, *TINY)
+    (out / "options.json").write_text(text)
+    result = command("train", "--resume", "--out", out)
+    assert result.exit_code == 2
+    assert str(out / "options.json") in result.output
+    assert len(result.output.strip().splitlines()) == 1
+
+
+def test_one_run_at_a_time_in_a_folder(command, corpus, tmp_path):
+    with FolderLock(tmp_path / "out"):
+        for kind in ("demo", "train"):
+            result = command(kind, "--steps", 1, "--data", corpus, "--out", tmp_path / "out", *TINY)
+            assert result.exit_code == 2
+            assert f"is being written by process {os.getpid()} on" in result.output
+    assert contents(tmp_path / "out") == {}
 
 
 def test_train_interrupt_resume_generate(command, corpus, tmp_path, monkeypatch):

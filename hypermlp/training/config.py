@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 Precision = Literal["float32", "bfloat16"]
+_TOO_LARGE = 2**63
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,13 @@ class TrainingConfig:
         self._check_integer("warmup_steps", 0)
         self._check_integer("eval_every", 1)
         self._check_integer("seed", 0)
-        for name in ("lr", "grad_clip"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
-        if not self.weight_decay >= 0:
-            raise ValueError(f"weight_decay must be >= 0, got {self.weight_decay!r}")
+        for name in ("lr", "grad_clip", "weight_decay"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or isinstance(value, bool):
+                raise TypeError(f"{name} must be a number, got {value!r}")
+            if not (0 <= value < math.inf) or (value == 0 and name != "weight_decay"):
+                least = ">= 0" if name == "weight_decay" else "positive"
+                raise ValueError(f"{name} must be {least} and finite, got {value!r}")
         if self.dtype not in get_args(Precision):
             raise ValueError(f"dtype must be one of {get_args(Precision)}, got {self.dtype!r}")
 
@@ -65,5 +69,5 @@ class TrainingConfig:
 
     def _check_integer(self, name: str, least: int) -> None:
         value = getattr(self, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value < _TOO_LARGE:
+            raise ValueError(f"{name} must be an integer from {least} to 2**63 - 1, got {value!r}")

@@ -12,13 +12,17 @@ from hypermlp.generation import decode, generate
 from hypermlp.models import LanguageModel, LanguageModelConfig
 from hypermlp.ops.attention import Backend
 from hypermlp.training import report
-from hypermlp.training.checkpoint import delete_checkpoints
+from hypermlp.training.checkpoint import delete_checkpoints, latest_checkpoint
 from hypermlp.training.config import TrainingConfig
 from hypermlp.training.data import Corpus
 from hypermlp.training.display import TrainingDisplay
+from hypermlp.training.files import FolderLock, naming
+from hypermlp.training.memory import check_memory
 from hypermlp.training.recipe import byte_model, match_parameters, parameter_count
 from hypermlp.training.trainer import Trainer
 
+_REPORT, _CURVES = "report.json", "curves.png"
+_REMEDY = "add --fresh (make demo FRESH=1) to delete that demo and train anew, or choose another --out"
 _MIXERS = {"hyperglu": "HyperGLU", "softmax": "softmax"}
 _PROMPT_BYTES, _SAMPLE_BYTES, _SAMPLE_TEMPERATURE, _SAMPLE_TOP_P = 64, 240, 0.8, 0.95
 
@@ -44,21 +48,33 @@ class Demo:
     device: torch.device
     backend: Backend = "auto"
 
-    def run(self, console: Console) -> bool:
-        """Train both, show and save the comparison. False if interrupted."""
+    def run(self, console: Console, *, fresh: bool = False) -> bool:
+        """Train both, show and save the comparison. False if interrupted.
+
+        Goes on with the demo in ``out``, or shows its result again.
+
+        Args:
+            console: where to write.
+            fresh: delete the demo that is in ``out`` before.
+
+        Raises:
+            ValueError: what is in ``out`` is no demo of these options.
+        """
         configs = self.model_configs()
+        for config in configs.values():
+            check_memory(config, self.training, self.device)
         self._describe(console, configs)
-        result = self.out / "report.json"
-        if result.exists():  # the last run came to its end: this is a new one
-            result.unlink()
-            for mixer in _MIXERS:
-                delete_checkpoints(self.out / mixer)
-        trainers = {}
-        for mixer, config in configs.items():
-            trainers[mixer] = self._trainer(mixer, config, console)
-            if not self._train(trainers[mixer], _MIXERS[mixer], console):
-                return False
-        self._conclude(trainers, console)
+        with FolderLock(self.out):
+            self._prepare(fresh)
+            ended = (self.out / _REPORT).exists()
+            trainers = {}
+            for mixer, config in configs.items():
+                trainers[mixer] = self._trainer(mixer, config, console)
+                if ended and not trainers[mixer].finished:
+                    raise ValueError(f"{self.out / _REPORT} exists, but not all of its models: {_REMEDY}")
+                if not self._train(trainers[mixer], _MIXERS[mixer], console):
+                    return False
+            self._conclude(trainers, console, again=ended)
         return True
 
     def model_configs(self) -> dict[str, LanguageModelConfig]:
@@ -88,16 +104,31 @@ class Demo:
                 highlight=False,
             )
 
+    def _prepare(self, fresh: bool) -> None:
+        """Empty ``out`` if asked; files that are not of a demo are not written over."""
+        files = [self.out / name for name in (_REPORT, _CURVES)]
+        if fresh:
+            for mixer in _MIXERS:
+                delete_checkpoints(self.out / mixer)
+            for file in files:
+                with naming(file, "cannot be deleted"):
+                    file.unlink(missing_ok=True)
+        if any(latest_checkpoint(self.out / mixer) for mixer in _MIXERS):
+            return
+        for file in files:
+            if file.exists():
+                raise ValueError(f"{file} exists, of something else than an unfinished demo: {_REMEDY}")
+
     def _trainer(self, mixer: str, config: LanguageModelConfig, console: Console) -> Trainer:
         torch.manual_seed(self.training.seed)
         model = LanguageModel(config, backend=self.backend)
         trainer = Trainer(model, self.corpus, self.training, out=self.out / mixer, device=self.device)
         try:
-            if trainer.resume():
-                console.print(f"{_MIXERS[mixer]:<9} goes on from step {trainer.progress.step}", highlight=False)
+            resumed = trainer.resume()
         except ValueError as error:
-            console.print(f"Starting anew: {error}", highlight=False, markup=False)
-            delete_checkpoints(self.out / mixer)
+            raise ValueError(f"{error}; {_REMEDY}") from error
+        if resumed and not trainer.finished:
+            console.print(f"{_MIXERS[mixer]:<9} goes on from step {trainer.progress.step}", highlight=False)
         return trainer
 
     def _train(self, trainer: Trainer, name: str, console: Console) -> bool:
@@ -114,7 +145,7 @@ class Demo:
             )
         return finished
 
-    def _conclude(self, trainers: dict[str, Trainer], console: Console) -> None:
+    def _conclude(self, trainers: dict[str, Trainer], console: Console, *, again: bool) -> None:
         reports = [report.RunReport.of(_MIXERS[mixer], trainer) for mixer, trainer in trainers.items()]
         prompt = _prompt(self.corpus)
         for mixer, trainer in trainers.items():
@@ -126,9 +157,17 @@ class Demo:
         console.rule()
         console.print(report.table(reports))
         console.print(report.verdict(reports), highlight=False)
-        save_curves(self.out / "curves.png", reports, f"Byte language models on {self.corpus.name}", console)
+        if again:
+            console.print(
+                f"This demo had ended before: its files are in {self.out}, and --fresh trains anew.",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
+            )
+            return
+        save_curves(self.out / _CURVES, reports, f"Byte language models on {self.corpus.name}", console)
         # last: its presence says that the demo came to its end
-        report.write_json(self.out / "report.json", reports, data=self.corpus.name, device=str(self.device))
+        report.write_json(self.out / _REPORT, reports, data=self.corpus.name, device=str(self.device))
         console.print(f"Numbers in {self.out / 'report.json'}", highlight=False, markup=False)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hypermlp.training.files import replace_file
 from hypermlp.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -90,9 +91,7 @@ def write_json(file: Path, reports: list[RunReport], **more: object) -> None:
         "threads": torch.get_num_threads(),
         "models": [vars(report) for report in reports],
     }
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(temporary, file)
+    replace_file(file, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def write_plot(file: Path, reports: list[RunReport], title: str) -> None:
@@ -115,4 +114,6 @@ def write_plot(file: Path, reports: list[RunReport], title: str) -> None:
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("{x:g}")
     axes.legend()
-    figure.savefig(file, dpi=150)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=150)
+    replace_file(file, picture.getvalue())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +16,7 @@ from hypermlp.models import LanguageModel, next_token_loss
 from hypermlp.training import checkpoint
 from hypermlp.training.config import TrainingConfig
 from hypermlp.training.data import Corpus
+from hypermlp.training.files import FolderLock
 from hypermlp.training.interrupt import StopRequest
 from hypermlp.training.memory import peak_memory, reset_peak_memory
 from hypermlp.training.optimizer import build_optimizer, learning_rate
@@ -56,9 +58,13 @@ class Trainer:
         model: is moved to ``device`` and trained in place.
         corpus: where batches and validation windows come from.
         config: the run.
-        out: folder for checkpoints; None for no checkpoints.
+        out: folder for checkpoints; None for no checkpoints. Of those that are there already none is touched:
+            :meth:`resume` first, or training is an error.
         device: where to train.
         watcher: told of steps and evaluations.
+
+    Attributes:
+        lock: of ``out``, held by :meth:`run` and :meth:`save`; None without ``out``.
 
     Raises:
         ValueError: a part of the corpus is shorter than a window.
@@ -81,7 +87,8 @@ class Trainer:
         self.optimizer = build_optimizer(model, config)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.progress = Progress()
-        self._saved_step: int | None = None
+        self.lock = None if out is None else FolderLock(out)
+        self._checkpoint: Path | None = None
         self._identity = {**config.to_dict(), "corpus": corpus.fingerprint()}
 
     @property
@@ -99,43 +106,61 @@ class Trainer:
         """Go back to the newest checkpoint in ``out``; False if there is none.
 
         Raises:
-            ValueError: it belongs to another model, data or training configuration.
+            ValueError: it belongs to another model, data or training configuration, or does not load
+                (:class:`~hypermlp.training.checkpoint.CheckpointError`); the trainer is as it was.
         """
         folder = None if self.out is None else checkpoint.latest_checkpoint(self.out)
         if folder is None:
             return False
         model_config, identity = checkpoint.read_config(folder)
         self._check_same(folder, {**model_config.to_dict(), **identity})
-        checkpoint.load_weights(folder, self.model)
+        weights = checkpoint.read_weights(folder, model_config)
         state = checkpoint.load_trainer_state(folder)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.generator.set_state(state["generator"])
-        self.progress = Progress(**state["progress"])
-        self._saved_step = self.progress.step
+        with checkpoint.reading(folder / checkpoint.TRAINER):
+            progress, generator = Progress(**state["progress"]), torch.Generator()
+            generator.set_state(state["generator"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        self.progress, self.generator = progress, generator
+        self.model.load_state_dict(weights)
+        self._checkpoint = folder
         return True
 
     def save(self) -> None:
-        """Write a checkpoint, if there is a folder for it and the last one is not of this step."""
-        if self.out is None or self._saved_step == self.progress.step:
+        """Write a checkpoint, if there is a folder for it and the last one is not of this step.
+
+        Raises:
+            FloatingPointError: a weight or a number of the optimizer is not finite.
+            ValueError: the folder has checkpoints that this trainer has neither written nor resumed.
+            OSError: it cannot be written, or another trainer writes there. Older checkpoints stay in all cases.
+        """
+        if self.out is None or self.lock is None or checkpoint.is_of_step(self._checkpoint, self.progress.step):
             return
         state = {
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
             "progress": asdict(self.progress),
         }
-        checkpoint.save_checkpoint(self.out, self.progress.step, self.model, self._identity, state)
-        self._saved_step = self.progress.step
+        with self.lock:
+            self._checkpoint = checkpoint.save_checkpoint(
+                self.out, self.progress.step, self.model, self._identity, state, after=self._checkpoint
+            )
 
     def run(self) -> bool:
         """Train to the last step. False if a signal asked to stop: a checkpoint is then written.
 
+        The folder is locked meanwhile.
+
         Raises:
-            FloatingPointError: the loss is not finite. The last checkpoint stays as it is.
+            FloatingPointError: a loss, a gradient or a weight is not finite. The last checkpoint stays as it is.
+            ValueError: the folder has checkpoints that this trainer has neither written nor resumed.
+            OSError: a checkpoint cannot be written, or another trainer writes there.
         """
         if self.finished:
             return True
         reset_peak_memory(self.device)
-        with StopRequest() as stop:
+        with self.lock or nullcontext(), StopRequest() as stop:
+            if self.out is not None:
+                checkpoint.check_newest(self.out, self._checkpoint)
             if not self.progress.history:
                 self._evaluate()
             while not self.finished and not stop.requested:
@@ -149,7 +174,11 @@ class Trainer:
         return self.finished
 
     def step(self) -> float:
-        """One optimiser step; its loss in nats a byte."""
+        """One optimiser step; its loss in nats a byte.
+
+        Raises:
+            FloatingPointError: the loss or the gradient is not finite. Weights and optimizer are as they were.
+        """
         self.model.train()
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.progress.step, self.config)
@@ -158,9 +187,9 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         value = loss.item()
-        if not math.isfinite(value):
-            raise FloatingPointError(f"the loss is {value} at step {self.progress.step}: try a smaller lr")
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
+        self._check_finite("loss", value)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
+        self._check_finite("gradient's norm", norm.item())
         self.optimizer.step()
         self.progress.step += 1
         return value
@@ -175,6 +204,10 @@ class Trainer:
             rows = slice(start, start + self.config.batch_size)
             total += self._loss(inputs[rows], targets[rows]).item() * targets[rows].numel()
         return total / targets.numel()
+
+    def _check_finite(self, what: str, value: float) -> None:
+        if not math.isfinite(value):
+            raise FloatingPointError(f"in step {self.progress.step + 1} the {what} is {value}: try a smaller lr")
 
     def _loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
         inputs, targets = inputs.to(self.device), targets.to(self.device)
@@ -194,6 +227,8 @@ class Trainer:
     def _evaluate(self) -> None:
         progress = self.progress
         loss = self.validation_loss()
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"after step {progress.step} the validation loss is {loss}: try a smaller lr")
         point: dict[str, float] = {"step": progress.step, "validation_loss": loss, "bits_per_byte": loss / math.log(2)}
         if progress.loss_count:
             point["train_loss"] = progress.loss_sum / progress.loss_count

@@ -26,3 +26,15 @@ def new_trainer(text_folder):
         return Trainer(model, load_corpus(text_folder), config, out=out)
 
     return build
+
+
+@pytest.fixture
+def saved(new_trainer, tmp_path):
+    """A run with checkpoints of steps 1 and 2, and its weights after each."""
+    out, weights = tmp_path / "run", []
+    trainer = new_trainer(out)
+    for _ in range(2):
+        trainer.step()
+        trainer.save()
+        weights.append({name: weight.clone() for name, weight in trainer.model.state_dict().items()})
+    return out, weights

@@ -4,14 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from threading import RLock
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hypermlp.cache import HyperCache
-from hypermlp.generation.sampling import apply_repetition_penalty, sample
+from hypermlp.generation.sampling import apply_repetition_penalty, check_sampling, sample
 from hypermlp.models import LanguageModel
+
+
+@dataclass
+class _Held:
+    """A model in evaluation mode: how many generate with it, and which of its modules go back to training."""
+
+    users: int = 0
+    trained: list[nn.Module] = field(default_factory=list)
+
+
+_HELD: WeakKeyDictionary[nn.Module, _Held] = WeakKeyDictionary()
+# reentrant: the garbage collector may end a forgotten iterator while its thread is in here
+_HELD_LOCK = RLock()
 
 
 def generate(model: LanguageModel, prompt_ids: Tensor, max_new_tokens: int, **options: Any) -> Tensor:
@@ -72,6 +88,7 @@ def stream(
         An iterator over the next token of each row, int64 ``[B * num_samples]``, until every row has ended.
     """
     _check(prompt_ids, attention_mask, max_new_tokens, num_samples, stop)
+    check_sampling(temperature, top_k, top_p, repetition_penalty)
     device = _device(model)
     text = _Text(prompt_ids.to(device), None if attention_mask is None else attention_mask.to(device) != 0)
     generator = _generator(device, seed)
@@ -226,10 +243,11 @@ def _check(
         )
     if attention_mask is not None and not bool((attention_mask != 0).any(1).all()):
         raise ValueError("attention_mask leaves a row without tokens: give every prompt at least one")
-    if max_new_tokens < 0:
-        raise ValueError(f"max_new_tokens must be >= 0, got {max_new_tokens!r}")
-    if num_samples < 1:
-        raise ValueError(f"num_samples must be >= 1, got {num_samples!r}")
+    for name, value, least in (("max_new_tokens", max_new_tokens, 0), ("num_samples", num_samples, 1)):
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise TypeError(f"{name} must be an integer, got {value!r}")
+        if value < least:
+            raise ValueError(f"{name} must be >= {least}, got {value!r}")
     if any(len(sequence) == 0 for sequence in stop):
         raise ValueError("stop has an empty sequence, which every row ends with: leave it out")
 
@@ -243,15 +261,30 @@ def _generator(device: torch.device, seed: int | None) -> torch.Generator:
     if seed is None:
         generator.seed()
     else:
+        if not isinstance(seed, int) or isinstance(seed, bool):
+            raise TypeError(f"seed must be an integer or None, got {seed!r}")
+        if not -(2**63) <= seed < 2**63:
+            raise ValueError(f"seed must fit into 64 bits, got {seed}: give a smaller one")
         generator.manual_seed(seed)
     return generator
 
 
 @contextmanager
 def _evaluating(model: LanguageModel) -> Iterator[None]:
-    training = model.training
-    model.eval()
+    """Evaluation mode until the last of those who generate with ``model``, in any thread, has ended."""
+    with _HELD_LOCK:
+        held = _HELD.setdefault(model, _Held())
+        held.users += 1
+        if held.users == 1:
+            held.trained = [module for module in model.modules() if module.training]
+            if held.trained:
+                model.eval()
     try:
         yield
     finally:
-        model.train(training)
+        with _HELD_LOCK:
+            held.users -= 1
+            if not held.users:
+                del _HELD[model]
+                for module in held.trained:
+                    module.training = True

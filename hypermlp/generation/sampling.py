@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import math
+from numbers import Real
+
 import torch
 from torch import Tensor
+
+# smallest temperature that float32 can divide by
+_COLDEST = torch.finfo(torch.float32).tiny
 
 
 def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
     """``logits / temperature``: below 1 sharper, above 1 flatter."""
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive here, got {temperature!r}")
+    _check_positive("temperature", temperature)
     return logits / temperature
 
 
 def apply_top_k(logits: Tensor, top_k: int) -> Tensor:
     """Keep the ``top_k`` likeliest tokens of each row ``[..., vocab_size]``, the others at -inf."""
-    if not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1:
-        raise ValueError(f"top_k must be a positive integer, got {top_k!r}; None for no limit")
+    _check_top_k(top_k)
     values, tokens = logits.topk(min(top_k, logits.shape[-1]), dim=-1)
     return torch.full_like(logits, -torch.inf).scatter(-1, tokens, values)
 
@@ -26,8 +30,7 @@ def apply_top_p(logits: Tensor, top_p: float) -> Tensor:
 
     Nucleus sampling (Holtzman et al., arXiv 1904.09751); the likeliest token always stays.
     """
-    if not 0 < top_p <= 1:
-        raise ValueError(f"top_p must be above 0 and at most 1, got {top_p!r}; None for no limit")
+    _check_top_p(top_p)
     ordered, tokens = logits.sort(dim=-1, descending=True, stable=True)
     probability = ordered.float().softmax(-1)
     before = probability.cumsum(-1) - probability
@@ -44,8 +47,7 @@ def apply_repetition_penalty(logits: Tensor, seen: Tensor, penalty: float) -> Te
         seen: bool ``[B, vocab_size]``, the tokens of each row so far.
         penalty: divides positive logits and multiplies negative ones; 1 changes nothing.
     """
-    if not penalty > 0:
-        raise ValueError(f"repetition_penalty must be positive, got {penalty!r}; 1 changes nothing")
+    _check_positive("repetition_penalty", penalty)
     return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
@@ -70,9 +72,45 @@ def sample(
     """
     if temperature == 0:
         return logits.argmax(-1)
-    logits = apply_temperature(logits.float(), temperature)
+    # below the largest logit, at 0, nothing overflows at any temperature: towards 0 the likeliest token stays alone
+    logits = logits.float()
+    logits = apply_temperature(logits - logits.amax(-1, keepdim=True), max(temperature, _COLDEST))
     if top_k is not None:
         logits = apply_top_k(logits, top_k)
     if top_p is not None:
         logits = apply_top_p(logits, top_p)
     return torch.multinomial(logits.softmax(-1), 1, generator=generator).squeeze(-1)
+
+
+def check_sampling(temperature: float, top_k: int | None, top_p: float | None, repetition_penalty: float) -> None:
+    """Whether :func:`sample` and :func:`apply_repetition_penalty` can take these."""
+    if isinstance(temperature, bool) or temperature != 0:
+        _check_positive("temperature", temperature)
+    if top_k is not None:
+        _check_top_k(top_k)
+    if top_p is not None:
+        _check_top_p(top_p)
+    _check_positive("repetition_penalty", repetition_penalty)
+
+
+def _check_positive(name: str, value: float) -> None:
+    _check_number(name, value)
+    if not 0 < value < math.inf:
+        hint = "0 takes the likeliest token" if name == "temperature" else "1 changes nothing"
+        raise ValueError(f"{name} must be positive and finite, got {value!r}; {hint}")
+
+
+def _check_top_k(top_k: int) -> None:
+    if not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1:
+        raise ValueError(f"top_k must be a positive integer, got {top_k!r}; None for no limit")
+
+
+def _check_top_p(top_p: float) -> None:
+    _check_number("top_p", top_p)
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p must be above 0 and at most 1, got {top_p!r}; None for no limit")
+
+
+def _check_number(name: str, value: float) -> None:
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number, got {value!r}")

@@ -15,6 +15,7 @@ from hypermlp.bench.environment import describe
 from hypermlp.bench.measure import synchronize
 from hypermlp.bench.providers import count_parameters
 from hypermlp.bench.runner import SCHEMA, Log, add_ratios, plain, quartiles, rounds, skipped_row, threads
+from hypermlp.cache import CacheSpec
 
 MODE = "decode"
 
@@ -119,7 +120,7 @@ def _row(name: str, case: DecodeCase, session: Session, times: list[float]) -> d
     low, median, high = quartiles(times)
     per_token, held = None, None
     if session.cache is not None:
-        numbers = session.layer.cache_spec.numbers_per_token
+        numbers = CacheSpec.of(session.layer.config).numbers_per_token
         per_token, held = numbers * session.hidden_states.itemsize, session.cache.nbytes
     return {
         "provider": name,

@@ -64,7 +64,7 @@ class Session:
             past = hidden_states[:, :-steps]
             with torch.inference_mode():
                 keys, values = layer.keys_values(past, None)
-                self.cache.layer(layer.layer_idx, layer.cache_spec).append(keys, values, past, None)
+                layer.cache_part(self.cache).append(keys, values, past, None)
         self._start = self.cache.state_dict() if self.cache is not None and compiled else None
 
     @torch.inference_mode()

@@ -36,6 +36,11 @@ class LayerCache:
         return self.length == 0
 
     @property
+    def known_length(self) -> int | None:
+        """Tokens so far, which this kind always knows."""
+        return self.length
+
+    @property
     def batch_size(self) -> int | None:
         return self._rings["keys"].data.shape[0] if self._rings else None
 

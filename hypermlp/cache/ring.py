@@ -95,8 +95,9 @@ class Ring:
         if total > self.capacity:
             self._grow(length, total)
             self.oldest = max(self.oldest, total - self.capacity)
-        if self._rows.is_inference() and not torch.is_inference_mode_enabled():
-            self._rows = self._rows.clone()  # made under inference_mode, it could not be written outside
+        # what select or load made under inference_mode could not be written outside; compiled code cannot ask
+        if not torch.compiler.is_compiling() and self._rows.is_inference() and not torch.is_inference_mode_enabled():
+            self._rows = self._rows.clone()
 
     def _grow(self, length: int, needed: int) -> None:
         if self.limit is not None and self.capacity >= self.limit:
@@ -108,4 +109,5 @@ class Ring:
 
     def _allocate(self, like: Tensor, capacity: int) -> Tensor:
         *leading, _, width = like.shape
-        return like.new_zeros(*leading, *((width, capacity) if self.slots_last else (capacity, width)))
+        with torch.inference_mode(False):  # else it could not be written outside of it
+            return like.new_zeros(*leading, *((width, capacity) if self.slots_last else (capacity, width)))

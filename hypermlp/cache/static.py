@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hypermlp.cache.spec import CacheSpec
 from hypermlp.ops.decode import Past
+from hypermlp.ops.modes import values_readable
 
 
 class StaticLayerCache:
@@ -35,6 +36,11 @@ class StaticLayerCache:
     def length(self) -> int:
         """Tokens so far; waits for the device."""
         return 0 if self.empty else int(self._tensors["length"])
+
+    @property
+    def known_length(self) -> int | None:
+        """The same, or None where it cannot be read (:func:`~hypermlp.ops.modes.values_readable`)."""
+        return self.length if self.empty or values_readable(self._tensors["length"], wait=True) else None
 
     @property
     def batch_size(self) -> int | None:
@@ -72,11 +78,10 @@ class StaticLayerCache:
         """Whether ``new`` tokens with queries ``[B, ...]`` may follow; an error changes nothing."""
         if torch.is_grad_enabled() and q.requires_grad:
             raise RuntimeError("cache= is for inference: call under torch.no_grad() or torch.inference_mode()")
-        if torch.compiler.is_compiling():
-            return  # the count lives on the device: reading it would break the graph
-        if self.length + new > self.max_length:
+        length = self.known_length
+        if length is not None and length + new > self.max_length:
             raise ValueError(
-                f"the cache holds {self.length} tokens and {new} more pass its {self.max_length}: "
+                f"the cache holds {length} tokens and {new} more pass its {self.max_length}: "
                 "make it with a larger max_length"
             )
         if self._tensors:
@@ -155,21 +160,24 @@ class StaticLayerCache:
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Take back what :meth:`tensors` gave."""
-        self._tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+        with torch.inference_mode(False):
+            self._tensors = {name: torch.empty_like(tensor).copy_(tensor) for name, tensor in tensors.items()}
         self.empty = not tensors
 
     def _allocate(self, k: Tensor, v: Tensor, x: Tensor) -> None:
-        batch, device = k.shape[0], k.device
-        keys = k.new_zeros(batch, k.shape[2], self.capacity, k.shape[3])
-        self._tensors = {
-            "keys": keys.mT.contiguous() if self.spec.keys_transposed else keys,
-            "values": v.new_zeros(batch, v.shape[2], self.capacity, v.shape[3]),
-            "valid": torch.zeros(batch, self.capacity, dtype=torch.bool, device=device),
-            "start": torch.zeros(batch, dtype=torch.long, device=device),
-            "length": torch.zeros((), dtype=torch.long, device=device),
-        }
-        if self.spec.taps:
-            self._tensors["inputs"] = x.new_zeros(batch, self.spec.taps, x.shape[-1])
+        batch, slots = k.shape[0], self.capacity
+        key_shape = (k.shape[3], slots) if self.spec.keys_transposed else (slots, k.shape[3])
+        with torch.inference_mode(False):  # else it could not be written outside of it
+            self._tensors = {
+                "keys": k.new_zeros(batch, k.shape[2], *key_shape),
+                "values": v.new_zeros(batch, v.shape[2], slots, v.shape[3]),
+                # of k, so that under vmap they are of as many samples
+                "valid": k.new_zeros(batch, slots, dtype=torch.bool),
+                "start": k.new_zeros(batch, dtype=torch.long),
+                "length": torch.zeros((), dtype=torch.long, device=k.device),
+            }
+            if self.spec.taps:
+                self._tensors["inputs"] = x.new_zeros(batch, self.spec.taps, x.shape[-1])
 
     @property
     def _key_slots_dim(self) -> int:

@@ -16,6 +16,7 @@ from hypermlp.layers.short_conv import ShortConv
 from hypermlp.ops.attention import Backend
 from hypermlp.ops.checks import check_attention_mask, check_cu_seqlens
 from hypermlp.ops.decode import Past
+from hypermlp.ops.modes import traced, values_readable
 from hypermlp.ops.varlen import sequence_origins, unpacked, within_bounds, zero_padded
 
 NO_GATES = Gates()
@@ -71,9 +72,9 @@ class AttentionLayer(nn.Module, ABC):
         self._cache_spec = CacheSpec.of(config) if config.causal else None
 
     @property
-    def cache_spec(self) -> CacheSpec:
-        """Sizes of this layer's part of a cache; ValueError for a bidirectional layer."""
-        return self._cache_spec or CacheSpec.of(self.config)
+    def cache_spec(self) -> CacheSpec | None:
+        """Sizes of this layer's part of a cache; None for a bidirectional layer, which has none."""
+        return self._cache_spec
 
     def _conv(self, factory: dict[str, Any]) -> ShortConv | None:
         config = self.config
@@ -132,10 +133,19 @@ class AttentionLayer(nn.Module, ABC):
         o = self.attend(q, k, v, gates, attention_mask, cu_seqlens)
         return zero_padded(zero_padded(self.output(o.flatten(-2), gates), attention_mask), inside)
 
+    def cache_part(self, cache: HyperCache) -> LayerCache | StaticLayerCache:
+        """This layer's part of ``cache``; ValueError for a bidirectional layer."""
+        if traced():
+            raise RuntimeError(
+                "torch.jit.trace records one run, and a cache changes from run to run: trace without cache=, "
+                "or compile a step with HyperCache(static=True, max_length=...) by torch.compile"
+            )
+        return cache.layer(self.layer_idx, self._cache_spec or CacheSpec.of(self.config))
+
     def _forward_cached(
         self, hidden_states: Tensor, attention_mask: Tensor | None, cu_seqlens: Tensor | None, cache: HyperCache
     ) -> Tensor:
-        state = cache.layer(self.layer_idx, self.cache_spec)
+        state = self.cache_part(cache)
         if cu_seqlens is not None and not state.empty:
             raise ValueError("cu_seqlens is for the first call of a cache: later tokens come as a batch of its rows")
         valid = self._new_tokens_mask(attention_mask, hidden_states, state)
@@ -184,15 +194,15 @@ class AttentionLayer(nn.Module, ABC):
             return None
         new_tokens = x.shape[1]
         if attention_mask.ndim == 2 and attention_mask.shape[1] != new_tokens:
-            if attention_mask.shape[1] != state.length + new_tokens:
+            length = state.known_length
+            if length is not None and attention_mask.shape[1] != length + new_tokens:
                 raise ValueError(
-                    f"attention_mask must count the {new_tokens} new tokens or all {state.length + new_tokens}, "
+                    f"attention_mask must count the {new_tokens} new tokens or all {length + new_tokens}, "
                     f"got {attention_mask.shape[1]}"
                 )
             attention_mask = attention_mask[:, -new_tokens:]
         valid = check_attention_mask(attention_mask, x)
-        readable = valid.device.type == "cpu" and not torch.compiler.is_compiling()
-        return None if readable and bool(valid.all()) else valid
+        return None if values_readable(valid) and bool(valid.all()) else valid
 
     def gates(self, x: Tensor) -> Gates:
         """Everything of the form ``phi(x W + b)``, from one product."""

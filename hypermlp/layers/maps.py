@@ -38,7 +38,7 @@ def attention_map(
     Raises:
         ValueError: for a static cache that holds tokens.
     """
-    state = None if cache is None else cache.layer(layer.layer_idx, layer.cache_spec)
+    state = None if cache is None else layer.cache_part(cache)
     if state is None or state.empty:
         valid = None if attention_mask is None else check_attention_mask(attention_mask, hidden_states)
         inside = within_bounds(hidden_states.shape[1], cu_seqlens, hidden_states.device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from hypermlp.config import HyperConfig
@@ -10,6 +9,7 @@ from hypermlp.layers.base import AttentionLayer
 from hypermlp.layers.feature_mixing import Gates
 from hypermlp.ops import SequenceMix, hyper_attention, triton
 from hypermlp.ops.decode import Past, decode_block, decode_step
+from hypermlp.ops.modes import autocast_enabled, needs_plain_operators, without_autocast
 from hypermlp.ops.tiling import Options
 
 
@@ -34,13 +34,13 @@ class OperatorLayer(AttentionLayer):
         )  # fmt: skip
 
     def attend_step(self, q: Tensor, gates: Gates, past: Past) -> Tensor:
-        step = triton.decode_step if self.backend == "triton" else decode_step
+        step = triton.decode_step if self.backend == "triton" and not needs_plain_operators() else decode_step
         mixes = self.mixes(gates)
-        if torch.is_autocast_enabled(q.device.type):
-            with torch.autocast(q.device.type, enabled=False):
+        if autocast_enabled(q.device.type):
+            with without_autocast(q.device.type):
                 return step(q, past, *mixes, self._options)
         return step(q, past, *mixes, self._options)
 
     def attend_block(self, q: Tensor, gates: Gates, past: Past) -> Tensor:
-        with torch.autocast(q.device.type, enabled=False):
+        with without_autocast(q.device.type):
             return decode_block(q, past, *self.mixes(gates), self._options)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Literal, get_args
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from hypermlp.ops import checks
 from hypermlp.ops.library import cast_for_autocast, chunked_forward
 from hypermlp.ops.mixing import SequenceMix
+from hypermlp.ops.modes import autocast_enabled, needs_plain_operators, without_autocast
 from hypermlp.ops.reference import hyper_attention_reference
 from hypermlp.ops.triton import check_available, triton_forward
 from hypermlp.ops.varlen import within_bounds, zero_padded
@@ -72,7 +72,8 @@ def hyper_attention(
         backend: ``"reference"`` (dense, any order of derivative), ``"chunked"`` (memory linear
             in ``T``), ``"triton"`` (fused GPU kernels, forward and backward, likewise linear),
             or ``"auto"``: chunked everywhere, until the kernels have been run on a GPU. Under
-            ``torch.func`` transforms and forward-mode differentiation every choice takes the reference.
+            ``torch.func`` transforms, forward-mode differentiation, ``torch.jit.trace`` and
+            ``torch.onnx.export`` every choice takes the reference.
 
     Returns:
         ``o`` ``[B, T, H, V]`` in the dtype of ``q``. A row that sees a NaN or an infinity is not
@@ -110,7 +111,7 @@ def hyper_attention(
         inside = within_bounds(q.shape[1], cu_seqlens, q.device)
         if inside is not None:  # the other paths never touch tokens of no sequence; a dense product does
             q, k, v, routing_mix, readout_mix = _without_padding(inside, q, k, v, routing_mix, readout_mix)
-        with _without_autocast(q.device.type):
+        with without_autocast(q.device.type):
             o = hyper_attention_reference(
                 q, k, v, routing_mix, readout_mix,
                 selection=selection, norm=norm, eps=eps, causal=causal, layout=indexing, max_lag=max_lag,
@@ -153,8 +154,7 @@ def _autocast(
 ) -> tuple[Tensor, Tensor, Tensor, SequenceMix, SequenceMix]:
     """Inside an autocast region, the streams in its dtype; the tables keep their own precision."""
     device_type = q.device.type
-    # asking whether autocast is on is an error on devices that have none, such as meta
-    if not torch.amp.is_autocast_available(device_type) or not torch.is_autocast_enabled(device_type):
+    if not autocast_enabled(device_type):
         return q, k, v, routing_mix, readout_mix
     q, k, v = (cast_for_autocast(x, device_type) for x in (q, k, v))
     routing_mix, readout_mix = (
@@ -163,15 +163,9 @@ def _autocast(
     return q, k, v, routing_mix, readout_mix
 
 
-def _without_autocast(device_type: str) -> AbstractContextManager[object]:
-    if not torch.amp.is_autocast_available(device_type):
-        return nullcontext()
-    return torch.autocast(device_type, enabled=False)
-
-
 def _choose(backend: str, q: Tensor) -> str:
-    """The path to take. Transforms see through the reference alone: the others are opaque to them."""
-    if under_transform():
+    """The path to take. The reference is of PyTorch's own operators alone, which some modes need."""
+    if needs_plain_operators():
         return "reference"
     if backend == "triton":
         check_available(q)
@@ -187,12 +181,6 @@ def check_backend(backend: str) -> None:
     """ValueError for a name that is no path."""
     if backend not in _BACKENDS:
         raise ValueError(f"backend must be one of {_BACKENDS}, got {backend!r}")
-
-
-def under_transform() -> bool:
-    """Whether a ``torch.func`` transform or forward-mode differentiation is going on."""
-    # PyTorch has no public way to ask: these are its own names, the same from 2.6 to 2.13
-    return bool(torch._C._are_functorch_transforms_active()) or torch.autograd.forward_ad._current_level >= 0
 
 
 @cache

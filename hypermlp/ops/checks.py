@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hypermlp.ops.mixing import SequenceMix
+from hypermlp.ops.modes import values_readable
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -91,7 +92,8 @@ def check_mix(name: str, mix: SequenceMix, q: Tensor, heads: int) -> None:
 
 def table_rows(routing_mix: SequenceMix, readout_mix: SequenceMix, max_lag: int | None) -> int | None:
     """Rows all tables have, which is the operator's ``max_lag``; None without tables and without limit."""
-    rows = {x.shape[1] for mix in (routing_mix, readout_mix) for x in mix[:3] if x is not None}
+    # torch.jit.trace gives sizes as tensors, of which each is another to a set
+    rows = {int(x.shape[1]) for mix in (routing_mix, readout_mix) for x in mix[:3] if x is not None}
     if max_lag is not None:
         if not isinstance(max_lag, int) or isinstance(max_lag, bool) or max_lag < 1:
             raise ValueError(f"max_lag must be a positive integer or None, got {max_lag!r}")
@@ -114,8 +116,7 @@ def check_attention_mask(mask: Tensor, x: Tensor) -> Tensor:
         raise ValueError(f"attention_mask must be [batch, length] = {tuple(x.shape[:2])}, got {tuple(mask.shape)}")
     if mask.device != x.device:
         raise ValueError(f"attention_mask is on {mask.device} and its tokens on {x.device}: move them to one device")
-    readable = mask.device.type == "cpu" and not torch.compiler.is_compiling()
-    if readable and mask.dtype != torch.bool and bool(((mask != 0) & (mask != 1)).any()):
+    if mask.dtype != torch.bool and values_readable(mask) and bool(((mask != 0) & (mask != 1)).any()):
         raise ValueError(
             f"attention_mask must hold 0 and 1 alone, got values from {int(mask.min())} to {int(mask.max())}: "
             "for packed sequences pass cu_seqlens"
@@ -137,7 +138,7 @@ def check_cu_seqlens(cu_seqlens: Tensor, x: Tensor) -> None:
         )
     if x.shape[0] != 1:
         raise ValueError(f"cu_seqlens needs batch 1, got {x.shape[0]}: flatten the sequences into one row")
-    if torch.compiler.is_compiling() or cu_seqlens.device.type != "cpu":
+    if not values_readable(cu_seqlens):
         return
     bounds = cu_seqlens.tolist()
     if bounds[0] < 0 or bounds[-1] > x.shape[1]:
@@ -151,7 +152,7 @@ def check_cu_seqlens(cu_seqlens: Tensor, x: Tensor) -> None:
 
 def check_positions(length: int, max_lag: int, cu_seqlens: Tensor | None) -> None:
     """By position a sequence fits the tables; unreadable ``cu_seqlens`` are held to the whole length."""
-    if cu_seqlens is not None and cu_seqlens.device.type == "cpu" and not torch.compiler.is_compiling():
+    if cu_seqlens is not None and values_readable(cu_seqlens):
         bounds = cu_seqlens.tolist()
         length = max(stop - start for start, stop in pairwise(bounds))
     if length > max_lag:

@@ -11,10 +11,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from hypermlp.ops import chunked
+from hypermlp.ops.library import chunked_forward
 from hypermlp.ops.mixing import SequenceMix
+from hypermlp.ops.modes import needs_plain_operators
+from hypermlp.ops.reference import hyper_attention_reference
 from hypermlp.ops.softplus import softplus
 from hypermlp.ops.tiling import Options
 
@@ -201,8 +204,36 @@ def _ring_columns(length: Tensor, capacity: int, valid: Tensor | None) -> _Colum
 def decode_block(q: Tensor, past: Past, routing_mix: SequenceMix, readout_mix: SequenceMix, options: Options) -> Tensor:
     """``o`` ``[B, m, H, V]`` of the ``m`` newest tokens, which ``past`` includes.
 
-    The last rows of a chunked forward; segments are joined once for the whole block.
+    The last rows of a chunked forward; segments are joined once for the whole block. Its backward is for whole
+    sequences: what is to be differentiated takes the reference.
     """
     joined = torch.cat(list(past.keys), dim=2).mT, torch.cat(list(past.values), dim=1)
     keys, values = (part.view(q.shape[0], -1, *part.shape[1:]).transpose(1, 2) for part in joined)
-    return chunked.forward(q, keys, values, routing_mix, readout_mix, options, past.valid, None)[0].to(q.dtype)
+    inputs = (q, keys, values, *routing_mix[:4], *readout_mix[:4])
+    differentiated = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+    if differentiated or needs_plain_operators():
+        return _reference_block(q, keys, values, routing_mix, readout_mix, options, past.valid)
+    return chunked_forward(
+        q, keys, values, *routing_mix[:4], *readout_mix[:4], past.valid, None,
+        routing_mix.identity, readout_mix.identity, *options,
+    )[0].to(q.dtype)  # fmt: skip
+
+
+def _reference_block(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    routing_mix: SequenceMix,
+    readout_mix: SequenceMix,
+    options: Options,
+    valid: Tensor | None,
+) -> Tensor:
+    """The same of PyTorch's own operators alone: rows for earlier tokens too, which are dropped."""
+    new = q.shape[1]
+    before = keys.shape[1] - new
+    padding = (0, 0, 0, 0, before, 0)
+    mixes = [
+        mix if mix.gate is None else mix._replace(gate=F.pad(mix.gate, padding)) for mix in (routing_mix, readout_mix)
+    ]
+    o = hyper_attention_reference(F.pad(q, padding), keys, values, *mixes, **options._asdict(), attention_mask=valid)
+    return o[:, before:]

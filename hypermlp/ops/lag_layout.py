@@ -43,7 +43,7 @@ def columns_to_keys(
         shape: whether that key exists and may be seen.
     """
     length, device = start.shape[0], start.device
-    columns = torch.arange(length if max_lag is None else min(length, max_lag), device=device)
+    columns = torch.arange(length, device=device)[:max_lag]  # min of a length and a number would be a constant
     if layout == "lag":
         keys = (torch.arange(length, device=device)[:, None] - columns)[None]
     else:

@@ -33,7 +33,7 @@ def _fake_forward(q: Tensor, k: Tensor, v: Tensor, *args: Any) -> tuple[Tensor, 
     routing_down, readout_down = args[1], args[5]
     rank1, rank2 = (0 if down is None else down.shape[-1] for down in (routing_down, readout_down))
     return (
-        v.new_empty(v.shape, dtype=dtype),
+        v.new_empty((batch, length, *v.shape[2:]), dtype=dtype),
         q.new_empty((batch, length, num_maps, rank1), dtype=dtype),
         q.new_empty((batch, length, v.shape[2]), dtype=dtype),
         q.new_empty((batch, length, v.shape[2], rank2), dtype=dtype),

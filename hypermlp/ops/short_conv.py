@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hypermlp.ops.attention import Backend, check_backend, under_transform
+from hypermlp.ops.attention import Backend, check_backend
+from hypermlp.ops.modes import needs_plain_operators
 from hypermlp.ops.triton import check_available
 from hypermlp.ops.varlen import sequence_starts, sequence_stops, within_bounds, zero_padded
 
@@ -34,7 +35,7 @@ def short_conv(
             of them are padding: whatever they hold, their output and their gradient are zero.
         past: the ``size - 1`` tokens before the first, ``[B, size - 1, D]``; None for zeros.
         backend: ``"triton"`` is one fused kernel, with first derivatives only; every other choice is
-            PyTorch's own operators, as is everything under ``torch.func`` transforms.
+            PyTorch's own operators, as is everything under ``torch.func`` transforms and in traced or ONNX models.
 
     Returns:
         ``[B, T, D]`` in the common dtype of ``x`` and ``taps``.
@@ -44,7 +45,7 @@ def short_conv(
     """
     check_backend(backend)
     _check(x, taps, cu_seqlens, past)
-    if backend != "triton" or under_transform():
+    if backend != "triton" or needs_plain_operators():
         return _by_operators(x, taps, cu_seqlens, past)
     check_available(x)
     before = 0 if past is None else past.shape[1]

@@ -17,6 +17,7 @@ from hypermlp.ops.chunked_backward import Needs
 from hypermlp.ops.decode import Past
 from hypermlp.ops.library import backward_operator, forward_operator
 from hypermlp.ops.mixing import SequenceMix
+from hypermlp.ops.modes import values_readable
 from hypermlp.ops.tiling import Options
 
 # tensor cores for bfloat16, and asynchronous copies to shared memory
@@ -124,7 +125,7 @@ def decode_step(q: Tensor, past: Past, routing_mix: SequenceMix, readout_mix: Se
     """``o`` ``[B, H*V]`` of the newest token, as :func:`hypermlp.ops.decode.decode_step`; no gradient."""
     check_available(q)
     # the operator is for tracing: called directly, a step is spared its dispatch
-    run = triton_decode if torch.compiler.is_compiling() else _decode
+    run = _decode if values_readable(q, wait=True) else triton_decode
     return run(
         q, past.keys, past.values, past.valid, past.start, past.length, *routing_mix[:4], *readout_mix[:4],
         routing_mix.identity, readout_mix.identity, options.selection, options.norm, options.eps, options.max_lag,

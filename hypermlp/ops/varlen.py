@@ -16,6 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from hypermlp.ops.modes import values_readable
+
 
 class Segment(NamedTuple):
     """Batch rows ``batch_start:batch_stop`` that hold one sequence each at ``start:stop``."""
@@ -151,11 +153,14 @@ def segments(attention_mask: Tensor | None, cu_seqlens: Tensor | None, batch: in
 def unpacked(
     k: Tensor, v: Tensor, x: Tensor, valid: Tensor | None, cu_seqlens: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Packed sequences ``[1, T, ...]`` as rows ``[N, longest, ...]``, padded with zeros on the left."""
+    """Packed sequences ``[1, T, ...]`` as rows ``[N, longest, ...]``, padded with zeros on the left.
+
+    Where bounds cannot be read, any sequence may be the longest: rows are of ``T`` tokens then.
+    """
     if cu_seqlens is None:
         return k, v, x, valid
     start, stop = cu_seqlens[:-1].long(), cu_seqlens[1:].long()
-    longest = int((stop - start).max())
+    longest = int((stop - start).max()) if values_readable(cu_seqlens, wait=True) else k.shape[1]
     token = stop[:, None] - longest + torch.arange(longest, device=stop.device)
     inside = token >= start[:, None]
     token = token.clamp_min(0)

@@ -1,3 +1,6 @@
+import math
+import threading
+
 import pytest
 import torch
 
@@ -28,6 +31,91 @@ def test_temperature_scales_logits():
     torch.testing.assert_close(apply_temperature(logits, 0.5), torch.tensor([[2.0, 4.0]]))
     with pytest.raises(ValueError, match="temperature"):
         apply_temperature(logits, -1.0)
+
+
+@pytest.mark.parametrize("temperature", [1e-10, 1e-38, 1e-45, 1e-300, 5e-324])
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e30])
+def test_a_temperature_near_zero_takes_the_likeliest(temperature, scale):
+    logits = scale * torch.tensor([[1.0, 3.0, 2.0], [-7.0, -9.0, -8.0]])
+    assert sample(logits, temperature=temperature).tolist() == [1, 0]
+    assert sample(logits, temperature=temperature, top_k=2, top_p=0.9).tolist() == [1, 0]
+    equals = scale * torch.tensor([2.0, 1.0, 2.0]).expand(1000, 3)
+    drawn = sample(equals, temperature=temperature, generator=torch.Generator().manual_seed(0))
+    assert torch.bincount(drawn, minlength=3).tolist() == pytest.approx([500, 0, 500], abs=60)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "error"),
+    [
+        ("temperature", -1.0, ValueError),
+        ("temperature", math.nan, ValueError),
+        ("temperature", math.inf, ValueError),
+        ("temperature", "1", TypeError),
+        ("temperature", False, TypeError),
+        ("top_k", 0, ValueError),
+        ("top_k", 2.5, ValueError),
+        ("top_p", 0.0, ValueError),
+        ("top_p", math.nan, ValueError),
+        ("top_p", True, TypeError),
+        ("repetition_penalty", 0.0, ValueError),
+        ("repetition_penalty", math.inf, ValueError),
+        ("num_samples", True, TypeError),
+        ("num_samples", 0, ValueError),
+        ("seed", 2**64, ValueError),
+        ("seed", 1.5, TypeError),
+    ],
+)
+@pytest.mark.parametrize("new_tokens", [0, 2])
+def test_options_are_checked_before_anything_is_drawn(model, option, value, error, new_tokens):
+    with pytest.raises(error, match=option):
+        stream(model, encode("ab"), new_tokens, **{option: value})
+
+
+@pytest.mark.parametrize(("count", "error"), [(-1, ValueError), (2.0, TypeError), (True, TypeError), (None, TypeError)])
+def test_numbers_of_tokens(model, count, error):
+    with pytest.raises(error, match="max_new_tokens"):
+        generate(model, encode("ab"), count)
+
+
+def test_no_new_tokens_are_the_prompts(model):
+    assert generate(model, encode("ab"), 0, num_samples=2).tolist() == [[97, 98]] * 2
+
+
+def test_bytes_that_are_no_utf8_are_kept():
+    raw = b"a\xff\xe4\xb8b"
+    assert bytes(encode(raw.decode(errors="surrogateescape"))[0].tolist()) == raw  # as Python gives arguments
+    with pytest.raises(UnicodeEncodeError):
+        encode("\ud800")
+
+
+def test_a_model_stays_in_evaluation_mode_until_the_last_has_ended(model):
+    frozen = model.blocks[0].eval()
+    first, second, third = (stream(model, encode("ab"), 3) for _ in range(3))
+    next(first)
+    next(second)
+    assert not model.training
+    list(first)
+    assert not model.training  # the second goes on
+    next(third)
+    second.close()
+    assert not model.training
+    third.close()
+    assert model.training
+    assert not frozen.training
+    assert not frozen.attention.training
+
+
+def test_threads_leave_the_mode_as_it_was(model):
+    seen = []
+    model.register_forward_pre_hook(lambda module, arguments: seen.append(module.training))
+    threads = [threading.Thread(target=generate, args=(model, encode("ab"), count)) for count in (3, 9, 5, 7)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert model.training
+    assert len(seen) == 24
+    assert not any(seen)
 
 
 def test_top_k_keeps_exactly_k_even_of_equals():

@@ -63,8 +63,8 @@ class Demo:
         configs = self.model_configs()
         for config in configs.values():
             check_memory(config, self.training, self.device)
-        self._describe(console, configs)
         with FolderLock(self.out):
+            self._describe(console, configs)
             self._prepare(fresh)
             ended = (self.out / _REPORT).exists()
             trainers = {}

@@ -5,37 +5,11 @@ import sys
 
 import pytest
 import torch
-from typer import testing as typer_testing
 
-from hypermlp import cli
 from hypermlp.training import Trainer
 from hypermlp.training.checkpoint import load_model
 from hypermlp.training.files import FolderLock
-
-TINY = ["--hidden-size", "16", "--layers", "1", "--seq-len", "32", "--batch-size", "2", "--device", "cpu"]
-
-
-@pytest.fixture
-def corpus(tmp_path):
-    folder = tmp_path / "text"
-    folder.mkdir()
-    for index in range(30):
-        lines = (f"def function_{number}(x):\n    return x + {number * index}\n" for number in range(20))
-        (folder / f"module{index}.py").write_text("".join(lines))
-    return str(folder)
-
-
-@pytest.fixture
-def command():
-    app = cli.build_app()
-
-    def run(*arguments):
-        result = typer_testing.CliRunner().invoke(app, [str(argument) for argument in arguments])
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        return result
-
-    return run
+from tests.cli.conftest import TINY
 
 
 def stop_after(monkeypatch, step):
@@ -180,17 +154,6 @@ def test_train_over_a_run_needs_fresh(command, corpus, tmp_path):
     assert json.loads((out / "options.json").read_text())["steps"] == 1
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"mixer": 5}', "\x00"])
-def test_options_that_cannot_be_read_are_named(command, corpus, tmp_path, text):
-    out = tmp_path / "run"
-    command("train", "--data", corpus, "--out", out, "--steps", 1, *TINY)
-    (out / "options.json").write_text(text)
-    result = command("train", "--resume", "--out", out)
-    assert result.exit_code == 2
-    assert str(out / "options.json") in result.output
-    assert len(result.output.strip().splitlines()) == 1
-
-
 def test_one_run_at_a_time_in_a_folder(command, corpus, tmp_path):
     with FolderLock(tmp_path / "out"):
         for kind in ("demo", "train"):
@@ -227,38 +190,6 @@ def test_train_interrupt_resume_generate(command, corpus, tmp_path, monkeypatch)
     sample = [command("generate", out, "--prompt", "def ", "--max-new-tokens", 8, "--seed", 1).output for _ in "ab"]
     assert sample[0] == sample[1]
     assert sample[0].startswith("def ")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--data", "/no/such/place"], "no text file or folder at '/no/such/place'"),
-        (["--hidden-size", 7], "v_dim"),
-        (["--mixer", "mamba"], "mamba"),
-        (["--steps", 0], "steps"),
-        (["--seq-len", 100_000], "seq_len=100000"),
-        (["--device", "toaster"], "toaster"),
-        (["--resume"], "no training run to resume"),
-    ],
-)
-def test_mistakes_get_one_line(command, corpus, tmp_path, arguments, message):
-    result = command("train", "--data", corpus, *TINY, "--out", tmp_path / "run", *arguments)
-    assert result.exit_code == 2
-    assert message in result.output
-    assert "Traceback" not in result.output
-    assert len(result.output.strip().splitlines()) == 1
-
-
-def test_generate_without_a_checkpoint(command, tmp_path):
-    result = command("generate", tmp_path)
-    assert result.exit_code == 2
-    assert "no checkpoint" in result.output
-
-
-def test_missing_extra_is_one_clear_line(monkeypatch):
-    monkeypatch.setattr(cli, "find_spec", lambda name: None if name == "typer" else object())
-    with pytest.raises(SystemExit, match=r'need typer: pip install "hypermlp\[cli\]"'):
-        cli.main()
 
 
 def test_importing_the_library_needs_no_extra():

@@ -1,0 +1,43 @@
+import pytest
+from typer import testing as typer_testing
+
+from hypermlp import cli
+from hypermlp.models import LanguageModel
+from hypermlp.training import Trainer, TrainingConfig, load_corpus
+from hypermlp.training.recipe import byte_model
+
+TINY = ["--hidden-size", "16", "--layers", "1", "--seq-len", "32", "--batch-size", "2", "--device", "cpu"]
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    folder = tmp_path / "text"
+    folder.mkdir()
+    for index in range(30):
+        lines = (f"def function_{number}(x):\n    return x + {number * index}\n" for number in range(20))
+        (folder / f"module{index}.py").write_text("".join(lines))
+    return str(folder)
+
+
+@pytest.fixture
+def command():
+    app = cli.build_app()
+
+    def run(*arguments):
+        result = typer_testing.CliRunner().invoke(app, [str(argument) for argument in arguments])
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Folder of a run of one step."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "text.txt").write_text("def function(x):\n    return x\n" * 100)
+    model = LanguageModel(byte_model("hyperglu", hidden_size=16, num_layers=1, seq_len=16))
+    config = TrainingConfig(1, batch_size=2, seq_len=16)
+    Trainer(model, load_corpus(folder / "text.txt"), config, out=folder / "run").run()
+    return folder / "run"

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hypermlp.integrations.huggingface.cache import CacheLayer, join_cache
-from hypermlp.integrations.huggingface.masks import Tokens, read_mask
-from hypermlp.integrations.huggingface.names import one_cache
+from hypermlp.integrations.huggingface.masks import Tokens, document_bounds, read_mask
+from hypermlp.integrations.huggingface.names import IGNORED_BY_ATTENTION, one_cache, refuse_unknown
 from hypermlp.layers import AttentionLayer
 from hypermlp.layers.maps import attention_map
 
@@ -43,11 +43,16 @@ class HuggingFaceAttention(nn.Module):
         self,
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
+        *,
         cache: Any = None,
         past_key_values: Any = None,
         layer_past: Any = None,
         output_attentions: bool | None = False,
-        **kwargs: Any,
+        cu_seq_lens_q: Tensor | None = None,
+        cu_seq_lens_k: Tensor | None = None,
+        seq_idx: Tensor | None = None,
+        is_causal: bool | None = None,
+        **others: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """``[B, T, hidden_size]`` to the same and, where asked for, maps ``[B, heads, T, S]``.
 
@@ -57,14 +62,23 @@ class HuggingFaceAttention(nn.Module):
                 ``[B, 1, T, S]``, bool or additive; padding, packed documents and nothing else.
             cache, past_key_values, layer_past: a transformers cache, under the name that the release has for it.
             output_attentions: return what each head's output weighs the values by.
-            kwargs: positions and switches that a hyper layer has no use for.
+            cu_seq_lens_q, cu_seq_lens_k, seq_idx: packed documents, as the mask shows them too if there is one.
+            is_causal: as the layer is.
+            others: positions and switches that a hyper layer has no use for (:data:`IGNORED_BY_ATTENTION`).
+
+        Raises:
+            TypeError: for any other argument that is not None: it may mean something.
         """
         self._check_host()
+        refuse_unknown(type(self).__name__, others, IGNORED_BY_ATTENTION)
         c = self.mixer.config
+        if is_causal is not None and is_causal != c.causal:
+            raise ValueError(f"is_causal={is_causal}, and this hyper layer was made with causal={c.causal}")
         part = self._part(one_cache(cache=cache, past_key_values=past_key_values, layer_past=layer_past))
         first = 0 if part is None else part.first_column(hidden_states.shape[1])
         window = c.max_lag if c.layout == "lag" else None
-        tokens = read_mask(attention_mask, hidden_states, first, causal=c.causal, window=window)
+        told = document_bounds(hidden_states, cu_seq_lens_q, cu_seq_lens_k, seq_idx)
+        tokens = read_mask(attention_mask, hidden_states, first, causal=c.causal, window=window, told=told)
         if part is not None and not self._cacheable(hidden_states, tokens, part):
             part = None
         weights = self._map(hidden_states, tokens, part) if self._map_wanted(output_attentions, part) else None

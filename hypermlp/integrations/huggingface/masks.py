@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from hypermlp.integrations.masks import require
+
 
 class Tokens(NamedTuple):
     """The new tokens of a batch.
@@ -26,7 +28,13 @@ class Tokens(NamedTuple):
 
 
 def read_mask(
-    mask: Tensor | None, hidden_states: Tensor, past: int | Tensor, *, causal: bool, window: int | None
+    mask: Tensor | None,
+    hidden_states: Tensor,
+    past: int | Tensor,
+    *,
+    causal: bool,
+    window: int | None,
+    told: Tensor | None = None,
 ) -> Tokens:
     """The tokens that a mask describes.
 
@@ -36,11 +44,14 @@ def read_mask(
         past: tokens in the cache before them.
         causal: whether the layer hides later tokens.
         window: tokens that the layer sees, itself included; None for all.
+        told: bounds of packed documents that came beside the mask.
 
     Raises:
         ValueError: for a mask that shows or hides anything else than padding, other documents and
             later tokens: a hyper layer would not obey it.
     """
+    if told is not None:
+        return _told(read_mask(mask, hidden_states, past, causal=causal, window=window), mask, told, past)
     if mask is None:
         return Tokens()
     batch, length = hidden_states.shape[:2]
@@ -83,6 +94,50 @@ def _checked(valid: Tensor, begins: Tensor, differs: Tensor, past: int | Tensor)
     begins[:, 0] = True
     starts = begins.flatten().nonzero().flatten()
     return tokens._replace(cu_seqlens=torch.cat((starts, starts.new_tensor([begins.numel()]))))
+
+
+def document_bounds(
+    x: Tensor, cu_seq_lens_q: Tensor | None, cu_seq_lens_k: Tensor | None = None, seq_idx: Tensor | None = None
+) -> Tensor | None:
+    """Bounds of the packed documents that a collator names in words, int ``[N + 1]``; None if it names none.
+
+    Args:
+        x: the tokens, ``[B, T, ...]``.
+        cu_seq_lens_q: the bounds, in the batch's rows laid end to end.
+        cu_seq_lens_k: the same of the keys, which are the same tokens.
+        seq_idx: int ``[B, T]``, the number of each token's document.
+    """
+    if cu_seq_lens_k is not None:
+        if cu_seq_lens_q is None or cu_seq_lens_q.shape != cu_seq_lens_k.shape:
+            raise ValueError("cu_seq_lens_k must be cu_seq_lens_q: keys and queries are the same tokens")
+        require((cu_seq_lens_q == cu_seq_lens_k).all(), "cu_seq_lens_k must be cu_seq_lens_q: the tokens are the same")
+    if seq_idx is None or cu_seq_lens_q is not None:
+        return cu_seq_lens_q
+    if seq_idx.shape != x.shape[:2]:
+        raise ValueError(f"seq_idx must be {list(x.shape[:2])}, got {list(seq_idx.shape)}")
+    begins = torch.ones_like(seq_idx, dtype=torch.bool)
+    begins[:, 1:] = seq_idx.diff(dim=-1) != 0
+    starts = begins.flatten().nonzero().flatten()
+    return torch.cat((starts, starts.new_tensor([begins.numel()])))
+
+
+def _told(tokens: Tokens, mask: Tensor | None, told: Tensor, past: int | Tensor) -> Tokens:
+    """Tokens in the documents that a caller named, which a mask beside them must show as well."""
+    if mask is None:
+        if not (isinstance(past, int) and past == 0):
+            raise ValueError("cu_seq_lens_q: packed documents cannot continue a cache: start a new one")
+        return tokens._replace(cu_seqlens=told)
+    if torch.compiler.is_compiling():
+        raise ValueError("packed sequences need eager mode: do not compile, or leave attention_mask out")
+    batch, length = mask.shape[0], mask.shape[2]
+    rows = torch.arange(0, (batch + 1) * length, length, device=told.device)
+    shown = rows if tokens.cu_seqlens is None else tokens.cu_seqlens
+    if shown.tolist() != told.unique_consecutive().tolist():
+        raise ValueError(
+            "cu_seq_lens_q (or seq_idx) names other documents than attention_mask shows: transformers makes that mask "
+            "from position_ids, so pass those of the documents too, each counted from 0"
+        )
+    return tokens
 
 
 def _visible(mask: Tensor, batch: int, length: int) -> Tensor:

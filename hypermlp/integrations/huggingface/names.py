@@ -1,17 +1,43 @@
-"""The home of what transformers' releases call differently."""
+"""Names of arguments: the home of what transformers' releases call differently, and of what may be ignored."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+import transformers
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-# since 5.24; before; in GPT-NeoX before
+# since 5.24; before; in GPT-NeoX
 CACHE_NAMES = ("cache", "past_key_values", "layer_past")
 
 # what models, blocks and outputs of the installed release say
 CACHE_NAME = next(name for name in CACHE_NAMES if name in {field.name for field in fields(BaseModelOutputWithPast)})
+
+_LOSS = {"num_items_in_batch": "the loss divides by it"}
+_RECORDED = {"output_hidden_states": "transformers records hidden states around the layers"}
+_SIZES = {
+    "max_length_q": "the bounds of packed documents, cu_seq_lens_q, say it",
+    "max_length_k": "the bounds of packed documents, cu_seq_lens_q, say it",
+}
+_POSITIONS = {"cache_position": "the cache counts its tokens"}
+
+# what hosts hand to their attention and a hyper layer need not know, each with the reason
+IGNORED_BY_ATTENTION = {
+    **_LOSS,
+    **_RECORDED,
+    **_SIZES,
+    **_POSITIONS,
+    "position_ids": "a hyper layer knows lags, and the host's mask says where packed documents begin",
+    "position_embeddings": "rotary angles, made from position_ids",
+    "use_cache": "a cache is there, or it is not",
+    "output_router_logits": "the host's routers are elsewhere",
+    "token_type_ids": "the host's embedding reads them",
+}
+
+# what callers hand to a model of the native family that it need not know
+IGNORED_BY_MODELS = {**_LOSS, **_RECORDED, **_SIZES, **_POSITIONS}
 
 
 def one_cache(**named: Any) -> Any:
@@ -20,3 +46,13 @@ def one_cache(**named: Any) -> Any:
     if len(given) > 1:
         raise ValueError(f"a cache came under each of the names {sorted(given)}: pass one, as {CACHE_NAME}=")
     return next(iter(given.values()), None)
+
+
+def refuse_unknown(who: str, given: Mapping[str, Any], ignored: Mapping[str, str]) -> None:
+    """TypeError for arguments that are neither None nor known to mean nothing here: they might mean something."""
+    unknown = [name for name, value in given.items() if value is not None and name not in ignored]
+    if unknown:
+        raise TypeError(
+            f"{who} does not know the argument {unknown[0]!r} (transformers {transformers.__version__}) and will not "
+            "ignore what may mean something: leave it out, or install a version of hypermlp that knows it"
+        )

@@ -14,10 +14,20 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import can_return_tuple, logging
 from transformers.utils.output_capturing import capture_outputs
 
-from hypermlp.integrations.huggingface.names import CACHE_NAME, CACHE_NAMES, one_cache
+from hypermlp.integrations.huggingface.masks import document_bounds
+from hypermlp.integrations.huggingface.names import (
+    CACHE_NAME,
+    CACHE_NAMES,
+    IGNORED_BY_MODELS,
+    one_cache,
+    refuse_unknown,
+)
 from hypermlp.models.huggingface.configuration import HyperMLPConfig
 from hypermlp.models.huggingface.decoder_layer import HyperMLPDecoderLayer, mask_of_new_tokens, packed_bounds
 from hypermlp.models.language_model import LanguageModel
+
+# what callers say about the loss
+_LOSS_OPTIONS = ("num_items_in_batch", "shift_labels", "ignore_index")
 
 logger = logging.get_logger(__name__)
 
@@ -85,6 +95,9 @@ class HyperMLPModel(HyperMLPPreTrainedModel):
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         cu_seq_lens_q: Tensor | None = None,
+        cu_seq_lens_k: Tensor | None = None,
+        seq_idx: Tensor | None = None,
+        is_causal: bool | None = None,
         past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
@@ -104,14 +117,23 @@ class HyperMLPModel(HyperMLPPreTrainedModel):
             output_attentions: return each layer's map from values to what its heads read.
             cu_seq_lens_q: bounds of packed documents, int32 or int64 ``[N + 1]``, in the batch's rows laid
                 end to end, as ``DataCollatorWithFlattening`` gives them.
-            kwargs: what Transformers' decorators and collators add.
+            cu_seq_lens_k: the same, if it is given.
+            seq_idx: the number of each token's document, ``[B, T]``, in the place of bounds.
+            is_causal: True, if it is given.
+            past_key_values: what ``cache`` is called in Transformers before 5.24; both names are taken in all.
+            kwargs: what Transformers' decorators and collators add and means nothing to the model
+                (:data:`IGNORED_BY_MODELS`); a TypeError for anything else.
         """
+        refuse_unknown(type(self).__name__, kwargs, IGNORED_BY_MODELS)
+        if is_causal is False:
+            raise ValueError("is_causal=False: the family is causal")
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass exactly one of input_ids and inputs_embeds")
         cache = one_cache(cache=cache, past_key_values=past_key_values)
         if output_attentions is None:
             output_attentions = bool(self.config.output_attentions)
-        cu_seqlens = cu_seq_lens_q
+        tokens = input_ids if inputs_embeds is None else inputs_embeds
+        cu_seqlens = document_bounds(tokens, cu_seq_lens_q, cu_seq_lens_k, seq_idx)
         if cu_seqlens is None and attention_mask is None and cache is None and position_ids is not None:
             cu_seqlens = packed_bounds(position_ids)
         if cu_seqlens is not None and cache is not None:
@@ -215,6 +237,7 @@ class HyperMLPForCausalLM(HyperMLPPreTrainedModel, GenerationMixin):
             input_ids, attention_mask, position_ids, cache, inputs_embeds, use_cache, past_key_values, kwargs: see
                 :meth:`HyperMLPModel.forward`.
         """
+        loss_options = {name: kwargs.pop(name) for name in _LOSS_OPTIONS if name in kwargs}
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -227,8 +250,8 @@ class HyperMLPForCausalLM(HyperMLPPreTrainedModel, GenerationMixin):
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, kept])
         loss = None
-        if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        if labels is not None or loss_options.get("shift_labels") is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **loss_options)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,

@@ -105,7 +105,7 @@ class AttentionLayer(nn.Module, ABC):
         """One attention layer over a batch, or over the tokens that follow a cache.
 
         Args:
-            hidden_states: ``[B, T, hidden_size]``.
+            hidden_states: ``[B, T, hidden_size]``; of no rows or no tokens the output is empty, too.
             attention_mask: bool or integer ``[B, T]``, 1 for a valid token. Padded tokens, left,
                 right or inside, are as if they did not exist, and get zeros.
             cu_seqlens: bounds of packed sequences, int32 or int64 ``[N + 1]``, with ``B = 1``. Tokens outside
@@ -145,6 +145,11 @@ class AttentionLayer(nn.Module, ABC):
     def _forward_cached(
         self, hidden_states: Tensor, attention_mask: Tensor | None, cu_seqlens: Tensor | None, cache: HyperCache
     ) -> Tensor:
+        if 0 in hidden_states.shape:
+            raise ValueError(
+                f"hidden_states is empty, shape {tuple(hidden_states.shape)}: "
+                "a cache takes at least one row and one token, so leave the call out"
+            )
         state = self.cache_part(cache)
         if cu_seqlens is not None and not state.empty:
             raise ValueError("cu_seqlens is for the first call of a cache: later tokens come as a batch of its rows")
@@ -267,10 +272,6 @@ class AttentionLayer(nn.Module, ABC):
             raise ValueError(
                 f"hidden_states must be [batch, length, {self.config.hidden_size}], got {tuple(hidden_states.shape)}"
             )
-        if 0 in hidden_states.shape:
-            raise ValueError(
-                f"hidden_states is empty, shape {tuple(hidden_states.shape)}: every size must be at least 1"
-            )
 
     def extra_repr(self) -> str:
         c = self.config
@@ -290,4 +291,4 @@ class AttentionLayer(nn.Module, ABC):
 
 def _heads(x: Tensor, width: int) -> Tensor:
     """``[..., heads * width]`` as ``[..., heads, width]``."""
-    return x.view(*x.shape[:-1], -1, width)
+    return x.view(*x.shape[:-1], x.shape[-1] // width, width)

@@ -94,13 +94,20 @@ class AttentionLayer(nn.Module, ABC):
             else:
                 cast(Part, module).reset_parameters()
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        cache = kwargs.get("cache")
+        if isinstance(cache, HyperCache):
+            # outside of what compile() compiles: a graph that finds its part by layer_idx serves one layer alone
+            kwargs["cache"] = self.cache_part(cache)
+        return super().__call__(*args, **kwargs)
+
     def forward(
         self,
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
         *,
         cu_seqlens: Tensor | None = None,
-        cache: HyperCache | None = None,
+        cache: HyperCache | LayerCache | StaticLayerCache | None = None,
     ) -> Tensor:
         """One attention layer over a batch, or over the tokens that follow a cache.
 
@@ -112,7 +119,7 @@ class AttentionLayer(nn.Module, ABC):
                 all of them are padding; equal neighbours are an empty sequence. With a cache they must
                 come first, and are its ``N`` rows from then on.
             cache: earlier tokens, which these follow and are added to; inference only. The mask
-                then counts the new tokens, or all of them.
+                then counts the new tokens, or all of them. :meth:`cache_part` of it will do.
 
         Returns:
             ``[B, T, hidden_size]``.
@@ -121,7 +128,7 @@ class AttentionLayer(nn.Module, ABC):
         if cu_seqlens is not None:
             check_cu_seqlens(cu_seqlens, hidden_states)
         if cache is not None:
-            return self._forward_cached(hidden_states, attention_mask, cu_seqlens, cache)
+            return self._forward_cached(hidden_states, attention_mask, cu_seqlens, self.cache_part(cache))
         if attention_mask is not None:
             attention_mask = check_attention_mask(attention_mask, hidden_states)
         inside = within_bounds(hidden_states.shape[1], cu_seqlens, hidden_states.device)
@@ -133,24 +140,32 @@ class AttentionLayer(nn.Module, ABC):
         o = self.attend(q, k, v, gates, attention_mask, cu_seqlens)
         return zero_padded(zero_padded(self.output(o.flatten(-2), gates), attention_mask), inside)
 
-    def cache_part(self, cache: HyperCache) -> LayerCache | StaticLayerCache:
-        """This layer's part of ``cache``; ValueError for a bidirectional layer."""
+    def cache_part(self, cache: HyperCache | LayerCache | StaticLayerCache) -> LayerCache | StaticLayerCache:
+        """This layer's part of ``cache``, or ``cache`` where it is that; ValueError for a bidirectional layer."""
         if traced():
             raise RuntimeError(
                 "torch.jit.trace records one run, and a cache changes from run to run: trace without cache=, "
                 "or compile a step with HyperCache(static=True, max_length=...) by torch.compile"
             )
-        return cache.layer(self.layer_idx, self._cache_spec or CacheSpec.of(self.config))
+        spec = self._cache_spec or CacheSpec.of(self.config)
+        if isinstance(cache, HyperCache):
+            return cache.layer(self.layer_idx, spec)
+        if cache.spec is not spec and cache.spec != spec:
+            raise ValueError(f"cache is another layer's part: {cache.spec}, not {spec}")
+        return cache
 
     def _forward_cached(
-        self, hidden_states: Tensor, attention_mask: Tensor | None, cu_seqlens: Tensor | None, cache: HyperCache
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None,
+        cu_seqlens: Tensor | None,
+        state: LayerCache | StaticLayerCache,
     ) -> Tensor:
         if 0 in hidden_states.shape:
             raise ValueError(
                 f"hidden_states is empty, shape {tuple(hidden_states.shape)}: "
                 "a cache takes at least one row and one token, so leave the call out"
             )
-        state = self.cache_part(cache)
         if cu_seqlens is not None and not state.empty:
             raise ValueError("cu_seqlens is for the first call of a cache: later tokens come as a batch of its rows")
         valid = self._new_tokens_mask(attention_mask, hidden_states, state)

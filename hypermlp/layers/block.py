@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hypermlp.cache import HyperCache
+from hypermlp.cache import HyperCache, LayerCache, StaticLayerCache
 from hypermlp.config import HyperConfig
 from hypermlp.layers.factory import build_layer
 from hypermlp.layers.feature_mixing import init_projection
@@ -100,13 +100,19 @@ class TransformerBlock(nn.Module):
         init_projection(self.attention.o_proj, gain)
         init_projection(self.mlp.down_proj, gain)
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        cache = kwargs.get("cache")
+        if isinstance(cache, HyperCache):  # outside of what compile() compiles, as in the attention layer
+            kwargs["cache"] = self.attention.cache_part(cache)
+        return super().__call__(*args, **kwargs)
+
     def forward(
         self,
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
         *,
         cu_seqlens: Tensor | None = None,
-        cache: HyperCache | None = None,
+        cache: HyperCache | LayerCache | StaticLayerCache | None = None,
     ) -> Tensor:
         """One block over ``[B, T, hidden_size]``; mask, ``cu_seqlens`` and cache as in the attention layer."""
         x = self.attention_norm(hidden_states)

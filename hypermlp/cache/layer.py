@@ -42,7 +42,7 @@ class LayerCache:
 
     @property
     def batch_size(self) -> int | None:
-        return self._rings["keys"].data.shape[0] if self._rings else None
+        return self._rings["keys"].batch_size if self._rings else None
 
     @property
     def lengths(self) -> Tensor:
@@ -81,13 +81,13 @@ class LayerCache:
             )
         if not self.length:
             return
-        data = self._rings["keys"].data
-        if q.shape[0] != data.shape[0]:
-            raise ValueError(f"the cache holds batch {data.shape[0]} and got {q.shape[0]}: use repeat or select")
-        if q.dtype != data.dtype:
-            raise TypeError(f"the cache holds {data.dtype} and got {q.dtype}: use cache.to(dtype=...)")
-        if q.device != data.device:
-            raise ValueError(f"the cache is on {data.device} and got {q.device}: use cache.to(device=...)")
+        held = self._rings["keys"]
+        if q.shape[0] != held.batch_size:
+            raise ValueError(f"the cache holds batch {held.batch_size} and got {q.shape[0]}: use repeat or select")
+        if q.dtype != held.dtype:
+            raise TypeError(f"the cache holds {held.dtype} and got {q.dtype}: use cache.to(dtype=...)")
+        if q.device != held.device:
+            raise ValueError(f"the cache is on {held.device} and got {q.device}: use cache.to(device=...)")
 
     def window(self, x: Tensor) -> Tensor:
         """Take in one new token's hidden states ``[B, D]``; returns the newest, oldest first, ``[B, taps + 1, D]``."""

@@ -22,6 +22,7 @@ class Ring:
     Attributes:
         capacity: slots there are.
         oldest: number of the oldest token that has not been overwritten; 0 until the ring wraps.
+        batch_size, dtype, device: of the memory.
     """
 
     def __init__(self, like: Tensor, limit: int | None, slots_last: bool = False) -> None:
@@ -39,6 +40,8 @@ class Ring:
         # held with heads beside batch rows, as products take them: a view costs a step as much as arithmetic
         self._leading, self._rows = data.shape[:-2], data.flatten(0, -3)
         self.capacity = data.shape[self._slots_dim]
+        # plain attributes: every step compares them
+        self.batch_size, self.dtype, self.device = data.shape[0], data.dtype, data.device
 
     def put(self, token: Tensor, length: int) -> None:
         """Write one token ``[B, ... * width]`` after the ``length`` tokens there have been."""
@@ -58,8 +61,7 @@ class Ring:
 
     def fits(self, rows: Tensor) -> bool:
         """Whether ``rows`` have this memory's batch, dtype and device."""
-        data = self.data
-        return (rows.shape[0], rows.dtype, rows.device) == (data.shape[0], data.dtype, data.device)
+        return (rows.shape[0], rows.dtype, rows.device) == (self.batch_size, self.dtype, self.device)
 
     def tokens(self, start: int, stop: int) -> list[Tensor]:
         """Views of tokens ``start:stop``, oldest first: one, or two where the ring wraps.

@@ -192,14 +192,15 @@ class AttentionLayer(nn.Module, ABC):
         """One token a row after a cache, ``[B, hidden_size]`` to the same: heads and time have no dimensions here."""
         if valid is not None:
             x = zero_padded(x, valid)
-        offset = state.offset(valid) if self.config.rope else 0
+        config = self._config
+        offset = state.offset(valid) if config.rope else 0
         gates = self.gates(x)
         q = self._gated_queries(x, gates, offset)
         state.check(q, 1)
-        window = state.window(x) if self.config.conv_size else x
+        window = state.window(x) if config.conv_size else x
         k_conv, v_conv = self.k_conv, self.v_conv
-        k = self._rotated(self.k_proj(window if k_conv is None else k_conv.step(window)), offset)
-        v = self.v_proj(window if v_conv is None else v_conv.step(window))
+        k = self._rotated(self.k_proj(window if k_conv is None else k_conv(window, newest=True)), offset)
+        v = self.v_proj(window if v_conv is None else v_conv(window, newest=True))
         if valid is not None:
             k, v = zero_padded(k, valid), zero_padded(v, valid)
         out = self.output(self.attend_step(q, gates, state.step(k, v, valid)), gates)
@@ -241,8 +242,9 @@ class AttentionLayer(nn.Module, ABC):
         self, x: Tensor, cu_seqlens: Tensor | None, offset: int | Tensor = 0, past: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """``conv(x) Wk`` ``[B, T, S*H, K]`` and ``conv'(x) Wv`` ``[B, T, H, V]``."""
-        k = self.k_proj(x if self.k_conv is None else self.k_conv(x, cu_seqlens, past, self.backend))
-        v = self.v_proj(x if self.v_conv is None else self.v_conv(x, cu_seqlens, past, self.backend))
+        options = {"cu_seqlens": cu_seqlens, "past": past, "backend": self.backend}
+        k = self.k_proj(x if self.k_conv is None else self.k_conv(x, **options))
+        v = self.v_proj(x if self.v_conv is None else self.v_conv(x, **options))
         return _heads(self._rotated(k, offset), self.config.qk_width), _heads(v, self.config.v_width)
 
     def output(self, o: Tensor, gates: Gates) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from hypermlp.config import ConvInit, GateActivation, HyperConfig, Layout, MixConfig, Mixer
 from hypermlp.layers.feature_mixing import Gates, init_projection
@@ -109,11 +110,11 @@ class HyperMLP(OperatorLayer):
         max_lag = self.config.max_lag
         return LagMixing(heads, max_lag, mix, **factory) if isinstance(mix, MixConfig) and max_lag else None
 
-    def mixes(self, gates: Gates) -> tuple[SequenceMix, SequenceMix]:
+    def mixes(self, q: Tensor, gates: Gates) -> tuple[SequenceMix, SequenceMix]:
         routing, readout = self.routing_mix, self.readout_mix
         return (
-            SequenceMix() if routing is None else routing.of(gates.routing),
-            SequenceMix() if readout is None else readout.of(gates.readout),
+            SequenceMix() if routing is None else routing(q[..., :0] if gates.routing is None else gates.routing),
+            SequenceMix() if readout is None else readout(q[..., :0] if gates.readout is None else gates.readout),
         )
 
 

@@ -21,21 +21,21 @@ class OperatorLayer(AttentionLayer):
         c, selection = config, "glu" if config.num_maps == 2 else "relu"
         self._options = Options(selection, c.norm, c.eps, c.causal, c.layout, c.max_lag)
 
-    def mixes(self, gates: Gates) -> tuple[SequenceMix, SequenceMix]:
-        """First and second sequence mixing of the tokens with these ``gates``; here none."""
+    def mixes(self, q: Tensor, gates: Gates) -> tuple[SequenceMix, SequenceMix]:
+        """First and second sequence mixing of the tokens with these queries and ``gates``; here none."""
         return SequenceMix(), SequenceMix()
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, gates: Gates, attention_mask: Tensor | None, cu_seqlens: Tensor | None
     ) -> Tensor:
         return hyper_attention(
-            q, k, v, *self.mixes(gates), **self._options._asdict(),
+            q, k, v, *self.mixes(q, gates), **self._options._asdict(),
             attention_mask=attention_mask, cu_seqlens=cu_seqlens, backend=self.backend,
         )  # fmt: skip
 
     def attend_step(self, q: Tensor, gates: Gates, past: Past) -> Tensor:
         step = triton.decode_step if self.backend == "triton" and not needs_plain_operators() else decode_step
-        mixes = self.mixes(gates)
+        mixes = self.mixes(q, gates)
         if autocast_enabled(q.device.type):
             with without_autocast(q.device.type):
                 return step(q, past, *mixes, self._options)
@@ -43,4 +43,4 @@ class OperatorLayer(AttentionLayer):
 
     def attend_block(self, q: Tensor, gates: Gates, past: Past) -> Tensor:
         with without_autocast(q.device.type):
-            return decode_block(q, past, *self.mixes(gates), self._options)
+            return decode_block(q, past, *self.mixes(q, gates), self._options)

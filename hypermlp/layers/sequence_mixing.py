@@ -58,11 +58,18 @@ class LagMixing(nn.Module):
             if table is not None:
                 nn.init.normal_(table, std=_TABLE_STD)
 
-    def of(self, gate: Tensor | None) -> SequenceMix:
-        """The mixing of the tokens whose cores are ``gate`` ``[B, T, heads * rank]``, as the operator takes it."""
-        if gate is not None:
-            gate = gate.view(*gate.shape[:-1], self.num_heads, self.mix.rank)
-        return SequenceMix(self.diag, self.down, self.up, gate, self.mix.identity)
+    def forward(self, core: Tensor) -> SequenceMix:
+        """The mixing of some tokens, as the operator takes it.
+
+        Args:
+            core: the tokens' cores, ``[B, T, heads * rank]`` or ``[B, heads * rank]``; of no width where ``rank`` is 0.
+        """
+        mix, held = self.mix, self._parameters
+        gate = core.view(*core.shape[:-1], self.num_heads, mix.rank) if mix.rank else None
+        try:  # three attributes of a module cost a step as much as a product
+            return SequenceMix(held["diag"], held["down"], held["up"], gate, mix.identity)
+        except KeyError:  # some are left out, or something computes them: pruning, a parametrisation
+            return SequenceMix(self.diag, self.down, self.up, gate, mix.identity)
 
     def extra_repr(self) -> str:
         mix = self.mix

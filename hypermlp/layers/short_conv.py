@@ -46,14 +46,25 @@ class ShortConv(nn.Module):
         return self.weight
 
     def forward(
-        self, x: Tensor, cu_seqlens: Tensor | None = None, past: Tensor | None = None, backend: Backend = "auto"
+        self,
+        x: Tensor,
+        *,
+        cu_seqlens: Tensor | None = None,
+        past: Tensor | None = None,
+        backend: Backend = "auto",
+        newest: bool = False,
     ) -> Tensor:
-        """``[B, T, channels]`` to the same shape, by :func:`hypermlp.ops.short_conv.short_conv`."""
-        return short_conv(x, self.taps, cu_seqlens, past, backend)
+        """``[B, T, channels]`` to the same shape, by :func:`hypermlp.ops.short_conv.short_conv`.
 
-    def step(self, window: Tensor) -> Tensor:
-        """The newest token's output ``[B, channels]`` from the last ``size`` inputs ``[B, size, channels]``."""
-        return (window * self.taps.mT).sum(1)
+        Args:
+            x: ``[B, T, channels]``; padded tokens hold zeros.
+            cu_seqlens, past, backend: as there.
+            newest: ``x`` is one token's window, the last ``size`` inputs up to it ``[B, size, channels]``: return
+                that token's output alone, ``[B, channels]``.
+        """
+        if newest:
+            return (x * self.taps.mT).sum(1)
+        return short_conv(x, self.taps, cu_seqlens, past, backend)
 
     def extra_repr(self) -> str:
         return f"{self.channels}, size={self.size}, identity={self.identity}"

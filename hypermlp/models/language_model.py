@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hypermlp.cache import HyperCache
 from hypermlp.config import HyperConfig
 from hypermlp.layers.block import TransformerBlock
+from hypermlp.layers.projection import Embedding
 from hypermlp.ops.attention import Backend
 
 
@@ -97,7 +98,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.config = config
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size, **factory)
+        self.embedding = Embedding(config.vocab_size, config.hidden_size, **factory)
         self.blocks = nn.ModuleList(
             TransformerBlock(
                 config.attention,
@@ -111,7 +112,7 @@ class LanguageModel(nn.Module):
             for index in range(config.num_layers)
         )
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps, **factory)
-        # a tied head is no module of its own, so that a state dict holds the shared weights once
+        # a tied head is a call of the embedding, so that a state dict holds the shared weights once
         self.head = (
             None if config.tie_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False, **factory)
         )
@@ -159,8 +160,9 @@ class LanguageModel(nn.Module):
         hidden_states = self.embedding(input_ids) * self.config.hidden_size**0.5
         for block in self.blocks:
             hidden_states = block(hidden_states, attention_mask, cu_seqlens=cu_seqlens, cache=cache)
-        weight = self.embedding.weight if self.head is None else self.head.weight
-        return F.linear(self.norm(hidden_states), weight)
+        hidden_states = self.norm(hidden_states)
+        logits: Tensor = self.embedding(hidden_states, head=True) if self.head is None else self.head(hidden_states)
+        return logits
 
     def loss(
         self,

@@ -75,7 +75,7 @@ def test_a_part_that_sees_its_neighbours_is_caught(monkeypatch, cls, broken):
     forward, conv, attend = layer.forward, layer.k_conv.forward, layer.attend
     arrangement, junk = ARRANGEMENTS["packed"], 1
     if broken == "convolution":
-        monkeypatch.setattr(layer.k_conv, "forward", lambda x, *others: conv(x))
+        monkeypatch.setattr(layer.k_conv, "forward", lambda x, **others: conv(x))
     elif broken == "gates":
         monkeypatch.setattr(layer, "attend", lambda q, k, v, gates, mask, bounds: attend(q, k, v, gates, mask, None))
     else:

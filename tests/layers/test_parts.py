@@ -30,7 +30,7 @@ def test_the_convolution_is_the_sum_it_says(size, length):
 def test_the_convolution_does_not_cross_packed_sequences(bounds):
     conv, x = ShortConv(3, 4, dtype=torch.float64), torch.randn(1, 8, 3).double()
     torch.nn.init.normal_(conv.weight)
-    packed = conv(x, torch.tensor(bounds))
+    packed = conv(x, cu_seqlens=torch.tensor(bounds))
     alone = [conv(x[:, lo:hi]) for lo, hi in itertools.pairwise(bounds)]
     # of other lengths, and so in vectors of other sizes, which a processor may round in another way
     torch.testing.assert_close(packed, torch.cat(alone, 1))
@@ -40,7 +40,7 @@ def test_the_convolution_does_not_cross_packed_sequences(bounds):
 def test_a_nan_in_a_packed_neighbour_does_not_cross_the_convolution():
     conv, x = ShortConv(3, 4), torch.randn(1, 8, 3)
     x[:, 2] = float("nan")
-    out = conv(x, torch.tensor([0, 3, 8]))
+    out = conv(x, cu_seqlens=torch.tensor([0, 3, 8]))
     assert out[:, 3:].isfinite().all()
     assert out[:, 2].isnan().all()
 

@@ -41,7 +41,7 @@ def test_a_parameter_cut_off_is_noticed() -> None:
     model = swapped("llama")
     layer = checks.attentions(model)[0].mixer
     conv = layer.k_conv
-    conv.forward = lambda *args: type(conv).forward(conv, *args).detach()
+    conv.forward = lambda *args, **kwargs: type(conv).forward(conv, *args, **kwargs).detach()
     with pytest.raises(AssertionError, match="no gradient"):
         checks.check_gradients(model)
 

@@ -1,0 +1,136 @@
+"""Host functions: tensors in, tensors out. The only part of the package that others import."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hypermlp_kernels.native import abi
+from hypermlp_kernels.native.build import library
+
+
+class Mix(NamedTuple):
+    """Tables ``[heads, L]``, ``[heads, L, R]``, gate ``[B, T, heads, R]``, and whether the identity is part of it."""
+
+    diag: Tensor | None
+    down: Tensor | None
+    up: Tensor | None
+    gate: Tensor | None
+    identity: bool
+
+
+class Span(NamedTuple):
+    """Batch rows that hold one sequence each at ``start:stop``; ``has_holes``: masked tokens inside."""
+
+    batch_start: int
+    batch_stop: int
+    start: int
+    stop: int
+    has_holes: bool
+
+
+class Options(NamedTuple):
+    """What is computed, apart from the tensors. ``window`` None: as far as the sequence goes."""
+
+    glu: bool
+    norm: bool
+    eps: float
+    causal: bool
+    by_lag: bool
+    window: int | None
+
+
+class _Inputs:
+    """Tensors as the kernels read them, kept alive while they run, and the call that names them."""
+
+    def __init__(
+        self, q: Tensor, k: Tensor, v: Tensor, routing: Mix, readout: Mix, options: Options,
+        spans: Sequence[Span], mask: Tensor | None,
+    ) -> None:  # fmt: skip
+        self.dtype = torch.promote_types(q.dtype, torch.float32)
+        self.library = library(self.dtype)
+        self._kept: list[Tensor] = []
+        self.call = call = abi.Call()
+        call.length, call.past = k.shape[1], k.shape[1] - q.shape[1]
+        call.heads, call.maps = v.shape[2], q.shape[2] // v.shape[2]
+        call.qk, call.v = q.shape[3], v.shape[3]
+        call.type = abi.type_code(q.dtype)
+        call.norm, call.eps, call.causal, call.by_lag = options.norm, options.eps, options.causal, options.by_lag
+        call.threads = torch.get_num_threads()
+        call.window = call.length if options.window is None else options.window
+        tables = [x for mix in (routing, readout) for x in mix[:3] if x is not None]
+        call.lags = tables[0].shape[1] if tables else 0
+        rows = [(b, s.start, s.stop, int(s.has_holes)) for s in spans for b in range(s.batch_start, s.batch_stop)]
+        call.num_sequences = len(rows)
+        call.sequences = self._address(torch.tensor(rows, dtype=torch.int64).reshape(-1, 4))
+        if mask is not None:
+            call.mask = self._address(mask.contiguous())
+        call.q, call.k, call.values = self.stream(q), self.stream(k), self.stream(v)
+        call.routing, call.readout = self._mix(routing), self._mix(readout)
+        # a sequence's rows are written, and nothing else is
+        self.complete = sum(stop - start for _, start, stop, _ in rows) == k.shape[0] * k.shape[1]
+
+    def stream(self, x: Tensor) -> abi.Stream:
+        if x.stride(-1) != 1 and x.shape[-1] > 1:
+            x = x.contiguous()
+        self._kept.append(x)
+        return abi.stream(x)
+
+    def new(self, *shape: int) -> Tensor:
+        """``[B, T, ...]``, zero where no sequence has a token."""
+        return torch.empty(shape, dtype=self.dtype) if self.complete else torch.zeros(shape, dtype=self.dtype)
+
+    def run(self, name: str) -> None:
+        size = getattr(self.library, f"hypermlp_{name}_bytes")(ctypes.byref(self.call))
+        workspace = torch.empty(size // self.dtype.itemsize + 16, dtype=self.dtype)
+        self.call.workspace = (workspace.data_ptr() + 63) // 64 * 64
+        getattr(self.library, f"hypermlp_{name}")(ctypes.byref(self.call))
+
+    def _address(self, x: Tensor) -> int:
+        self._kept.append(x)
+        return x.data_ptr()
+
+    def _table(self, x: Tensor | None) -> int | None:
+        return None if x is None else self._address(x.detach().to(self.dtype).contiguous())
+
+    def _mix(self, mix: Mix) -> abi.Mix:
+        diag, down, up = (self._table(x) for x in mix[:3])
+        gate = abi.Stream() if mix.gate is None else self.stream(mix.gate)
+        return abi.Mix(diag, down, up, gate, 0 if mix.down is None else mix.down.shape[-1], mix.identity)
+
+
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    routing_mix: Mix,
+    readout_mix: Mix,
+    options: Options,
+    spans: Sequence[Span],
+    attention_mask: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, bool]:
+    """``(o, z1, rho, z2)`` in float32, or float64 for float64, and whether a value is not finite.
+
+    Such a value is taken for zero: which rows see it is for the caller to mark.
+
+    Args:
+        q: ``[B, m, S*H, K]``, the last ``m`` tokens' queries, on a CPU, of any float dtype.
+        k: ``[B, T, S*H, K]``; v: ``[B, T, H, V]``.
+        routing_mix, readout_mix: gates of the ``m`` tokens.
+        options: what is computed.
+        spans: the sequences; other tokens get zeros (and ``rho`` one).
+        attention_mask: bool ``[B, T]``, read where a span has holes.
+    """
+    x = _Inputs(q, k, v, routing_mix, readout_mix, options, spans, attention_mask)
+    call, (batch, length, maps, _), (heads, width) = x.call, q.shape, v.shape[2:]
+    o = x.new(batch, length, heads, width)
+    z1, z2 = x.new(batch, length, maps, call.routing.rank), x.new(batch, length, heads, call.readout.rank)
+    rho = torch.ones(batch, length, heads, dtype=x.dtype)
+    call.o, call.z1, call.rho, call.z2 = (y.data_ptr() for y in (o, z1, rho, z2))
+    if call.num_sequences:
+        x.run("forward")
+    return o, z1, rho, z2, bool(call.nonfinite)

@@ -1,0 +1,32 @@
+// The L2 norm of a row from the sums of its squares, and where these leave the range of numbers from the row itself.
+#pragma once
+#include <cmath>
+
+#include "vectors.h"
+
+namespace hypermlp {
+
+// with squares that neither overflow nor vanish: everything is scaled by a power of two, which is exact
+static real scaled_norm(const real* row, long columns) {
+  real most = 0;
+  for (long x = 0; x < columns; ++x) most = std::fabs(row[x]) > most ? std::fabs(row[x]) : most;
+  if (most == 0 || !finite(most)) return most;
+  int exponent;
+  std::frexp(most, &exponent);
+  exponent = exponent < -120 ? -120 : exponent;
+  const real scale = std::ldexp(real(1), -exponent);
+  real total = 0;
+  for (long x = 0; x < columns; ++x) total += row[x] * scale * (row[x] * scale);
+  return std::ldexp(std::sqrt(total), exponent);
+}
+
+// squares: BLOCK partial sums
+INLINE real row_norm(const real* squares, const real* row, long columns) {
+  constexpr real LEAST = sizeof(real) == 4 ? 0x1p-100 : 0x1p-900;
+  real total = 0;
+  for (int i = 0; i < BLOCK; ++i) total += squares[i];
+  if (total >= LEAST && finite(total)) return std::sqrt(total);
+  return total == total ? scaled_norm(row, columns) : total;
+}
+
+}  // namespace hypermlp

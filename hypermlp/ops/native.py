@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hypermlp.ops.chunked_backward import Needs
 from hypermlp.ops.mixing import SequenceMix
 from hypermlp.ops.tiling import Options
 from hypermlp.ops.varlen import key_spans, sees_nonfinite, segments
@@ -37,6 +38,30 @@ def forward(
         )
         found[0].masked_fill_(sees_nonfinite(v, *spans)[:, k.shape[1] - q.shape[1] :], float("nan"))
     return tuple(found)
+
+
+def backward(
+    grad_o: Tensor,
+    o: Tensor,
+    statistics: tuple[Tensor, Tensor, Tensor],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    routing_mix: SequenceMix,
+    readout_mix: SequenceMix,
+    needs: Needs,
+    options: Options,
+    attention_mask: Tensor | None,
+    cu_seqlens: Tensor | None,
+) -> tuple[Tensor | None, ...]:
+    """Gradients of ``q, k, v`` and of both mixings' tensors, in order; None where none was asked for."""
+    from hypermlp_kernels.native import launch
+
+    return launch.backward(
+        grad_o, o, statistics, q, k, v, launch.Mix(*routing_mix), launch.Mix(*readout_mix),
+        launch.Needs(needs.q, needs.k, needs.v, *(launch.MixNeeds(*mix) for mix in needs[3:])),
+        **_keywords(k, options, attention_mask, cu_seqlens),
+    )  # fmt: skip
 
 
 def _keywords(k: Tensor, options: Options, attention_mask: Tensor | None, cu_seqlens: Tensor | None) -> dict[str, Any]:

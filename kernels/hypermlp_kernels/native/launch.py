@@ -33,6 +33,25 @@ class Span(NamedTuple):
     has_holes: bool
 
 
+class MixNeeds(NamedTuple):
+    """Which gradients of a mixing are asked for."""
+
+    diag: bool
+    down: bool
+    up: bool
+    gate: bool
+
+
+class Needs(NamedTuple):
+    """Which gradients are asked for."""
+
+    q: bool
+    k: bool
+    v: bool
+    routing: MixNeeds
+    readout: MixNeeds
+
+
 class Options(NamedTuple):
     """What is computed, apart from the tensors. ``window`` None: as far as the sequence goes."""
 
@@ -66,9 +85,9 @@ class _Inputs:
         call.lags = tables[0].shape[1] if tables else 0
         rows = [(b, s.start, s.stop, int(s.has_holes)) for s in spans for b in range(s.batch_start, s.batch_stop)]
         call.num_sequences = len(rows)
-        call.sequences = self._address(torch.tensor(rows, dtype=torch.int64).reshape(-1, 4))
+        call.sequences = self.address(torch.tensor(rows, dtype=torch.int64).reshape(-1, 4))
         if mask is not None:
-            call.mask = self._address(mask.contiguous())
+            call.mask = self.address(mask.contiguous())
         call.q, call.k, call.values = self.stream(q), self.stream(k), self.stream(v)
         call.routing, call.readout = self._mix(routing), self._mix(readout)
         # a sequence's rows are written, and nothing else is
@@ -90,12 +109,12 @@ class _Inputs:
         self.call.workspace = (workspace.data_ptr() + 63) // 64 * 64
         getattr(self.library, f"hypermlp_{name}")(ctypes.byref(self.call))
 
-    def _address(self, x: Tensor) -> int:
+    def address(self, x: Tensor) -> int:
         self._kept.append(x)
         return x.data_ptr()
 
     def _table(self, x: Tensor | None) -> int | None:
-        return None if x is None else self._address(x.detach().to(self.dtype).contiguous())
+        return None if x is None else self.address(x.detach().to(self.dtype).contiguous())
 
     def _mix(self, mix: Mix) -> abi.Mix:
         diag, down, up = (self._table(x) for x in mix[:3])
@@ -134,3 +153,48 @@ def forward(
     if call.num_sequences:
         x.run("forward")
     return o, z1, rho, z2, bool(call.nonfinite)
+
+
+def backward(
+    grad_o: Tensor,
+    o: Tensor,
+    statistics: tuple[Tensor, Tensor, Tensor],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    routing_mix: Mix,
+    readout_mix: Mix,
+    needs: Needs,
+    options: Options,
+    spans: Sequence[Span],
+    attention_mask: Tensor | None,
+) -> tuple[Tensor | None, ...]:
+    """Gradients of ``q, k, v`` and of both mixings' ``diag, down, up, gate``, in float32, or float64 for float64.
+
+    Args:
+        grad_o: ``[B, T, H, V]``.
+        o: the forward's output, ``statistics`` its ``z1``, ``rho`` and ``z2``.
+        q, k, v, routing_mix, readout_mix: as in the forward, all with ``T`` tokens.
+        needs: the gradients asked for; the others are None.
+        options, spans, attention_mask: as in the forward.
+    """
+    x = _Inputs(q, k, v, routing_mix, readout_mix, options, spans, attention_mask)
+    call = x.call
+    call.o, call.z1, call.rho, call.z2 = (x.address(y.contiguous()) for y in (o, *statistics))
+    call.grad_o = x.stream(grad_o.to(x.dtype))
+    dq = x.new(*q.shape) if needs.q else None
+    dk, dv = (torch.zeros(y.shape, dtype=x.dtype) if need else None for y, need in ((k, needs.k), (v, needs.v)))
+    call.dq, call.dk, call.dv = (None if y is None else y.data_ptr() for y in (dq, dk, dv))
+    grads = [dq, dk, dv]
+    for name, mix, asked in (("routing", routing_mix, needs.routing), ("readout", readout_mix, needs.readout)):
+        tables = [
+            torch.zeros(y.shape, dtype=x.dtype) if need and y is not None else None
+            for y, need in zip(mix[:3], asked[:3], strict=True)
+        ]
+        gate = x.new(*mix.gate.shape) if asked.gate and mix.gate is not None else None
+        found = [*tables, gate]
+        setattr(call, f"d_{name}", abi.MixGrads(*(None if y is None else y.data_ptr() for y in found)))
+        grads += found
+    if call.num_sequences:
+        x.run("backward")
+    return tuple(grads)

@@ -52,7 +52,10 @@ template <class T>
 class Array {
  public:
   explicit Array(long capacity) : data_(static_cast<T*>(std::malloc(sizeof(T) * (capacity ? capacity : 1)))) {}
-  ~Array() { std::free(data_); }
+  ~Array() {
+    for (long i = 0; i < count_; ++i) data_[i].~T();
+    std::free(data_);
+  }
   Array(const Array&) = delete;
   Array& operator=(const Array&) = delete;
 

@@ -1,0 +1,441 @@
+// The operator's backward: each tile's maps are made again from the saved statistics. docs/mathematics.md derives it.
+// A gradient that was not asked for is not computed.
+#include "maps.h"
+#include "softplus.h"
+
+namespace hypermlp {
+namespace {
+
+constexpr long KEYS_AT_ONCE = 48;  // of a map whose columns are copied side by side: its rows lie pages apart
+
+bool any(const MixGrads& grads) { return grads.diag || grads.down || grads.up || grads.gate; }
+
+struct Needs {
+  bool keys, scores, readout;
+  Needs(const Call& call)
+      : keys(call.dk), scores(call.dq || call.dk || any(call.d_routing)), readout(scores || any(call.d_readout)) {}
+};
+
+// gradients of keys and values of a piece, which counts them from its first key's origin
+struct KeySums {
+  real *keys[Keys::MAPS], *values;
+  long tokens;
+
+  KeySums(Workspace& space, const Call& call, const Sizes& sizes, long tokens) : tokens(tokens) {
+    for (long m = 0; m < sizes.maps; ++m) keys[m] = call.dk ? space.take(tokens * sizes.qk_padded) : nullptr;
+    values = call.dv ? space.take(tokens * sizes.v_padded) : nullptr;
+  }
+  void clear(const Sizes& sizes) const {
+    for (long m = 0; m < sizes.maps; ++m)
+      if (keys[m]) zero(keys[m], tokens * sizes.qk_padded);
+    if (values) zero(values, tokens * sizes.v_padded);
+  }
+};
+
+struct Space {  // of one worker
+  real *score[Keys::MAPS], *gate_map, *softplus, *slope, *a, *weights;
+  real *q, *z, *gate, *gated, *e, *grad_o, *finite_grad_o, *turned, *out;
+  Keys keys;
+  KeySums sums;
+
+  Space(Workspace& space, const Call& call, const Sizes& sizes)
+      : keys(space, sizes, true), sums(space, call, sizes, sizes.tokens) {
+    auto map = [&] { return space.take(Layout::map_size(sizes.columns), Layout::MARGIN); };
+    for (long m = 0; m < sizes.maps; ++m) score[m] = map();
+    gate_map = map(), a = map(), weights = map();
+    softplus = sizes.maps == 2 ? map() : nullptr;
+    slope = sizes.maps == 2 ? map() : nullptr;
+    q = space.take(TILE * sizes.qk_padded);
+    z = space.take(TILE * sizes.rank_padded);
+    gate = space.take(TILE * sizes.rank_padded);
+    gated = space.take(TILE * sizes.rank_padded);
+    e = space.take(TILE * sizes.rank_padded);
+    grad_o = space.take(TILE * sizes.v_padded);
+    finite_grad_o = space.take(TILE * sizes.v_padded);
+    turned = space.take(TILE * KEYS_AT_ONCE);
+    out = space.take(TILE * sizes.qk_padded);
+  }
+};
+
+// tables' sums of one group and head
+struct GroupSums {
+  Array<TableSums> maps;  // of its score maps, then of the readout
+  GroupSums(Workspace& space, const Call& call, const Sizes& sizes, long length) : maps(call.maps + 1) {
+    for (long m = 0; m < call.maps; ++m) maps.add(space, length, sizes.rank1, call.d_routing);
+    maps.add(space, length, sizes.rank2, call.d_readout);
+  }
+};
+
+class Backward {
+ public:
+  Backward(const Call& call, const Sizes& sizes, const Tables* routing, const Tables* readout, const GroupSums& into,
+           Space& space)
+      : call_(call), sizes_(sizes), needs_(call), routing_(routing), readout_(readout), into_(into), s_(space) {}
+
+  void run(const Piece& piece, long head, const KeySums& sums) {
+    const Sequence& sequence = call_.sequences[piece.sequence];
+    const Layout layout(call_, sequence);
+    s_.keys.fill(call_, sizes_, piece, head);
+    sums.clear(sizes_);
+    for (long first = piece.begin; first < piece.end; first += TILE)
+      run_tile(Tile(layout, first, piece.end, Layout::pitch(sizes_.columns)), sequence, head, sums);
+  }
+
+ private:
+  void run_tile(const Tile& t, const Sequence& s, long head, const KeySums& sums) {
+    real pull[TILE], rho[TILE];
+    read_grad_o(t, s, head, pull, rho);
+    for (int m = 0; m < sizes_.maps; ++m) {
+      const long index = m * call_.heads + head;
+      read_queries(t, s, index);
+      scores(t, s_.keys, m, s_.q, sizes_.qk, s_.score[m]);
+      restore(t, s, call_.routing, routing_[index], sizes_.maps * call_.heads, index, call_.z1);
+      m == 0 ? mix_gate_map(t, s, routing_[index]) : mix_scale_map(t, s, routing_[index]);
+    }
+    restore(t, s, call_.readout, readout_[head], call_.heads, head, call_.z2);
+    if (sums.values) values_gradient(t, readout_[head], sums.values);
+    if (!needs_.readout) return;
+    weights_gradient(t);
+    mix_backward(t, s, call_.readout, readout_[head], into_.maps.data()[sizes_.maps], call_.heads, head, s_.a, s_.weights,
+                 call_.d_readout.gate);
+    if (!needs_.scores) return;
+    selection_backward(t, readout_[head], pull, rho);
+    for (int m = 0; m < sizes_.maps; ++m) {
+      const long index = m * call_.heads + head;
+      const Tables& tables = routing_[index];
+      real* y = m == 0 ? s_.weights : s_.slope;
+      restore(t, s, call_.routing, tables, sizes_.maps * call_.heads, index, call_.z1);
+      mix_backward(t, s, call_.routing, tables, into_.maps.data()[m], sizes_.maps * call_.heads, index, s_.score[m], y,
+                   call_.d_routing.gate);
+      if (!call_.dq && !call_.dk) continue;
+      scores_gradient(t, tables, y);
+      queries_keys_gradient(t, s, index, m, y, sums.keys[m]);
+    }
+  }
+
+  void read_queries(const Tile& t, const Sequence& s, long index) const {
+    read_rows(call_, Type(call_.type), call_.q, s, t, index, sizes_.qk, sizes_.qk, s_.q);
+  }
+
+  // grad_o / rho, and for rho's own gradient the row sums of (grad_o / rho) o
+  void read_grad_o(const Tile& t, const Sequence& s, long head, real* pull, real* rho) const {
+    const long row = sizes_.v_padded, count = sizes_.v;
+    read_rows(call_, REAL, call_.grad_o, s, t, head, count, row, s_.grad_o);
+    const Rows o(call_, call_.o, s, t, call_.heads, head, count), all_rho(call_, call_.rho, s, t, call_.heads, head, 1);
+    for (int r = 0; r < t.padded; ++r) {
+      pull[r] = 0, rho[r] = 1;
+      if (r >= t.rows) continue;
+      rho[r] = all_rho.data[r * all_rho.distance];
+      real* grad = s_.grad_o + r * row;
+      real total = 0;
+      for (long c = 0; c < count; ++c) {
+        grad[c] /= rho[r];
+        total += grad[c] * o.data[r * o.distance + c];
+      }
+      if (call_.norm && rho[r] > real(call_.eps)) pull[r] = total;
+    }
+    std::memcpy(s_.finite_grad_o, s_.grad_o, t.padded * row * sizeof(real));
+    make_finite(s_.finite_grad_o, t.padded * row);
+  }
+
+  // the saved statistic, its gate, and both multiplied
+  void restore(const Tile& t, const Sequence& s, const Mix& mix, const Tables& tables, long heads, long index,
+               real* kept) const {
+    if (!tables.rank) return;
+    const Rows from(call_, kept, s, t, heads, index, tables.rank);
+    zero(s_.z, t.padded * tables.padded);
+    for (int r = 0; r < t.rows; ++r)
+      std::memcpy(s_.z + r * tables.padded, from.data + r * from.distance, tables.rank * sizeof(real));
+    if (mix.gate.data) read_rows(call_, Type(call_.type), mix.gate, s, t, index, tables.rank, tables.padded, s_.gate);
+    gated(t, s_.z, mix.gate.data ? s_.gate : nullptr, tables.padded, s_.gated);
+  }
+
+  // g, and for one map a = relu(g)
+  void mix_gate_map(const Tile& t, const Sequence& s, const Tables& tables) const {
+    const real *map = s_.score[0], *scale = tables.scale + t.beside(tables.length);
+    real *gate = s_.gate_map, *a = sizes_.maps == 1 ? s_.a : nullptr;
+    const Visible visible(t, s.holes ? s_.keys.valid : nullptr);
+    expand(t, s_.gated, tables, tables.up_turned, [&](long r, long x, vec(&u)[GROUP]) __attribute__((always_inline)) {
+      UNROLL for (int n = 0; n < GROUP; ++n) {
+        const long at = place(t, r, x, n);
+        const vec y = visible(load(map + at) * load(scale + x + n % VECTORS * W) + u[n], r, x, n);
+        store(gate + at, y);
+        if (a) store(a + at, relu(y));
+      }
+    });
+  }
+
+  // softplus(u), the slope sigmoid(u) relu(g), and a = softplus(u) relu(g)
+  void mix_scale_map(const Tile& t, const Sequence& s, const Tables& tables) const {
+    const real *map = s_.score[1], *gate = s_.gate_map, *scale = tables.scale + t.beside(tables.length);
+    real *softplus_map = s_.softplus, *slope = s_.slope, *a = s_.a;
+    const Visible visible(t, s.holes ? s_.keys.valid : nullptr);
+    expand(t, s_.gated, tables, tables.up_turned, [&](long r, long x, vec(&u)[GROUP]) __attribute__((always_inline)) {
+      vec y[GROUP], positive[GROUP], sigmoid[GROUP];
+      UNROLL for (int n = 0; n < GROUP; ++n)
+        y[n] = load(map + place(t, r, x, n)) * load(scale + x + n % VECTORS * W) + u[n];
+      softplus<true>(y, positive, sigmoid);
+      UNROLL for (int n = 0; n < GROUP; ++n) {
+        const long at = place(t, r, x, n);
+        const vec open = relu(load(gate + at));
+        store(softplus_map + at, visible(positive[n], r, x, n));
+        store(slope + at, visible(sigmoid[n] * open, r, x, n));
+        store(a + at, visible(positive[n] * open, r, x, n));
+      }
+    });
+  }
+
+  // dv += w^T (grad_o / rho)
+  void values_gradient(const Tile& t, const Tables& tables, real* sums) const {
+    const real *a = s_.a, *scale = tables.scale + t.beside(tables.length);
+    real* w = s_.weights;
+    expand(t, s_.gated, tables, tables.up_turned, [&](long r, long x, vec(&u)[GROUP]) __attribute__((always_inline)) {
+      UNROLL for (int n = 0; n < GROUP; ++n) {
+        const long at = place(t, r, x, n);
+        store(w + at, load(a + at) * load(scale + x + n % VECTORS * W) + u[n]);
+      }
+    });
+    t.hide(w);
+    const long row = sizes_.v_padded;
+    for (long j = t.key_begin; j < t.key_end; j += KEYS_AT_ONCE) {
+      const long count = min(KEYS_AT_ONCE, t.key_end - j);
+      for (int r = 0; r < t.rows; ++r)
+        std::memcpy(s_.turned + r * KEYS_AT_ONCE, t.keys(w) + r * t.key_pitch + j, count * sizeof(real));
+      product<true>(count, row, t.rows, s_.turned, 1, KEYS_AT_ONCE, s_.finite_grad_o, row, sums + (j - s_.keys.origin) * row,
+                    row);
+    }
+    mark(t, sums);
+  }
+  // a gradient that is not finite was taken for zero: what it would have reached is not a number
+  void mark(const Tile& t, real* sums) const {
+    const long row = sizes_.v_padded;
+    for (long i = 0; i < t.rows * row; ++i) {
+      if (finite(s_.grad_o[i])) continue;
+      const long r = i / row, shift = t.by_lag ? t.first + r - (t.width - 1) : 0;
+      for (long x = t.begin(r); x < t.end(r); ++x) sums[(x + shift - s_.keys.origin) * row + i % row] = NAN;
+    }
+  }
+
+  // dw = (grad_o / rho) v^T
+  void weights_gradient(const Tile& t) const {
+    const long skipped = (t.key_begin - s_.keys.origin) / BLOCK * BLOCK, row = sizes_.v_padded;
+    for (long j = skipped + s_.keys.origin; j < t.key_end; j += BLOCK)
+      product<false>(t.padded, BLOCK, sizes_.v, s_.grad_o, row, 1, s_.keys.turned_values + (j - s_.keys.origin) * sizes_.v,
+                     BLOCK, t.keys(s_.weights) + j, t.key_pitch);
+    t.hide_columns(s_.weights);
+  }
+
+  // With y = x * scale + (gate * z) up^T and z = x down: gradients of gate and tables from x and dy. Leaves gate * dz in
+  // `gated`, from which the gradient of x is dy * scale + gated down^T.
+  void mix_backward(const Tile& t, const Sequence& s, const Mix& mix, const Tables& tables, const TableSums& into, long heads,
+                    long index, const real* x, const real* dy, real* d_gate) const {
+    const long skipped = t.by_lag ? into.length - t.width : 0;
+    if (into.scale) add_scale(t, x, dy, into.scale + skipped);
+    if (!tables.rank) return;
+    gather(t, dy, tables, tables.up, s_.e);
+    if (into.up) add_table(t, dy, s_.gated, tables.padded, into.up + skipped * tables.padded);
+    if (d_gate) {
+      const Rows to(call_, d_gate, s, t, heads, index, tables.rank);
+      for (int r = 0; r < t.rows; ++r)
+        for (long c = 0; c < tables.rank; ++c)
+          to.data[r * to.distance + c] = s_.z[r * tables.padded + c] * s_.e[r * tables.padded + c];
+    }
+    gated(t, s_.e, mix.gate.data ? s_.gate : nullptr, tables.padded, s_.gated);
+    if (into.down) add_table(t, x, s_.gated, tables.padded, into.down + skipped * tables.padded);
+  }
+  // table [columns, padded] += x^T z
+  static void add_table(const Tile& t, const real* x, const real* z, long padded, real* table) {
+    const long low = t.low();
+    product<true>(t.high() - low, padded, t.rows, x + low, 1, t.pitch, z, padded, table + low * padded, padded);
+  }
+  static void add_scale(const Tile& t, const real* x, const real* y, real* scale) {
+    for (long c = 0; c < t.width; c += BLOCK) {
+      vec acc[VECTORS];
+      UNROLL for (int n = 0; n < VECTORS; ++n) acc[n] = load(scale + c + n * W);
+      for (int r = 0; r < t.rows; ++r)
+        UNROLL for (int n = 0; n < VECTORS; ++n)
+          acc[n] += load(x + r * t.pitch + c + n * W) * load(y + r * t.pitch + c + n * W);
+      UNROLL for (int n = 0; n < VECTORS; ++n) store(scale + c + n * W, acc[n]);
+    }
+  }
+
+  // From dw: da = dw * scale + gated down^T; du = da sigmoid(u) relu(g) in place of the slope, and in place of dw
+  // dg = da softplus(u) where g > 0, less rho's pull, g / rho times the row sum.
+  void selection_backward(const Tile& t, const Tables& tables, const real* pull, const real* rho) const {
+    const real *gate = s_.gate_map, *softplus_map = s_.softplus, *scale = tables.scale + t.beside(tables.length);
+    real *dw = s_.weights, *slope = s_.slope;
+    real inverse[TILE];
+    for (int r = 0; r < t.padded; ++r) inverse[r] = 1 / rho[r];
+    expand(t, s_.gated, tables, tables.down_turned, [&](long r, long x, vec(&u)[GROUP]) __attribute__((always_inline)) {
+      UNROLL for (int n = 0; n < GROUP; ++n) {
+        const long at = place(t, r, x, n);
+        const vec da = load(dw + at) * load(scale + x + n % VECTORS * W) + u[n], g = load(gate + at);
+        vec dg = da;
+        if (slope) {
+          // a gate of zero hides da, whatever it holds where nothing is visible
+          store(slope + at, select(g == real(0), vec{}, da * load(slope + at)));
+          dg = da * load(softplus_map + at);
+        }
+        // as PyTorch's own: a gate that is not a number passes it on
+        dg = select(g <= real(0), vec{}, dg);
+        store(dw + at, dg - g * inverse[r + row_of(n)] * pull[r + row_of(n)]);
+      }
+    });
+  }
+
+  // ds = dy * scale + gated down^T, in place
+  void scores_gradient(const Tile& t, const Tables& tables, real* y) const {
+    const real* scale = tables.scale + t.beside(tables.length);
+    expand(t, s_.gated, tables, tables.down_turned, [&](long r, long x, vec(&u)[GROUP]) __attribute__((always_inline)) {
+      UNROLL for (int n = 0; n < GROUP; ++n) {
+        real* p = y + place(t, r, x, n);
+        store(p, load(p) * load(scale + x + n % VECTORS * W) + u[n]);
+      }
+    });
+    t.hide(y);
+  }
+
+  // dq = ds k, dk += ds^T q
+  void queries_keys_gradient(const Tile& t, const Sequence& s, long index, int m, real* ds, real* sums) const {
+    const Keys& keys = s_.keys;
+    const long row = sizes_.qk_padded;
+    if (call_.dq) {
+      long_product(t.padded, row, t.key_begin - keys.origin, t.key_end - keys.origin, From::START, t.keys(ds) + keys.origin,
+                   t.key_pitch, keys.rows[m], row, BLOCK, s_.out, row);
+      copy_rows(t, s_.out, row, sizes_.qk, Rows(call_, call_.dq, s, t, sizes_.maps * call_.heads, index, sizes_.qk));
+    }
+    if (!sums) return;
+    read_rows(call_, Type(call_.type), call_.q, s, t, index, sizes_.qk, row, s_.q);
+    make_finite(s_.q, t.padded * row);
+    product<true>(t.key_end - t.key_begin, row, t.rows, t.keys(ds) + t.key_begin, 1, t.key_pitch, s_.q, row,
+                  sums + (t.key_begin - keys.origin) * row, row);
+  }
+
+  const Call& call_;
+  const Sizes& sizes_;
+  const Needs needs_;
+  const Tables *routing_, *readout_;
+  const GroupSums& into_;
+  Space& s_;
+};
+
+struct Plan {
+  Sizes sizes;
+  Pieces pieces;
+  Array<Tables> routing, readout;
+  Array<GroupSums> groups;    // [groups, heads]
+  Array<KeySums> key_sums;    // [pieces, heads]: of the pieces that are no whole sequence
+  Array<Space> spaces;
+  long bytes;
+
+  Plan(const Call& call, void* memory)
+      : sizes(call),
+        pieces(call, wanted_groups(call)),
+        routing(call.maps * call.heads),
+        readout(call.heads),
+        groups(pieces.groups() * call.heads),
+        key_sums(pieces.count() * call.heads),
+        spaces(workers(call)) {
+    Workspace space(memory);
+    for (long x = 0; x < call.maps * call.heads; ++x) routing.add(space, sizes.tables, sizes.rank1, true);
+    for (long h = 0; h < call.heads; ++h) readout.add(space, sizes.tables, sizes.rank2, true);
+    for (long g = 0; g < pieces.groups(); ++g)
+      for (long h = 0; h < call.heads; ++h) groups.add(space, call, sizes, columns_of(call, g));
+    for (long p = 0; p < pieces.count(); ++p)
+      for (long h = 0; h < call.heads; ++h) key_sums.add(space, call, sizes, pieces[p].whole ? 0 : tokens_of(call, pieces[p]));
+    for (long w = 0; w < workers(call); ++w) spaces.add(space, call, sizes);
+    bytes = space.used();
+  }
+
+ private:
+  // each has sums of its own, as large as the tables: few, where sequences are few and long
+  static long wanted_groups(const Call& call) { return max((8 + call.heads - 1) / call.heads, min(call.num_sequences, 32)); }
+  static long workers(const Call& call) { return max(1, call.threads); }
+
+  // columns that a group's pieces see
+  long columns_of(const Call& call, long group) const {
+    long most = 0;
+    for (long p = 0; p < pieces.count(); ++p) {
+      if (pieces[p].group != group) continue;
+      const Layout layout(call, call.sequences[pieces[p].sequence]);
+      most = max(most, layout.by_lag ? min(pieces[p].end, layout.columns) : layout.last_key(pieces[p].end));
+    }
+    return round_up(most, BLOCK);
+  }
+  static long tokens_of(const Call& call, const Piece& piece) {
+    const Layout layout(call, call.sequences[piece.sequence]);
+    return layout.last_key(piece.end) - layout.first_key(piece.begin) / CUT * CUT;
+  }
+};
+
+// sums of one piece into dense gradients
+void add_keys(const Call& call, const Sizes& sizes, const Piece& piece, long head, const KeySums& sums) {
+  const Sequence& s = call.sequences[piece.sequence];
+  const Layout layout(call, s);
+  const long origin = layout.first_key(piece.begin) / CUT * CUT;
+  for (long j = layout.first_key(piece.begin); j < layout.last_key(piece.end); ++j) {
+    const long token = s.batch * call.length + s.start + j;
+    auto add = [&](real* to, const real* from, long width) {
+      for (long c = 0; c < width; ++c) to[c] += from[c];
+    };
+    for (long m = 0; m < sizes.maps && call.dk; ++m)
+      add(call.dk + (token * sizes.maps * call.heads + m * call.heads + head) * sizes.qk,
+          sums.keys[m] + (j - origin) * sizes.qk_padded, sizes.qk);
+    if (call.dv) add(call.dv + (token * call.heads + head) * sizes.v, sums.values + (j - origin) * sizes.v_padded, sizes.v);
+  }
+}
+
+}  // namespace
+}  // namespace hypermlp
+
+using namespace hypermlp;
+
+extern "C" int64_t hypermlp_backward_bytes(const Call* call) { return Plan(*call, nullptr).bytes; }
+
+// dk, dv and the tables' gradients must come as zeros
+extern "C" void hypermlp_backward(Call* call) {
+  Plan plan(*call, call->workspace);
+  const Sizes& sizes = plan.sizes;
+  const long maps = call->maps * call->heads, heads = call->heads;
+  const long tasks[] = {maps + heads, plan.pieces.groups() * heads, maps + heads + heads};
+
+  auto arrange = [&](long x) {
+    if (x < maps)
+      plan.routing[x].fill(sizes.tables, call->routing, x, call->lags);
+    else
+      plan.readout[x - maps].fill(sizes.tables, call->readout, x - maps, call->lags);
+  };
+  auto run_group = [&](long task, long worker) {
+    const long group = task / heads, head = task % heads;
+    GroupSums& into = plan.groups[task];
+    for (long m = 0; m <= call->maps; ++m) into.maps[m].clear();
+    Space& space = plan.spaces[worker];
+    Backward backward(*call, sizes, plan.routing.data(), plan.readout.data(), into, space);
+    for (long p = 0; p < plan.pieces.count(); ++p) {
+      const Piece& piece = plan.pieces[p];
+      if (piece.group != group) continue;
+      backward.run(piece, head, piece.whole ? space.sums : plan.key_sums[p * heads + head]);
+      if (piece.whole) add_keys(*call, sizes, piece, head, space.sums);
+    }
+  };
+  // sums of the groups and pieces in their order
+  auto add_up = [&](long x) {
+    if (x >= maps + heads) {
+      const long head = x - maps - heads;
+      for (long p = 0; p < plan.pieces.count(); ++p)
+        if (!plan.pieces[p].whole) add_keys(*call, sizes, plan.pieces[p], head, plan.key_sums[p * heads + head]);
+      return;
+    }
+    const bool first = x < maps;
+    const MixGrads& grads = first ? call->d_routing : call->d_readout;
+    const long index = first ? x : x - maps, rank = first ? sizes.rank1 : sizes.rank2, lags = call->lags;
+    for (long g = 0; g < plan.pieces.groups(); ++g)
+      plan.groups[g * heads + index % heads].maps[first ? index / heads : call->maps].add_to(
+          sizes.tables, head_of(grads.diag, index, lags), head_of(grads.down, index, lags * rank),
+          head_of(grads.up, index, lags * rank));
+  };
+  auto run = [&](int phase, long task, long worker) {
+    phase == 0 ? arrange(task) : phase == 1 ? run_group(task, worker) : add_up(task);
+  };
+  Threads<3, decltype(run)>(tasks, run).start(min(call->threads, tasks[1]));
+}

@@ -18,7 +18,7 @@ from hypermlp.ops import SequenceMix, hyper_attention, tiling
 from hypermlp.ops.reference import hyper_attention_reference
 from hypermlp.ops.varlen import zero_padded
 
-BACKENDS = ["reference", "chunked"]
+BACKENDS = ["reference", "chunked", "native"]
 STREAMS = ("q", "k", "v", "routing.gate", "readout.gate")  # [B, T, ...]; all else is a table
 FULL = ("identity", "diag", "low_rank", "gate")
 

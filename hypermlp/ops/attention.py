@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from hypermlp.ops import checks
+from hypermlp.ops import checks, native
 from hypermlp.ops.library import cast_for_autocast, chunked_forward
 from hypermlp.ops.mixing import SequenceMix
 from hypermlp.ops.modes import autocast_enabled, needs_plain_operators, without_autocast
@@ -19,7 +19,7 @@ from hypermlp.ops.varlen import within_bounds, zero_padded
 
 Selection = Literal["glu", "relu"]
 LagOrPosition = Literal["lag", "position"]
-Backend = Literal["auto", "reference", "chunked", "triton"]
+Backend = Literal["auto", "reference", "chunked", "native", "triton"]
 # at import: a compiler of torch 2.6 does not trace get_args
 _SELECTIONS, _BACKENDS, _LAYOUTS = get_args(Selection), get_args(Backend), get_args(LagOrPosition)
 
@@ -70,10 +70,11 @@ def hyper_attention(
             with ``B = 1``. Equal neighbours are an empty sequence; tokens before the first bound and from the
             last one on are padding. A mask given as well still hides tokens.
         backend: ``"reference"`` (dense, any order of derivative), ``"chunked"`` (memory linear
-            in ``T``), ``"triton"`` (fused GPU kernels, forward and backward, likewise linear),
-            or ``"auto"``: chunked everywhere, until the kernels have been run on a GPU. Under
-            ``torch.func`` transforms, forward-mode differentiation, ``torch.jit.trace`` and
-            ``torch.onnx.export`` every choice takes the reference.
+            in ``T``), ``"native"`` (likewise, in C++ for CPUs; built by the system's compiler on first
+            use), ``"triton"`` (fused GPU kernels, likewise linear), or ``"auto"``: native on a CPU where
+            there is a compiler and the input is not float64, else chunked, until the GPU kernels have been
+            run on a GPU. Under ``torch.func`` transforms, forward-mode differentiation, ``torch.jit.trace``
+            and ``torch.onnx.export`` every choice takes the reference.
 
     Returns:
         ``o`` ``[B, T, H, V]`` in the dtype of ``q``. A row that sees a NaN or an infinity is not
@@ -119,7 +120,7 @@ def hyper_attention(
             )  # fmt: skip
         o = zero_padded(o, inside)
     else:
-        forward = triton_forward if path == "triton" else chunked_forward
+        forward = {"chunked": chunked_forward, "native": native.native_forward, "triton": triton_forward}[path]
         o = forward(
             q, k, v, *routing_mix[:4], *readout_mix[:4], attention_mask, cu_seqlens,
             routing_mix.identity, readout_mix.identity, selection, norm, eps, causal, indexing, max_lag,
@@ -169,12 +170,15 @@ def _choose(backend: str, q: Tensor) -> str:
         return "reference"
     if backend == "triton":
         check_available(q)
+    if backend == "native":
+        native.check_available(q)
     if backend != "auto":
         return backend
-    # the kernels have not yet been run on a GPU: until they have, they are taken on request alone
+    # the Triton kernels have not yet been run on a GPU: until they have, they are taken on request alone
+    path = "native" if native.preferred(q) else "chunked"
     if not torch.compiler.is_compiling():
-        _say_once(q.device.type, "chunked")
-    return "chunked"
+        _say_once(q.device.type, path)
+    return path
 
 
 def check_backend(backend: str) -> None:

@@ -1,6 +1,6 @@
 """Paths as operators of PyTorch: opaque to the compiler, known to autograd and export.
 
-``hypermlp::<path>_forward`` and ``hypermlp::<path>_backward``, for the chunked and the triton path, carry
+``hypermlp::<path>_forward`` and ``hypermlp::<path>_backward``, for the chunked, native and triton path, carry
 shapes for tracing (fake), the gradient, autocast and a FLOP formula. Call
 :func:`hypermlp.ops.hyper_attention` instead: it checks its arguments and these do not.
 """
@@ -229,7 +229,7 @@ def forward_operator(name: str, forward: Forward, backward: Any) -> Forward:
     return operator
 
 
-def _chunked_backward(
+def chunked_backward_of(
     grad_o: Tensor,
     o: Tensor,
     statistics: tuple[Tensor, Tensor, Tensor],
@@ -243,9 +243,10 @@ def _chunked_backward(
     attention_mask: Tensor | None,
     cu_seqlens: Tensor | None,
 ) -> tuple[Tensor | None, ...]:
+    """The chunked path's gradients, with the arguments of every path's."""
     x = chunked.Operands(q, k, v, routing_mix, readout_mix, attention_mask, cu_seqlens, statistics)
     return backward(grad_o, o, x, options, needs, attention_mask, cu_seqlens)
 
 
-chunked_backward = backward_operator("chunked_backward", _chunked_backward)
+chunked_backward = backward_operator("chunked_backward", chunked_backward_of)
 chunked_forward = forward_operator("chunked_forward", chunked.forward, chunked_backward)

@@ -1,19 +1,58 @@
 """The native path: the C++ kernels of ``hypermlp_kernels.native`` as an operator of PyTorch, for CPUs.
 
-Compiled on first use by the system's C++ compiler; imported then, too.
+Compiled on first use by the system's C++ compiler, and imported then. float32 is computed in float32; bfloat16 and
+float16 are converted as they are read; float64 takes the same sources compiled for it.
 """
 
 from __future__ import annotations
 
+import logging
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hypermlp.ops import chunked
 from hypermlp.ops.chunked_backward import Needs
+from hypermlp.ops.library import backward_operator, chunked_backward_of, forward_operator
 from hypermlp.ops.mixing import SequenceMix
 from hypermlp.ops.tiling import Options
 from hypermlp.ops.varlen import key_spans, sees_nonfinite, segments
+
+_logger = logging.getLogger("hypermlp")
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def unavailable(device_type: str, dtype: torch.dtype) -> str | None:
+    """Why the kernels cannot take such an input, or None if they can. Builds them, the first time."""
+    if device_type not in ("cpu", "meta"):
+        return f"the kernels are for a CPU and the input is on {device_type}"
+    return _why_not_built(torch.promote_types(dtype, torch.float32))
+
+
+@cache
+def _why_not_built(dtype: torch.dtype) -> str | None:
+    from hypermlp_kernels.native.build import UnavailableError, library
+
+    try:
+        library(dtype)
+    except UnavailableError as error:
+        _logger.info("the native path is not there: %s", error)
+        return str(error)
+    return None
+
+
+def check_available(q: Tensor) -> None:
+    """ValueError where the kernels cannot take ``q``."""
+    reason = unavailable(q.device.type, q.dtype)
+    if reason is not None:
+        raise ValueError(f"backend='native' cannot run here: {reason}; backend='auto' takes what can")
+
+
+def preferred(q: Tensor) -> bool:
+    """Whether ``backend="auto"`` takes this path."""
+    return q.device.type == "cpu" and q.dtype != torch.float64 and unavailable("cpu", q.dtype) is None
 
 
 def forward(
@@ -27,17 +66,20 @@ def forward(
     cu_seqlens: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``(o, z1, rho, z2)``, as :func:`hypermlp.ops.chunked.forward`."""
+    if unavailable(q.device.type, q.dtype) is not None:
+        # a program that was exported where there was a compiler
+        return chunked.forward(q, k, v, routing_mix, readout_mix, options, attention_mask, cu_seqlens)
     from hypermlp_kernels.native import launch
 
-    *found, nonfinite = launch.forward(
+    o, z1, rho, z2, nonfinite = launch.forward(
         q, k, v, launch.Mix(*routing_mix), launch.Mix(*readout_mix), **_keywords(k, options, attention_mask, cu_seqlens)
     )
     if nonfinite:
         spans = key_spans(
             k.shape[1], causal=options.causal, max_lag=options.window, cu_seqlens=cu_seqlens, device=q.device
         )
-        found[0].masked_fill_(sees_nonfinite(v, *spans)[:, k.shape[1] - q.shape[1] :], float("nan"))
-    return tuple(found)
+        o.masked_fill_(sees_nonfinite(v, *spans)[:, k.shape[1] - q.shape[1] :], float("nan"))
+    return o, z1, rho, z2
 
 
 def backward(
@@ -55,6 +97,10 @@ def backward(
     cu_seqlens: Tensor | None,
 ) -> tuple[Tensor | None, ...]:
     """Gradients of ``q, k, v`` and of both mixings' tensors, in order; None where none was asked for."""
+    if unavailable(q.device.type, q.dtype) is not None:
+        return chunked_backward_of(
+            grad_o, o, statistics, q, k, v, routing_mix, readout_mix, needs, options, attention_mask, cu_seqlens
+        )
     from hypermlp_kernels.native import launch
 
     return launch.backward(
@@ -75,3 +121,7 @@ def _keywords(k: Tensor, options: Options, attention_mask: Tensor | None, cu_seq
         "spans": [launch.Span(*x) for x in segments(attention_mask, cu_seqlens, *k.shape[:2])],
         "attention_mask": attention_mask,
     }  # fmt: skip
+
+
+native_backward = backward_operator("native_backward", backward)
+native_forward = forward_operator("native_forward", forward, native_backward)

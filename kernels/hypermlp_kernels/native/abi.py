@@ -68,3 +68,40 @@ def stream(x: Tensor) -> Stream:
     """``x`` ``[B, T, heads, width]``, whose last dimension must lie side by side."""
     batch, token, head, _ = x.stride()
     return Stream(x.data_ptr(), batch, token, head)
+
+
+class Segment(ctypes.Structure):
+    """A cache's keys and values side by side: addresses, distances and the number of slots."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("keys", "values")),
+        *((name, ctypes.c_int64) for name in ("key_head", "key_row", "key_slot", "value_head", "value_row", "count")),
+    )
+
+
+class StepCall(ctypes.Structure):
+    """One token against a cache."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("batch", "heads", "maps", "qk", "v", "lags", "type", "norm", "threads")),
+        ("eps", ctypes.c_double),
+        ("segments", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("num_segments", "order", "length")),
+        *((name, ctypes.c_void_p) for name in ("start", "valid")),
+        ("q", Stream),
+        *((name, Mix) for name in ("routing", "readout")),
+        *((name, ctypes.c_void_p) for name in ("o", "workspace")),
+    )
+
+
+class ConvCall(ctypes.Structure):
+    """A short convolution, or its gradients."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("length", "past", "channels", "size", "threads", "batch")),
+        *((name, ctypes.c_void_p) for name in ("starts", "stops")),
+        ("x", Stream),
+        *((name, ctypes.c_void_p) for name in ("taps", "y")),
+        ("grad_y", Stream),
+        *((name, ctypes.c_void_p) for name in ("dx", "dtaps", "workspace")),
+    )

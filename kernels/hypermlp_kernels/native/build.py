@@ -187,7 +187,7 @@ def _load(path: Path) -> ctypes.CDLL:
         loaded = ctypes.CDLL(str(path))
     except OSError as error:
         raise UnavailableError(f"{path} cannot be loaded: {error}") from error
-    for name in ("forward", "backward"):
+    for name in ("forward", "backward", "step", "conv"):
         getattr(loaded, f"hypermlp_{name}_bytes").restype = ctypes.c_int64
         getattr(loaded, f"hypermlp_{name}").restype = None
     return loaded

@@ -39,7 +39,7 @@ INLINE void rows_of_product(long depth, const real* a, long a_row, long a_step, 
 
 // C = A B, or C += A B, for `rows` by `columns`; columns are written in whole blocks
 template <bool ADD>
-__attribute__((noinline)) static void product(long rows, long columns, long depth, const real* a, long a_row, long a_step,
+__attribute__((noinline)) void product(long rows, long columns, long depth, const real* a, long a_row, long a_step,
                                               const real* b, long b_step, real* c, long c_row) {
   for (long j = 0; j < columns; j += BLOCK, b += BLOCK, c += BLOCK) {
     long i = 0;
@@ -58,7 +58,7 @@ constexpr long CUT = 256;
 enum class From { START, END };
 
 // C = A B over k in [begin, end); panels of B (one block of columns each) are `panel` apart
-static void long_product(long rows, long columns, long begin, long end, From from, const real* a, long a_row, const real* b,
+inline void long_product(long rows, long columns, long begin, long end, From from, const real* a, long a_row, const real* b,
                          long b_step, long panel, real* c, long c_row) {
   bool first = true;
   for (long k = begin, next; k < end; k = next, first = false) {

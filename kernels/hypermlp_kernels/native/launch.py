@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from hypermlp_kernels.native import abi
 from hypermlp_kernels.native.build import library
+
+
+_ALIGNMENT = 64  # bytes: a cache line
 
 
 class Mix(NamedTuple):
@@ -63,6 +66,14 @@ class Options(NamedTuple):
     window: int | None
 
 
+def enter(kernels: ctypes.CDLL, name: str, call: Any, dtype: torch.dtype) -> None:
+    """Run an entry in memory of the size that it asks for."""
+    size = getattr(kernels, f"hypermlp_{name}_bytes")(ctypes.byref(call))
+    workspace = torch.empty(size // dtype.itemsize + _ALIGNMENT // dtype.itemsize, dtype=dtype)
+    call.workspace = -(-workspace.data_ptr() // _ALIGNMENT) * _ALIGNMENT
+    getattr(kernels, f"hypermlp_{name}")(ctypes.byref(call))
+
+
 class _Inputs:
     """Tensors as the kernels read them, kept alive while they run, and the call that names them."""
 
@@ -104,10 +115,7 @@ class _Inputs:
         return torch.empty(shape, dtype=self.dtype) if self.complete else torch.zeros(shape, dtype=self.dtype)
 
     def run(self, name: str) -> None:
-        size = getattr(self.library, f"hypermlp_{name}_bytes")(ctypes.byref(self.call))
-        workspace = torch.empty(size // self.dtype.itemsize + 16, dtype=self.dtype)
-        self.call.workspace = (workspace.data_ptr() + 63) // 64 * 64
-        getattr(self.library, f"hypermlp_{name}")(ctypes.byref(self.call))
+        enter(self.library, name, self.call, self.dtype)
 
     def address(self, x: Tensor) -> int:
         self._kept.append(x)

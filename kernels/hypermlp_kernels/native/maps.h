@@ -5,14 +5,14 @@
 namespace hypermlp {
 
 // y = q k^T of the tile's rows [padded, qk], by key; read next by column
-static void scores(const Tile& t, const Keys& keys, int m, const real* q, long qk, real* map) {
+inline void scores(const Tile& t, const Keys& keys, int m, const real* q, long qk, real* map) {
   product<false>(t.padded, t.key_end - t.key_begin, qk, q, qk, 1, keys.turned[m] + t.key_begin - keys.origin, keys.tokens,
                  t.keys(map) + t.key_begin, t.key_pitch);
   t.hide_columns(map);
 }
 
 // z [padded, rank] = map table, for an arranged table [length, rank]
-static void gather(const Tile& t, const real* map, const Tables& tables, const real* table, real* z) {
+inline void gather(const Tile& t, const real* map, const Tables& tables, const real* table, real* z) {
   const long rank = tables.padded;
   long_product(t.padded, rank, t.low(), t.high(), t.by_lag ? From::END : From::START, map, t.pitch,
                table + t.beside(tables.length) * rank, rank, BLOCK, z, rank);
@@ -63,12 +63,12 @@ struct Visible {
 };
 
 // z * gate of `rows` rows [rows, padded rank], zero beyond; without a gate z itself
-static void gated(const Tile& t, const real* z, const real* gate, long padded, real* out) {
+inline void gated(const Tile& t, const real* z, const real* gate, long padded, real* out) {
   for (long i = 0; i < t.padded * padded; ++i) out[i] = gate ? z[i] * gate[i] : z[i];
 }
 
 // the tile's rows of a stream [padded, row], zero beyond `width` and beyond the last row
-static void read_rows(const Call& call, Type type, const Stream& x, const Sequence& s, const Tile& t, long head, long width,
+inline void read_rows(const Call& call, Type type, const Stream& x, const Sequence& s, const Tile& t, long head, long width,
                       long row, real* out) {
   zero(out, t.padded * row);
   for (int r = 0; r < t.rows; ++r)
@@ -85,7 +85,7 @@ struct Rows {
         distance(heads * width) {}
 };
 
-static void copy_rows(const Tile& t, const real* x, long row, long width, Rows to) {
+inline void copy_rows(const Tile& t, const real* x, long row, long width, Rows to) {
   for (int r = 0; r < t.rows; ++r) std::memcpy(to.data + r * to.distance, x + r * row, width * sizeof(real));
 }
 

@@ -7,7 +7,7 @@
 namespace hypermlp {
 
 // with squares that neither overflow nor vanish: everything is scaled by a power of two, which is exact
-static real scaled_norm(const real* row, long columns) {
+inline real scaled_norm(const real* row, long columns) {
   real most = 0;
   for (long x = 0; x < columns; ++x) most = std::fabs(row[x]) > most ? std::fabs(row[x]) : most;
   if (most == 0 || !finite(most)) return most;

@@ -22,7 +22,7 @@ INLINE float from_float16(uint16_t x) {
 }
 
 // `count` elements of token t into y
-static void read_row(Type type, const Stream& x, long batch, long t, long head, long count, real* y) {
+inline void read_row(Type type, const Stream& x, long batch, long t, long head, long count, real* y) {
   const long at = batch * x.batch + t * x.token + head * x.head;
   if (type == REAL) {
     std::memcpy(y, static_cast<const real*>(x.data) + at, count * sizeof(real));
@@ -36,7 +36,7 @@ static void read_row(Type type, const Stream& x, long batch, long t, long head, 
 }
 
 // zero in place of what is not finite; whether there was any
-static bool make_finite(real* x, long count) {
+inline bool make_finite(real* x, long count) {
   real bad = 0;
   for (long i = 0; i < count; ++i) bad += x[i] - x[i];
   if (bad == 0) return false;

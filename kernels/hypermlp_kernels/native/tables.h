@@ -10,7 +10,7 @@ INLINE const real* head_of(const real* table, long head, long size) { return tab
 INLINE real* head_of(real* table, long head, long size) { return table ? table + head * size : nullptr; }
 
 // y[c, r] = x[r, c]
-static void transpose(const real* x, long x_row, long rows, long columns, real* y, long y_row) {
+inline void transpose(const real* x, long x_row, long rows, long columns, real* y, long y_row) {
   for (long begin = 0; begin < rows; begin += BLOCK)
     for (long c = 0; c < columns; ++c)
       for (long r = begin; r < min(rows, begin + BLOCK); ++r) y[c * y_row + r] = x[r * x_row + c];

@@ -32,7 +32,7 @@ test-hf-newest: .venv-hf-newest/.ready
 	.venv-hf-newest/bin/python -m pytest -n 2 $(HF_TESTS)
 
 test-hf-oldest: .venv-hf-oldest/.ready
-	.venv-hf-oldest/bin/python -m pytest -n 2 $(OLDEST) $(HF_TESTS) tests/test_cli.py tests/test_examples.py
+	.venv-hf-oldest/bin/python -m pytest -n 2 $(OLDEST) $(HF_TESTS) tests/cli tests/test_examples.py
 
 test-torch-newest: .venv-torch-newest/.ready
 	.venv-torch-newest/bin/python -m pytest -n 2

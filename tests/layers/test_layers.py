@@ -122,8 +122,8 @@ def test_repr_shows_what_matters(options, shown):
         (torch.randn(2, 7, 16), {"attention_mask": torch.ones(2, 7)}, TypeError, "attention_mask"),
         (torch.randn(2, 7, 16), {"attention_mask": torch.full((2, 7), 3)}, ValueError, "attention_mask"),
         (torch.randn(2, 7, 16), {"cu_seqlens": torch.tensor([0, 7])}, ValueError, "cu_seqlens needs batch 1"),
-        (torch.randn(1, 7, 16), {"cu_seqlens": torch.tensor([0, 6])}, ValueError, "cu_seqlens must run from 0 to 7"),
-        (torch.randn(1, 7, 16), {"cu_seqlens": torch.tensor([0, 5, 3, 7])}, ValueError, "cu_seqlens must increase"),
+        (torch.randn(1, 7, 16), {"cu_seqlens": torch.tensor([0, 8])}, ValueError, "cu_seqlens must lie within 0 and 7"),
+        (torch.randn(1, 7, 16), {"cu_seqlens": torch.tensor([0, 5, 3, 7])}, ValueError, "cu_seqlens must not decrease"),
     ],
 )
 def test_bad_input_is_named(cls, hidden_states, kwargs, kind, message):

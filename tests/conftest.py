@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -47,19 +48,19 @@ def _one_thread_and_seed() -> Iterator[None]:
 
 
 class _Deprecations(logging.Handler):
-    """Raises where a library logs that something is deprecated, so that the traceback shows who used it."""
+    """Warns where a library logs that something is deprecated: what is an error and what is let through has one home."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if "deprecat" in record.getMessage().lower():
-            raise DeprecationWarning(f"{record.name}: {record.getMessage()}")
+            warnings.warn(f"{record.name}: {record.getMessage()}", DeprecationWarning, stacklevel=2)
 
 
 @pytest.fixture(autouse=True)
 def _deprecations_are_errors() -> Iterator[None]:
     """Also those that are logged and not warned of, as most are in transformers.
 
-    Warnings are pyproject.toml's to turn into errors: from anywhere, since a warning about an argument is
-    attributed to the caller, and the caller of a model's forward is torch.nn.
+    pyproject.toml turns warnings into errors, from anywhere: a warning about an argument is attributed to the
+    caller, and the caller of a model's forward is torch.nn.
     """
     handler = _Deprecations(logging.WARNING)
     # a logger that does not propagate needs a handler of its own

@@ -38,26 +38,59 @@ def padding(seen: Tensor, name: str, *, causal: bool, window: int | None, remedy
         name: of the argument, for messages.
         causal: whether the layer hides later tokens; then the mask must, too, else it must not.
         window: tokens that the layer sees, itself included; None for all.
-        remedy: what to do about a mask of the other kind, for messages.
+        remedy: what to do about a mask that a layer of the other kind would obey, for messages.
 
     Raises:
         ValueError: for a mask that hides or shows anything else than padding and later tokens: a
             hyper layer would not obey it.
     """
-    rows = torch.arange(seen.shape[-1], device=seen.device)
-    lag = rows[:, None] - rows
-    if causal:
-        valid = seen.diagonal(dim1=1, dim2=2)
-        differs = seen != ((lag >= 0) & valid[:, None])
-        if window is not None:
-            differs = differs & (lag < window)
-    else:
-        valid = seen.any(1)
-        differs = seen != valid[:, None]
+    lag = _lags(seen)
+    valid = seen.diagonal(dim1=1, dim2=2) if causal else seen.any(1)
+    differs = seen != _shown(valid, lag, causal)
+    if causal and window is not None:
+        differs = differs & (lag < window)
     kind = "shows later tokens, or hides others than later ones and padding" if causal else "hides more than padding"
-    message = f"{name} {kind}, which this {'causal' if causal else 'bidirectional'} hyper layer cannot obey{remedy}"
-    require(~(differs & valid[:, :, None]).any(), message)
+    message = f"{name} {kind}, which this {'causal' if causal else 'bidirectional'} hyper layer cannot obey"
+    try:
+        require(~(differs & valid[:, :, None]).any(), message)
+    except ValueError as error:
+        raise ValueError(f"{error}: {_advice(seen, causal, remedy)}") from None
     return valid
+
+
+def _lags(seen: Tensor) -> Tensor:
+    rows = torch.arange(seen.shape[-1], device=seen.device)
+    return rows[:, None] - rows
+
+
+def _shown(valid: Tensor, lag: Tensor, causal: bool) -> Tensor:
+    """What a causal or bidirectional layer reads of valid tokens, bool ``[B, 1 or T, T]``."""
+    return (lag >= 0) & valid[:, None] if causal else valid[:, None]
+
+
+def _advice(seen: Tensor, causal: bool, remedy: str) -> str:
+    """What to do about a mask that a layer does not obey: what it is decides whether anything else would."""
+    lag = _lags(seen)
+
+    def is_mask(shown: Tensor, valid: Tensor) -> bool:
+        return not bool(((seen != shown) & valid[:, :, None]).any())
+
+    own = seen.diagonal(dim1=1, dim2=2)
+    other = seen.any(1) if causal else own
+    if remedy and is_mask(_shown(other, lag, not causal), other):
+        return remedy
+    width = int(torch.where(seen, lag, 0).max()) + 1
+    if causal and is_mask(_shown(own, lag, True) & (lag < width), own):
+        return f"it is a sliding window, so swap with max_lag={width}"
+    together = seen | seen.mT
+    kinds = {True: together & (lag >= 0), False: together}
+    if bool((((together.float() @ together.float()) > 0) == together).all()):
+        apart = "it keeps documents of one row apart, so give each document a row of its own, with padding"
+        if is_mask(kinds[causal], own):
+            return apart
+        if remedy and is_mask(kinds[not causal], own):
+            return f"{apart}, and {remedy}"
+    return "no option of the swap does; restore_attention(model) and leave this module out (layers=...)"
 
 
 def require(condition: Tensor, message: str) -> None:

@@ -243,8 +243,11 @@ def test_masks() -> None:
         changed[1, 12:] += 1
         torch.testing.assert_close(attention(changed, seen), out)
         assert not torch.allclose(attention(x)[1, :12], out[1, :12])
-    with pytest.raises(ValueError, match="hides more than padding"):
+    with pytest.raises(ValueError, match=r"hides more than padding.*no option of the swap"):
         attention(x, torch.ones(17, 17, dtype=torch.bool).tril())
+    documents = torch.block_diag(torch.ones(9, 9), torch.ones(8, 8)) != 0
+    with pytest.raises(ValueError, match="a row of its own, with padding"):
+        attention(x, documents)
     with pytest.raises(ValueError, match="is_causal=True"):
         attention(x, is_causal=True)
     with pytest.raises(ValueError, match=r"attn_mask must be \[N, N\]"):

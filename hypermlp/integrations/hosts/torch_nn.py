@@ -176,7 +176,7 @@ class HyperSelfAttention(nn.Module):
         causal = self.mixer.config.causal
         if attn_mask is None and x.shape[1] > 1 and is_causal != causal:
             given, kind = ("is_causal=True", "bidirectional") if is_causal else ("no causal mask", "causal")
-            raise ValueError(f"this hyper layer is {kind} and was called with {given}{_remedy(causal)}")
+            raise ValueError(f"this hyper layer is {kind} and was called with {given}: {_remedy(causal)}")
         valid = None if attn_mask is None else self._read(attn_mask, x)
         if key_padding_mask is None:
             return valid
@@ -213,7 +213,7 @@ class HyperSelfAttention(nn.Module):
 
 def _remedy(causal: bool) -> str:
     call = "without a mask" if not causal else "with a causal mask or is_causal=True"
-    return f": call it {call}, or choose swap_attention(model, causal={not causal})"
+    return f"call it {call}, or choose swap_attention(model, causal={not causal})"
 
 
 def _projections(module: nn.Module) -> Projections:

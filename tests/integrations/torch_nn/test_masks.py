@@ -107,6 +107,50 @@ ODD_MASKS: dict[str, tuple[bool, Tensor, str]] = {
 }
 
 
+def blocks(*lengths: int) -> Tensor:
+    """Tokens of one document see each other, bool, True for what is seen."""
+    return torch.block_diag(*(torch.ones(length, length) for length in lengths)) != 0
+
+
+DOCUMENTS = "a row of its own, with padding"
+WITHOUT = r"no option of the swap does; restore_attention\(model\)"
+# the layer's causality, a mask of 9 tokens (True is seen), and what helps
+ADVICE: dict[str, tuple[bool, Tensor, str]] = {
+    "causal": (False, torch.ones(9, 9).tril() != 0, r"choose swap_attention\(model, causal=True\)"),
+    "bidirectional": (True, torch.arange(9).expand(9, 9) < 7, r"choose swap_attention\(model, causal=False\)"),
+    "documents": (False, blocks(3, 4, 2), DOCUMENTS),
+    "causal documents": (True, blocks(3, 4, 2).tril(), DOCUMENTS),
+    "causal documents for a bidirectional layer": (False, blocks(3, 4, 2).tril(), f"{DOCUMENTS}, and .*=True"),
+    "documents for a causal layer": (True, blocks(3, 4, 2), f"{DOCUMENTS}, and .*=False"),
+    "window": (True, torch.ones(9, 9).tril().triu(-3) != 0, r"max_lag=4"),
+    "neighbours": (False, torch.ones(9, 9).tril(2).triu(-2) != 0, WITHOUT),
+    "later ones alone": (True, torch.ones(9, 9).triu() != 0, WITHOUT),
+}
+
+
+@pytest.mark.parametrize("kind", ADVICE)
+def test_the_advice_is_about_the_mask(kind: str) -> None:
+    causal, seen, message = ADVICE[kind]
+    attention, x = swapped(causal).layers[0].self_attn, inputs(2, 9)
+    with pytest.raises(ValueError, match=message):
+        attention(x, x, x, attn_mask=~seen)
+
+
+def test_following_the_advice_helps() -> None:
+    """Documents as rows are what the stock encoder makes of one row with a block-diagonal mask."""
+    stock, x = encoder(), inputs(1, 9)
+    rows = nn.utils.rnn.pad_sequence(list(x[0].split([3, 4, 2])), batch_first=True)
+    pad = torch.arange(4) >= torch.tensor([3, 4, 2])[:, None]
+    with torch.no_grad():
+        packed = stock(x, mask=~blocks(3, 4, 2))
+        same(stock(rows, src_key_padding_mask=pad)[~pad], packed[0])
+        swapped()(rows, src_key_padding_mask=pad)
+        window = ADVICE["window"][1]
+        model = encoder()
+        swap_attention(model, causal=True, max_lag=4)
+        model(x, mask=~window)
+
+
 @pytest.mark.parametrize("kind", ODD_MASKS)
 def test_masks_that_cannot_be_obeyed_are_refused(kind: str) -> None:
     causal, mask, message = ODD_MASKS[kind]

@@ -7,7 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def refuse_unknown(given: Mapping[str, Any], ignored: Mapping[str, str], caller: str, library: str) -> None:
+_OF_A_REPLACEMENT = ", or restore_attention(model) and leave this module out (layers=...)"
+
+
+def refuse_unknown(
+    given: Mapping[str, Any], ignored: Mapping[str, str], caller: str, library: str, otherwise: str = _OF_A_REPLACEMENT
+) -> None:
     """Let nothing pass whose meaning is not known: it might say what the layer must do.
 
     Args:
@@ -15,6 +20,7 @@ def refuse_unknown(given: Mapping[str, Any], ignored: Mapping[str, str], caller:
         ignored: names that may be ignored, and why.
         caller: who was called, for the message.
         library: the host's package, whose version the message names.
+        otherwise: what to do but to leave it out, for the message.
 
     Raises:
         TypeError: for a name that is not in ``ignored`` and has another value than None.
@@ -23,7 +29,7 @@ def refuse_unknown(given: Mapping[str, Any], ignored: Mapping[str, str], caller:
         if value is not None and name not in ignored:
             raise TypeError(
                 f"{caller} got {name}={_brief(value)} from {library} {_version(library)}, and does not know what it "
-                "means: leave it out or pass None, or restore_attention(model) and leave this module out (layers=...)"
+                f"means: leave it out or pass None{otherwise}"
             )
 
 

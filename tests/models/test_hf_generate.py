@@ -8,6 +8,7 @@ from unittest import mock
 import pytest
 import torch
 
+from tests.hf_names import quiet
 from tests.models.families import ATTENTION, VOCAB, left_padded, tiny, tokens
 
 from transformers import DynamicCache, StaticCache  # isort: skip
@@ -132,11 +133,12 @@ def test_the_end_token_ends_it():
 
 
 def test_assistant_model():
-    for seed in range(3):
-        model, assistant, ids = tiny(seed=seed), tiny("softmax", seed + 100), tokens(1, 6, seed)
-        assert torch.equal(run(model, ids, assistant_model=assistant), uncached(model, ids))
-    # an assistant of the same weights guesses right, so both caches run far before they are cropped
-    assert torch.equal(run(model, ids, assistant_model=copy.deepcopy(model)), uncached(model, ids))
+    with quiet():
+        for seed in range(3):
+            model, assistant, ids = tiny(seed=seed), tiny("softmax", seed + 100), tokens(1, 6, seed)
+            assert torch.equal(run(model, ids, assistant_model=assistant), uncached(model, ids))
+        # an assistant of the same weights guesses right, so both caches run far before they are cropped
+        assert torch.equal(run(model, ids, assistant_model=copy.deepcopy(model)), uncached(model, ids))
 
 
 @pytest.mark.parametrize("kind", ["bare", "dynamic", "static"])

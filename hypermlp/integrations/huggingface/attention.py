@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hypermlp.integrations.arguments import refuse_unknown
 from hypermlp.integrations.huggingface.cache import CacheLayer, join_cache
 from hypermlp.integrations.huggingface.masks import Tokens, document_bounds, read_mask
-from hypermlp.integrations.huggingface.names import IGNORED_BY_ATTENTION, one_cache, refuse_unknown
+from hypermlp.integrations.huggingface.names import IGNORED_BY_ATTENTION, one_cache
 from hypermlp.layers import AttentionLayer
 from hypermlp.layers.maps import attention_map
 
@@ -34,10 +35,19 @@ class HuggingFaceAttention(nn.Module):
     def __init__(self, mixer: AttentionLayer, config: Any, output_dropout: float = 0.0) -> None:
         nn.Module.__init__(self)  # a subclass is also the host's class, whose parts it does not make
         self.mixer, self.config = mixer, config
-        self.layer_idx, self.is_causal = mixer.layer_idx, mixer.config.causal
+        self.is_causal = mixer.config.causal
         self.output_dropout = output_dropout
         # when weights are loaded, transformers starts what it takes for a host module: there is nothing of its own here
         self._is_hf_initialized = True
+
+    @property
+    def layer_idx(self) -> int | None:
+        """Place in a cache, which is the layer's own: users who take layers out of a model number the rest anew."""
+        return self.mixer.layer_idx
+
+    @layer_idx.setter
+    def layer_idx(self, place: int | None) -> None:
+        self.mixer.layer_idx = place
 
     def forward(
         self,
@@ -70,11 +80,12 @@ class HuggingFaceAttention(nn.Module):
             TypeError: for any other argument that is not None: it may mean something.
         """
         self._check_host()
-        refuse_unknown(type(self).__name__, others, IGNORED_BY_ATTENTION)
+        refuse_unknown(others, IGNORED_BY_ATTENTION, type(self).__name__, "transformers")
         c = self.mixer.config
         if is_causal is not None and is_causal != c.causal:
             raise ValueError(f"is_causal={is_causal}, and this hyper layer was made with causal={c.causal}")
-        part = self._part(one_cache(cache=cache, past_key_values=past_key_values, layer_past=layer_past))
+        cache = one_cache(cache=cache, past_key_values=past_key_values, layer_past=layer_past)
+        part = self._part(cache, hidden_states.shape[1])
         first = 0 if part is None else part.first_column(hidden_states.shape[1])
         window = c.max_lag if c.layout == "lag" else None
         told = document_bounds(hidden_states, cu_seq_lens_q, cu_seq_lens_k, seq_idx)
@@ -85,10 +96,10 @@ class HuggingFaceAttention(nn.Module):
         out = self._compute(hidden_states, tokens, part)
         return F.dropout(out, self.output_dropout, self.training), weights
 
-    def _part(self, cache: Any) -> CacheLayer | None:
+    def _part(self, cache: Any, new_tokens: int) -> CacheLayer | None:
         if cache is None:
             return None
-        joined = join_cache(cache, self.layer_idx)
+        joined = join_cache(cache, self.layer_idx, new_tokens)
         if joined.unusable:
             raise RuntimeError(f"this cache holds nothing: {joined.unusable}")
         return joined

@@ -184,11 +184,17 @@ _KINDS: dict[type, Any] = {
 }
 
 
-def join_cache(cache: Any, layer_idx: int | None) -> CacheLayer:
+def join_cache(cache: Any, layer_idx: int | None, new_tokens: int) -> CacheLayer:
     """The part of ``cache`` for layer ``layer_idx``, of a kind that hyper layers can use.
 
+    Args:
+        cache: what came under one of the cache's names.
+        layer_idx: the layer's place in it.
+        new_tokens: how many it is about to take in.
+
     Raises:
-        ValueError, TypeError: for a cache of a kind that cannot be used, or filled by another layer.
+        ValueError, TypeError: for a cache of a kind that cannot be used, filled by another layer, or a layer
+            that would be used twice in one step.
     """
     if isinstance(cache, EncoderDecoderCache):
         cache = cache.self_attention_cache
@@ -199,8 +205,14 @@ def join_cache(cache: Any, layer_idx: int | None) -> CacheLayer:
     if cache.layer_class_to_replicate is not None:
         while len(cache.layers) <= layer_idx:
             cache.layers.append(cache.layer_class_to_replicate())
+    if layer_idx >= len(cache.layers):
+        raise ValueError(
+            f"this cache has {len(cache.layers)} layers, none for layer_idx={layer_idx}: where layers were taken out "
+            "of a model, number the others anew (layer.self_attn.layer_idx = 0, 1, ...)"
+        )
     found = cache.layers[layer_idx]
     if isinstance(found, CacheLayer):
+        _refuse_second_use(cache.layers, layer_idx, new_tokens)
         return found
     kind = _KINDS.get(type(found))
     if kind is None or cache.offloading:
@@ -213,3 +225,34 @@ def join_cache(cache: Any, layer_idx: int | None) -> CacheLayer:
     cache.layers[layer_idx] = kind(found, layer_idx)
     joined: CacheLayer = cache.layers[layer_idx]
     return joined
+
+
+def _refuse_second_use(layers: list[Any], layer_idx: int, new_tokens: int) -> None:
+    """ValueError where a layer's tokens do not stand to those of other layers as in the order of one step.
+
+    In a step the layers before this one have taken the new tokens in, those after it have not. Where nothing can be
+    compared (a single layer; static caches on a GPU or in a graph, whose counts are no numbers here) nothing is found.
+    """
+    if torch.compiler.is_compiling():
+        return
+    seen = _count(layers[layer_idx])
+    if not seen:
+        return
+    before = _count(layers[layer_idx - 1]) if layer_idx else None
+    after = {_count(layers[place]) for place in (layer_idx + 1, len(layers) - 1) if layer_idx < place < len(layers)}
+    if (before and before != seen + new_tokens) or after - {None, seen}:
+        raise ValueError(
+            f"layer {layer_idx} of this cache holds {seen} tokens and would be filled a second time in one step, while "
+            "others wait: a cache has one place for each layer. Are weights shared over depths, was a layer copied "
+            "with its layer_idx, or were layers taken out (then set config.num_hidden_layers)?"
+        )
+
+
+def _count(layer: Any) -> int | None:
+    """Tokens that a layer of a cache has seen; None where that is no number, or it takes none."""
+    if getattr(layer, "unusable", None) is not None or not isinstance(layer, (DynamicLayer, StaticLayer)):
+        return None
+    count = layer.get_seq_length()
+    if isinstance(count, Tensor):
+        return int(count) if count.device.type == "cpu" else None
+    return int(count)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-import transformers
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 # since 5.24; before; in GPT-NeoX
@@ -46,13 +44,3 @@ def one_cache(**named: Any) -> Any:
     if len(given) > 1:
         raise ValueError(f"a cache came under each of the names {sorted(given)}: pass one, as {CACHE_NAME}=")
     return next(iter(given.values()), None)
-
-
-def refuse_unknown(who: str, given: Mapping[str, Any], ignored: Mapping[str, str]) -> None:
-    """TypeError for arguments that are neither None nor known to mean nothing here: they might mean something."""
-    unknown = [name for name, value in given.items() if value is not None and name not in ignored]
-    if unknown:
-        raise TypeError(
-            f"{who} does not know the argument {unknown[0]!r} (transformers {transformers.__version__}) and will not "
-            "ignore what may mean something: leave it out, or install a version of hypermlp that knows it"
-        )

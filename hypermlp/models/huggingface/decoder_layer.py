@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from hypermlp.integrations.huggingface.cache import join_cache
+from hypermlp.integrations.huggingface.cache import CacheLayer, join_cache
 from hypermlp.integrations.huggingface.names import one_cache
 from hypermlp.layers import AttentionLayer
 from hypermlp.layers.block import TransformerBlock
@@ -53,7 +53,8 @@ class HyperMLPDecoderLayer(GradientCheckpointingLayer, TransformerBlock):
         """
         x = self.attention_norm(hidden_states)
         cache = one_cache(cache=cache, past_key_values=past_key_values)
-        attention = _Attention(self.attention, attention_mask, cu_seqlens, cache)
+        part = None if cache is None else join_cache(cache, self.attention.layer_idx, x.shape[1])
+        attention = _Attention(self.attention, attention_mask, cu_seqlens, part)
         weights = attention.map(x) if output_attentions else None
         hidden_states = hidden_states + attention.read(x)
         out: Tensor = hidden_states + self.mlp(self.mlp_norm(hidden_states))
@@ -64,11 +65,10 @@ class _Attention:
     """One call of an attention layer, with Transformers' cache or with packed rows laid end to end."""
 
     def __init__(
-        self, layer: AttentionLayer, mask: Tensor | None, cu_seqlens: Tensor | None, cache: Cache | None
+        self, layer: AttentionLayer, mask: Tensor | None, cu_seqlens: Tensor | None, cache: CacheLayer | None
     ) -> None:
-        self.layer, self.cu_seqlens = layer, cu_seqlens
+        self.layer, self.cu_seqlens, self.cache = layer, cu_seqlens, cache
         self.mask = mask if mask is None or cu_seqlens is None else mask.flatten()[None]
-        self.cache = None if cache is None else join_cache(cache, layer.layer_idx)
 
     def read(self, x: Tensor) -> Tensor:
         """The layer's output, ``[B, T, hidden_size]``."""

@@ -14,13 +14,13 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import can_return_tuple, logging
 from transformers.utils.output_capturing import capture_outputs
 
+from hypermlp.integrations.arguments import refuse_unknown
 from hypermlp.integrations.huggingface.masks import document_bounds
 from hypermlp.integrations.huggingface.names import (
     CACHE_NAME,
     CACHE_NAMES,
     IGNORED_BY_MODELS,
     one_cache,
-    refuse_unknown,
 )
 from hypermlp.models.huggingface.configuration import HyperMLPConfig
 from hypermlp.models.huggingface.decoder_layer import HyperMLPDecoderLayer, mask_of_new_tokens, packed_bounds
@@ -124,7 +124,7 @@ class HyperMLPModel(HyperMLPPreTrainedModel):
             kwargs: what Transformers' decorators and collators add and means nothing to the model
                 (:data:`IGNORED_BY_MODELS`); a TypeError for anything else.
         """
-        refuse_unknown(type(self).__name__, kwargs, IGNORED_BY_MODELS)
+        refuse_unknown(kwargs, IGNORED_BY_MODELS, type(self).__name__, "transformers", otherwise="")
         if is_causal is False:
             raise ValueError("is_causal=False: the family is causal")
         if (input_ids is None) == (inputs_embeds is None):

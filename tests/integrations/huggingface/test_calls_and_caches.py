@@ -17,6 +17,7 @@ from hypermlp.integrations.huggingface.attention import HuggingFaceAttention
 from hypermlp.integrations.huggingface.cache import CacheLayer, HyperStaticLayer
 from hypermlp.integrations.huggingface.masks import Tokens, read_mask
 from hypermlp.integrations.huggingface.names import CACHE_NAME
+from tests.hf_names import quiet
 from tests.integrations.huggingface import checks
 from tests.integrations.huggingface.hosts import (
     BUILD,
@@ -201,7 +202,8 @@ def test_assisted_generation() -> None:
     """Another model proposes tokens; those refused are cropped from our cache."""
     model: Any = swapped("llama")
     ids = tokens(1, 6)
-    out = checks.generate(model, ids, assistant_model=swapped("llama", seed=1))
+    with quiet():
+        out = checks.generate(model, ids, assistant_model=swapped("llama", seed=1))
     assert torch.equal(out, checks.generate(model, ids, use_cache=False))
 
 

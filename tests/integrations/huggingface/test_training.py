@@ -12,8 +12,12 @@ from torch import Tensor, nn
 from hypermlp import swap_attention
 from hypermlp.integrations.huggingface.attention import HuggingFaceAttention
 from hypermlp.integrations.huggingface.names import CACHE_NAME
+from tests.hf_names import checkpointing
 from tests.integrations.huggingface import checks
 from tests.integrations.huggingface.hosts import BUILD, FOUR, logits, stock, swapped, tokens
+
+# what PEFT itself still uses of transformers
+of_peft = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +55,7 @@ def test_a_parameter_cut_off_is_noticed() -> None:
 def test_gradient_checkpointing(name: str, reentrant: bool) -> None:
     model: Any = swapped(name)
     expected = checks.check_gradients(model)
-    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    checkpointing(model, use_reentrant=reentrant)
     calls: list[int] = []
     checks.attentions(model)[0].register_forward_pre_hook(lambda *_: calls.append(1))
     assert_same(checks.check_gradients(model), expected)
@@ -133,6 +137,7 @@ def test_a_cache_takes_no_gradients_later_either() -> None:
         model(ids[:, :1], **{CACHE_NAME: cache})
 
 
+@of_peft
 def test_lora_trains_and_merges() -> None:
     peft = pytest.importorskip("peft", reason="needs peft")
     model = swapped("llama")
@@ -157,6 +162,7 @@ def test_lora_trains_and_merges() -> None:
     checks.check_generate(merged, "greedy")
 
 
+@of_peft
 def test_adapters_on_the_host_are_not_lost() -> None:
     peft = pytest.importorskip("peft", reason="needs peft")
     model = stock("llama")
@@ -169,6 +175,7 @@ def test_adapters_on_the_host_are_not_lost() -> None:
     swap_attention(adapted.merge_and_unload())
 
 
+@of_peft
 def test_whole_layers_can_be_trained_with_lora_elsewhere(tmp_path: Any) -> None:
     peft = pytest.importorskip("peft", reason="needs peft")
     model = swapped("llama")

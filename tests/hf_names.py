@@ -9,10 +9,12 @@ from typing import Any
 import transformers
 
 
-def checkpointing(model: Any, on: bool = True, **options: Any) -> None:
+def set_checkpointing(model: Any, on: bool = True, **options: Any) -> None:
     """Switch activation checkpointing, which was gradient checkpointing before transformers 5.24."""
     verb = "enable" if on else "disable"
-    switch = getattr(model, f"activation_checkpointing_{verb}", None) or getattr(model, f"gradient_checkpointing_{verb}")
+    switch = getattr(model, f"activation_checkpointing_{verb}", None) or getattr(
+        model, f"gradient_checkpointing_{verb}"
+    )
     switch(*([options] if options else []))
 
 

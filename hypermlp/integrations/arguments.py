@@ -6,7 +6,6 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-
 _OF_A_REPLACEMENT = ", or restore_attention(model) and leave this module out (layers=...)"
 
 

@@ -23,7 +23,7 @@ from hypermlp.distributed import full_state_dict, shard_heads
 from hypermlp.integrations.huggingface import from_pretrained
 from tests.distributed.processes import WORLD, run_checks
 from tests.helpers import assert_close
-from tests.hf_names import checkpointing
+from tests.hf_names import set_checkpointing
 from tests.integrations.huggingface import checks
 from tests.integrations.huggingface.hosts import swapped, tokens
 from tests.models.families import VOCAB, tiny
@@ -61,7 +61,7 @@ def gradients(model: Any) -> dict[str, Tensor]:
 def check_gradients(name: str) -> None:
     model = sharded(name).train()
     if name == "llama":
-        checkpointing(model, use_reentrant=False)
+        set_checkpointing(model, use_reentrant=False)
     assert_close(gradients(model), gradients(model_of(name).train()), RTOL)
 
 

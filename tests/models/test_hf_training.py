@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hypermlp.integrations.huggingface.names import CACHE_NAME
-from tests.hf_names import checkpointing
+from tests.hf_names import set_checkpointing
 from tests.models.families import ATTENTION, PAD, assert_same_weights, left_padded, tiny, tokens
 
 from transformers import DynamicCache, Trainer, TrainingArguments  # isort: skip
@@ -32,14 +32,14 @@ def test_checkpointing_changes_no_gradient(mixer, reentrant):
     expected = gradients(model, **inputs)
     assert set(expected) == {name for name, _ in model.named_parameters()}
     assert all(g.isfinite().all() and g.any() for g in expected.values())
-    checkpointing(model, use_reentrant=reentrant)
+    set_checkpointing(model, use_reentrant=reentrant)
     calls = []
     model.model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
     found = gradients(model, **inputs)
     assert len(calls) == 2, "nothing was recomputed"
     for name, g in expected.items():
         torch.testing.assert_close(found[name], g, **CLOSE, msg=name)
-    checkpointing(model, on=False)
+    set_checkpointing(model, on=False)
     calls.clear()
     gradients(model, **inputs)
     assert len(calls) == 1
@@ -48,7 +48,7 @@ def test_checkpointing_changes_no_gradient(mixer, reentrant):
 def test_checkpointing_and_a_cache_do_not_meet(caplog):
     model, ids = tiny().train(), tokens(2, 5)
     assert getattr(model(ids), CACHE_NAME) is None  # no cache while gradients are on, unless asked for
-    checkpointing(model)
+    set_checkpointing(model)
     with caplog.at_level(logging.WARNING):
         assert getattr(model(ids, use_cache=True), CACHE_NAME) is None
     with torch.no_grad():

@@ -132,7 +132,7 @@ def _told(tokens: Tokens, mask: Tensor | None, told: Tensor, past: int | Tensor)
     batch, length = mask.shape[0], mask.shape[2]
     rows = torch.arange(0, (batch + 1) * length, length, device=told.device)
     shown = rows if tokens.cu_seqlens is None else tokens.cu_seqlens
-    if shown.tolist() != told.unique_consecutive().tolist():
+    if shown.tolist() != torch.unique_consecutive(told).tolist():
         raise ValueError(
             "cu_seq_lens_q (or seq_idx) names other documents than attention_mask shows: transformers makes that mask "
             "from position_ids, so pass those of the documents too, each counted from 0"

@@ -132,16 +132,14 @@ class HyperMLPModel(HyperMLPPreTrainedModel):
         cache = one_cache(cache=cache, past_key_values=past_key_values)
         if output_attentions is None:
             output_attentions = bool(self.config.output_attentions)
-        tokens = input_ids if inputs_embeds is None else inputs_embeds
-        cu_seqlens = document_bounds(tokens, cu_seq_lens_q, cu_seq_lens_k, seq_idx)
+        embeddings = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        cu_seqlens = document_bounds(embeddings, cu_seq_lens_q, cu_seq_lens_k, seq_idx)
         if cu_seqlens is None and attention_mask is None and cache is None and position_ids is not None:
             cu_seqlens = packed_bounds(position_ids)
         if cu_seqlens is not None and cache is not None:
             raise ValueError("packed documents cannot follow or fill a cache: leave the cache out")
         if cache is None and cu_seqlens is None and self._wants_cache(use_cache):
             cache = DynamicCache(config=self.config)
-
-        embeddings = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         hidden_states = embeddings * self.config.hidden_size**0.5
         if attention_mask is not None:
             attention_mask = mask_of_new_tokens(attention_mask, hidden_states.shape[1], cache)

@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-from tests.hf_names import checkpointing
+from tests.hf_names import set_checkpointing
 from tests.integrations.huggingface import checks
 from tests.integrations.huggingface.hosts import swapped, tokens
 
@@ -41,7 +41,7 @@ def sharded(rank: int, port: int, name: str, checkpointing: bool, out: str) -> N
     mesh = init_device_mesh("cpu", (WORLD,))
     model: Any = swapped(name).train()
     if checkpointing:
-        checkpointing(model, use_reentrant=False)
+        set_checkpointing(model, use_reentrant=False)
     blocks = model.transformer.h if name == "gpt2" else model.model.layers
     for block in blocks:
         fully_shard(block, mesh=mesh)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hypermlp import swap_attention
 from hypermlp.integrations.huggingface.attention import HuggingFaceAttention
 from hypermlp.integrations.huggingface.names import CACHE_NAME
-from tests.hf_names import checkpointing
+from tests.hf_names import set_checkpointing
 from tests.integrations.huggingface import checks
 from tests.integrations.huggingface.hosts import BUILD, FOUR, logits, stock, swapped, tokens
 
@@ -55,7 +55,7 @@ def test_a_parameter_cut_off_is_noticed() -> None:
 def test_gradient_checkpointing(name: str, reentrant: bool) -> None:
     model: Any = swapped(name)
     expected = checks.check_gradients(model)
-    checkpointing(model, use_reentrant=reentrant)
+    set_checkpointing(model, use_reentrant=reentrant)
     calls: list[int] = []
     checks.attentions(model)[0].register_forward_pre_hook(lambda *_: calls.append(1))
     assert_same(checks.check_gradients(model), expected)

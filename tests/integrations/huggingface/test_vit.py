@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hypermlp import restore_attention, swap_attention
 from hypermlp.integrations import resize_positions
 from hypermlp.integrations.huggingface.attention import HuggingFaceAttention
-from tests.hf_names import checkpointing
+from tests.hf_names import set_checkpointing
 from tests.integrations.huggingface.checks import TOLERANCE, attentions, check_same_weights, error
 
 _SIZES = {
@@ -216,7 +216,7 @@ def test_gradients(kind: str) -> None:
     model = swapped(kind)
     plain = check_gradients(model)
     model.zero_grad()
-    checkpointing(model)
+    set_checkpointing(model)
     for name, grad in check_gradients(model).items():
         torch.testing.assert_close(grad, plain[name], rtol=1e-9, atol=1e-9)
 

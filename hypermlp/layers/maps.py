@@ -64,6 +64,32 @@ def attention_map(
     return F.pad(weights, (state.length + x.shape[1] - bounds[-1], 0))
 
 
+def through_map(
+    layer: AttentionLayer,
+    weights: Tensor,
+    hidden_states: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    cu_seqlens: Tensor | None = None,
+) -> Tensor:
+    """The layer's output, ``[B, T, hidden_size]``, by way of its map.
+
+    Args:
+        layer: the layer.
+        weights: its map, ``[B, heads, T, T]``; or with packed sequences in rows of one length, that of each row.
+        hidden_states: ``[B, T, hidden_size]``, the rows laid end to end where ``weights`` is of several.
+        attention_mask, cu_seqlens: as for the map.
+    """
+    valid = None if attention_mask is None else check_attention_mask(attention_mask, hidden_states)
+    inside = within_bounds(hidden_states.shape[1], cu_seqlens, hidden_states.device)
+    x = zero_padded(zero_padded(hidden_states, valid), inside)
+    gates = layer.gates(x)
+    _, v = layer.keys_values(x, cu_seqlens, layer._rotary_offset(x, valid, cu_seqlens))
+    rows = v.reshape(weights.shape[0], weights.shape[-1], *v.shape[2:])
+    read = torch.einsum("bhts,bshv->bthv", weights, rows).reshape(*x.shape[:2], -1)
+    return zero_padded(zero_padded(layer.output(read, gates), valid), inside)
+
+
 def _unit(v: Tensor, count: int) -> Tensor:
     """``[B, heads, count, count]``, the identity in the place of values like ``v`` ``[B, T, heads, width]``."""
     return torch.eye(count, dtype=v.dtype, device=v.device).expand(v.shape[0], v.shape[2], -1, -1)

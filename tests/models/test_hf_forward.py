@@ -71,6 +71,52 @@ def test_generate_returns_attentions_and_hidden_states():
     assert [step[-1].shape for step in out.hidden_states] == [(2, 5, 16), (2, 1, 16), (2, 1, 16)]
 
 
+def test_a_static_cache_has_maps_of_the_prompt():
+    model, ids = tiny(), tokens(2, 5)
+    out = model.generate(
+        ids, max_new_tokens=3, do_sample=False, output_attentions=True, return_dict_in_generate=True,
+        cache_implementation="static",
+    )  # fmt: skip
+    assert torch.equal(out.sequences, model.generate(ids, max_new_tokens=3, do_sample=False, use_cache=False))
+    with torch.no_grad():
+        whole = model(ids, output_attentions=True, use_cache=False).attentions
+    for found, expected in zip(out.attentions[0], whole, strict=True):
+        torch.testing.assert_close(found, expected, **CLOSE)
+    assert [len(maps) for maps in out.attentions] == [2, 0, 0]
+
+
+@pytest.mark.parametrize("how", ["call", "config"])
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_gradients_pass_through_maps(mixer, packed, how):
+    """As Transformers' own tests ask of every model; and every other gradient is what it is without maps."""
+    model, (ids, mask) = tiny(mixer), left_padded([5, 9])
+    inputs = {"attention_mask": mask}
+    if packed:
+        inputs = {"cu_seq_lens_q": torch.tensor([0, 4, 9, 18])}
+
+    def grads(**options):
+        model.zero_grad()
+        out = model(ids, **inputs, **options)
+        for state in (*(out.attentions or ()), *(out.hidden_states or ())):
+            state.retain_grad()
+        out.logits.square().mean().backward()
+        return out, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    plain, expected = grads()
+    if how == "config":
+        model.config.output_attentions = model.config.output_hidden_states = True
+        out, found = grads()
+    else:
+        out, found = grads(output_attentions=True, output_hidden_states=True)
+    torch.testing.assert_close(out.logits, plain.logits, **CLOSE)
+    assert (len(out.attentions), len(out.hidden_states)) == (2, 3)
+    assert all(state.grad is not None and state.grad.any() for state in (*out.attentions, *out.hidden_states))
+    assert set(found) == set(expected)
+    for name, grad in expected.items():
+        torch.testing.assert_close(found[name], grad, rtol=1e-9, atol=1e-9, msg=name)
+
+
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_later_tokens_do_not_change_earlier_logits(mixer):
     model, ids = tiny(mixer), tokens(2, 10)

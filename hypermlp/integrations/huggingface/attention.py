@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from hypermlp.integrations.arguments import refuse_unknown
 from hypermlp.integrations.huggingface.cache import CacheLayer, join_cache
+from hypermlp.integrations.huggingface.call import Call
 from hypermlp.integrations.huggingface.masks import Tokens, document_bounds, read_mask
 from hypermlp.integrations.huggingface.names import IGNORED_BY_ATTENTION, one_cache
 from hypermlp.layers import AttentionLayer
-from hypermlp.layers.maps import attention_map
 
 # the others hand over no mask, or one of their own kind, even for padded batches
 _READABLE = ("sdpa", "eager")
@@ -92,8 +92,8 @@ class HuggingFaceAttention(nn.Module):
         tokens = read_mask(attention_mask, hidden_states, first, causal=c.causal, window=window, told=told)
         if part is not None and not self._cacheable(hidden_states, tokens, part):
             part = None
-        weights = self._map(hidden_states, tokens, part) if self._map_wanted(output_attentions, part) else None
-        out = self._compute(hidden_states, tokens, part)
+        call = Call(self.mixer, tokens.valid, tokens.cu_seqlens, part)
+        out, weights = self._compute(hidden_states, call, self._map_wanted(output_attentions, part))
         return F.dropout(out, self.output_dropout, self.training), weights
 
     def _part(self, cache: Any, new_tokens: int) -> CacheLayer | None:
@@ -115,24 +115,8 @@ class HuggingFaceAttention(nn.Module):
     def _trained(self, hidden_states: Tensor) -> bool:
         return hidden_states.requires_grad or any(parameter.requires_grad for parameter in self.mixer.parameters())
 
-    def _compute(self, hidden_states: Tensor, tokens: Tokens, cache: CacheLayer | None) -> Tensor:
-        if cache is not None:
-            return cache.run(self.mixer, hidden_states, tokens.valid)
-        if tokens.cu_seqlens is None:
-            out: Tensor = self.mixer(hidden_states, tokens.valid)
-            return out
-        flat: Tensor = self.mixer(*tokens.flat(hidden_states), cu_seqlens=tokens.cu_seqlens)
-        return flat.view_as(hidden_states)
-
-    def _map(self, hidden_states: Tensor, tokens: Tokens, cache: CacheLayer | None) -> Tensor:
-        if cache is not None:
-            return cache.map(self.mixer, hidden_states, tokens.valid)
-        if tokens.cu_seqlens is None:
-            return attention_map(self.mixer, hidden_states, tokens.valid)
-        batch, length = hidden_states.shape[:2]
-        flat = attention_map(self.mixer, *tokens.flat(hidden_states), cu_seqlens=tokens.cu_seqlens)
-        rows = flat.view(-1, batch, length, batch, length).diagonal(dim1=1, dim2=3)
-        return rows.permute(3, 0, 1, 2)
+    def _compute(self, hidden_states: Tensor, call: Call, want_map: bool) -> tuple[Tensor, Tensor | None]:
+        return call.read_with_map(hidden_states) if want_map else (call.read(hidden_states), None)
 
     def _map_wanted(self, output_attentions: bool | None, cache: CacheLayer | None) -> bool:
         if output_attentions or getattr(self.config, "output_attentions", False):

@@ -9,11 +9,10 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from hypermlp.integrations.huggingface.cache import CacheLayer, join_cache
+from hypermlp.integrations.huggingface.cache import join_cache
+from hypermlp.integrations.huggingface.call import Call
 from hypermlp.integrations.huggingface.names import one_cache
-from hypermlp.layers import AttentionLayer
 from hypermlp.layers.block import TransformerBlock
-from hypermlp.layers.maps import attention_map
 from hypermlp.models.huggingface.configuration import HyperMLPConfig
 
 
@@ -38,7 +37,7 @@ class HyperMLPDecoderLayer(GradientCheckpointingLayer, TransformerBlock):
         cache: Cache | None = None,
         past_key_values: Cache | None = None,
         output_attentions: bool = False,
-    ) -> Tensor | tuple[Tensor, Tensor]:
+    ) -> Tensor | tuple[Tensor, Tensor | None]:
         """One block over ``[B, T, hidden_size]``.
 
         Args:
@@ -49,47 +48,16 @@ class HyperMLPDecoderLayer(GradientCheckpointingLayer, TransformerBlock):
             output_attentions: return the attention map too.
 
         Returns:
-            ``[B, T, hidden_size]``, or that and a map ``[B, num_heads, T, keys]``.
+            ``[B, T, hidden_size]``, or that and a map ``[B, num_heads, T, keys]`` (None after a static cache's tokens).
         """
         x = self.attention_norm(hidden_states)
         cache = one_cache(cache=cache, past_key_values=past_key_values)
         part = None if cache is None else join_cache(cache, self.attention.layer_idx, x.shape[1])
-        attention = _Attention(self.attention, attention_mask, cu_seqlens, part)
-        weights = attention.map(x) if output_attentions else None
-        hidden_states = hidden_states + attention.read(x)
+        call = Call(self.attention, attention_mask, cu_seqlens, part)
+        read, weights = call.read_with_map(x) if output_attentions else (call.read(x), None)
+        hidden_states = hidden_states + read
         out: Tensor = hidden_states + self.mlp(self.mlp_norm(hidden_states))
-        return out if weights is None else (out, weights)
-
-
-class _Attention:
-    """One call of an attention layer, with Transformers' cache or with packed rows laid end to end."""
-
-    def __init__(
-        self, layer: AttentionLayer, mask: Tensor | None, cu_seqlens: Tensor | None, cache: CacheLayer | None
-    ) -> None:
-        self.layer, self.cu_seqlens, self.cache = layer, cu_seqlens, cache
-        self.mask = mask if mask is None or cu_seqlens is None else mask.flatten()[None]
-
-    def read(self, x: Tensor) -> Tensor:
-        """The layer's output, ``[B, T, hidden_size]``."""
-        if self.cache is not None:
-            return self.cache.run(self.layer, x, self.mask)
-        out: Tensor = self.layer(self._rows(x), self.mask, cu_seqlens=self.cu_seqlens)
-        return out.view_as(x)
-
-    def map(self, x: Tensor) -> Tensor:
-        """What each token reads of each token's value, ``[B, num_heads, T, keys]``, before the layer is run."""
-        if self.cache is not None:
-            return self.cache.map(self.layer, x, self.mask)
-        weights = attention_map(self.layer, self._rows(x), self.mask, cu_seqlens=self.cu_seqlens)
-        if self.cu_seqlens is None:
-            return weights
-        batch, length = x.shape[:2]
-        blocks = weights.view(-1, batch, length, batch, length).diagonal(dim1=1, dim2=3)
-        return blocks.permute(3, 0, 1, 2)
-
-    def _rows(self, x: Tensor) -> Tensor:
-        return x if self.cu_seqlens is None else x.flatten(0, 1)[None]
+        return (out, weights) if output_attentions else out
 
 
 def mask_of_new_tokens(attention_mask: Tensor, new_tokens: int, cache: Cache | None) -> Tensor:

@@ -154,7 +154,7 @@ class HyperMLPModel(HyperMLPPreTrainedModel):
             )
             if output_attentions:
                 hidden_states, layer_map = hidden_states
-                maps.append(layer_map)
+                maps += [] if layer_map is None else [layer_map]
         return BaseModelOutputWithPast(
             last_hidden_state=self.norm(hidden_states),
             attentions=tuple(maps) if output_attentions else None,

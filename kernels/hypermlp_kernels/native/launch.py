@@ -12,7 +12,6 @@ from torch import Tensor
 from hypermlp_kernels.native import abi
 from hypermlp_kernels.native.build import library
 
-
 _ALIGNMENT = 64  # bytes: a cache line
 
 

@@ -213,15 +213,46 @@ def test_output_attentions_while_generating(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_maps_with_a_static_cache(name: str) -> None:
-    """Asked for, they are refused; recorders left from an earlier call do not stand in the way."""
+    """The prompt has maps, later tokens have none, and the tokens are the same."""
     model: Any = swapped(name, attn="eager")
     ids = tokens(2, 7)
     with torch.no_grad():
         assert len(model(ids, output_attentions=True).attentions) == 2
     checks.check_generate(model, "static")
-    model.config.output_attentions = True
-    with pytest.raises(ValueError, match="growing cache"):
-        checks.generate(model, ids, cache_implementation="static")
+    asked = {"cache_implementation": "static", "output_attentions": True, "return_dict_in_generate": True}
+    out: Any = model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, min_new_tokens=4, pad_token_id=0, **asked
+    )
+    assert torch.equal(out.sequences, checks.generate(model, ids, use_cache=False, new_tokens=4))
+    with torch.no_grad():
+        whole = model(ids, output_attentions=True, use_cache=False).attentions
+    for found, expected in zip(out.attentions[0], whole, strict=True):
+        assert checks.error(found, expected) < checks.TOLERANCE
+    assert [len(maps) for maps in out.attentions] == [2, 0, 0, 0]
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bert", "gpt_neox"])
+def test_gradients_pass_through_maps(name: str) -> None:
+    """As transformers' own tests ask of every model; and every other gradient is what it is without maps."""
+    model: Any = swapped(name, attn="eager")
+    ids, mask, _ = checks.padded("left")
+
+    def grads(**options: Any) -> tuple[Any, dict[str, Tensor]]:
+        model.zero_grad()
+        out = model(ids, attention_mask=mask, **options)
+        for state in (*(out.attentions or ()), *(out.hidden_states or ())):
+            state.retain_grad()
+        (out.logits * mask[..., None]).square().mean().backward()
+        return out, {key: parameter.grad.clone() for key, parameter in model.named_parameters()}
+
+    _, expected = grads(output_attentions=False)
+    out, found = grads(output_attentions=True, output_hidden_states=True)
+    assert len(out.attentions) == 2
+    for state in (*out.attentions, *out.hidden_states):
+        assert state.grad is not None
+        assert state.grad.abs().max() > 1e-4
+    for key, grad in expected.items():
+        torch.testing.assert_close(found[key], grad, rtol=1e-9, atol=1e-9, msg=key)
 
 
 def test_maps_of_packed_and_padded_batches() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hypermlp.bench.gate import GATE_LENGTH, MOST_ROUNDING, TOLERANCE, Verdict, randomise, relative_error
 from hypermlp.bench.providers import Case, Provider, by_dense_softmax, by_reference, hyperglu, softmax, softmax_wide
-from hypermlp.cache import HyperCache
+from hypermlp.cache import HyperCache, StaticLayerCache
 from hypermlp.layers import AttentionLayer, HyperGLU
 
 # smaller than what the gate decodes, so that the ring of a window wraps (its capacity is window + steps)
@@ -65,7 +65,9 @@ class Session:
             with torch.inference_mode():
                 keys, values = layer.keys_values(past, None)
                 layer.cache_part(self.cache).append(keys, values, past, None)
-        self._start = self.cache.state_dict() if self.cache is not None and compiled else None
+        self._start: dict[str, Tensor] | None = None
+        if self.cache is not None and compiled:
+            self._start = {name: tensor.clone() for name, tensor in self._memory().items()}
 
     @torch.inference_mode()
     def decode(self) -> Tensor:
@@ -84,8 +86,15 @@ class Session:
             self.cache.crop(-self.steps)
             return
         # a static cache cannot be cropped, and its memory must stay where it is
-        for name, tensor in self.cache.layers[0].tensors().items():
-            tensor.copy_(self._start[f"layers.0.{name}"])
+        for name, tensor in self._memory().items():
+            tensor.copy_(self._start[name])
+
+    def _memory(self) -> dict[str, Tensor]:
+        """Of the static cache."""
+        assert self.cache is not None
+        held = self.cache.layers[0]
+        assert isinstance(held, StaticLayerCache)
+        return held.tensors()
 
 
 def compiled_step(layer: AttentionLayer) -> Callable[..., Tensor]:

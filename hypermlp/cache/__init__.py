@@ -7,6 +7,8 @@ tokens keeps little more than those: a stream of any length runs in constant mem
 
 from __future__ import annotations
 
+import operator
+import re
 from typing import Any
 
 import torch
@@ -15,6 +17,8 @@ from torch import Tensor
 from hypermlp.cache.layer import LayerCache
 from hypermlp.cache.spec import CacheSpec
 from hypermlp.cache.static import StaticLayerCache
+
+_KEY = re.compile(r"layers\.(\d+)\.(.+)")
 
 __all__ = ["CacheSpec", "HyperCache", "LayerCache", "StaticLayerCache"]
 
@@ -41,10 +45,8 @@ class HyperCache:
     """
 
     def __init__(self, *, max_crop: int = 64, max_length: int | None = None, static: bool = False) -> None:
-        if max_crop < 0:
-            raise ValueError(f"max_crop must be >= 0, got {max_crop}")
-        if max_length is not None and max_length < 1:
-            raise ValueError(f"max_length must be >= 1 or None, got {max_length}")
+        max_crop = _integer("max_crop", max_crop, 0)
+        max_length = None if max_length is None else _integer("max_length", max_length, 1)
         if static and max_length is None:
             raise ValueError("a static cache needs max_length: its memory is made once")
         self.max_crop, self.max_length, self.static = max_crop, max_length, static
@@ -85,9 +87,17 @@ class HyperCache:
             lengths: an integer counts the batch's tokens, padding included, and a negative one
                 how many to drop; a tensor ``[B]`` counts each row's from its first valid one.
         """
-        for layer in self.layers.values():
+        if isinstance(lengths, Tensor):
+            _check_integers("lengths", lengths)
+        else:
+            lengths = _integer("lengths", lengths, None)
+        wanted = {}
+        for index, layer in self.layers.items():  # all can, or none does
             whole = isinstance(lengths, int) and lengths < 0
-            layer.crop(layer.length + lengths if whole else lengths)
+            wanted[index] = layer.length + lengths if whole else lengths
+            layer.check_crop(wanted[index])
+        for index, layer in self.layers.items():
+            layer.crop(wanted[index])
 
     def reorder(self, indices: Tensor) -> None:
         """Row ``b`` becomes what row ``indices[b]`` was (beam search); ``[B]`` int64."""
@@ -95,13 +105,13 @@ class HyperCache:
 
     def select(self, indices: Tensor) -> None:
         """Keep the rows ``indices`` ``[B']`` int64, in that order; a row may come more than once."""
+        _check_integers("indices", indices)
         for layer in self.layers.values():
             layer.map(lambda x: x.index_select(0, indices.to(x.device)))
 
     def repeat(self, times: int) -> None:
         """Every row ``times`` times, copies side by side (several samples per prompt)."""
-        if times < 1:
-            raise ValueError(f"times must be >= 1, got {times}")
+        times = _integer("times", times, 1)
         for layer in self.layers.values():
             layer.map(lambda x: x.repeat_interleave(times, dim=0))
 
@@ -110,18 +120,28 @@ class HyperCache:
         for layer in self.layers.values():
             layer.reset()
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> HyperCache:
-        """Move to ``device``, and floating-point parts to ``dtype``; returns the cache."""
+    def to(
+        self, device: torch.device | str | torch.dtype | None = None, dtype: torch.dtype | None = None
+    ) -> HyperCache:
+        """Move to ``device``, and floating-point parts to ``dtype``; ``to(dtype)`` alone will do. Returns the cache."""
+        if isinstance(device, torch.dtype):
+            if dtype is not None:
+                raise TypeError(f"to takes one dtype, got {device} and {dtype}")
+            device, dtype = None, device
+        if dtype is not None and not dtype.is_floating_point:
+            raise TypeError(
+                f"dtype must be a floating-point one, got {dtype}: keys and values would lose what they say"
+            )
         for layer in self.layers.values():
             layer.map(lambda x: x.to(device=device, dtype=dtype if x.is_floating_point() else None))
         return self
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything remembered, as flat tensors that safetensors can store."""
+        """A copy of everything remembered, as flat tensors that safetensors can store."""
         return {
-            f"layers.{index}.{name}": tensor.detach().clone()
+            f"layers.{index}.{name}": tensor
             for index, layer in self.layers.items()
-            for name, tensor in layer.tensors().items()
+            for name, tensor in layer.saved().items()
         }
 
     def load_state_dict(self, state_dict: dict[str, Tensor], specs: dict[int, CacheSpec]) -> None:
@@ -130,11 +150,18 @@ class HyperCache:
         Args:
             state_dict: tensors by name.
             specs: sizes of each layer's part, ``{layer_idx: CacheSpec.of(layer.config)}``.
+
+        Raises:
+            ValueError: the tensors do not fit ``specs`` or each other; the cache is as it was.
         """
         parts: dict[int, dict[str, Tensor]] = {}
         for key, tensor in state_dict.items():
-            _, index, name = key.split(".", 2)
-            parts.setdefault(int(index), {})[name] = tensor
+            found = _KEY.fullmatch(key)
+            if found is None or not isinstance(tensor, Tensor):
+                raise ValueError(
+                    f"state_dict must hold tensors layers.INDEX.NAME, got {key!r}: {type(tensor).__name__}"
+                )
+            parts.setdefault(int(found[1]), {})[found[2]] = tensor
         if set(parts) - set(specs):
             raise ValueError(f"state_dict has layers {sorted(parts)} and specs only {sorted(specs)}")
         layers = {layer_idx: self._new(specs[layer_idx]) for layer_idx in parts}
@@ -150,3 +177,17 @@ class HyperCache:
     def __repr__(self) -> str:
         lengths: Any = None if self.lengths is None else self.lengths.tolist()
         return f"HyperCache(layers={len(self.layers)}, lengths={lengths}, nbytes={self.nbytes}, static={self.static})"
+
+
+def _integer(name: str, value: int, least: int | None) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    value = operator.index(value)
+    if least is not None and value < least:
+        raise ValueError(f"{name} must be >= {least}, got {value}")
+    return value
+
+
+def _check_integers(name: str, values: Tensor) -> None:
+    if not isinstance(values, Tensor) or values.dtype not in (torch.int64, torch.int32) or values.ndim != 1:
+        raise TypeError(f"{name} must be an int64 or int32 tensor [batch], got {values!r}")

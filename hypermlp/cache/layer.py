@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hypermlp.cache.ring import Ring
 from hypermlp.cache.spec import CacheSpec
+from hypermlp.cache.state import check_state
 from hypermlp.ops.decode import Past
 
 
@@ -30,6 +31,8 @@ class LayerCache:
         self.length = 0
         self.start: Tensor | None = None
         self._rings: dict[str, Ring] = {}
+        # until the window is full every crop is possible, which needs every hidden state
+        self._all_inputs = bool(spec.taps)
 
     @property
     def empty(self) -> bool:
@@ -53,6 +56,11 @@ class LayerCache:
     def nbytes(self) -> int:
         return sum(ring.data.nbytes for ring in self._rings.values())
 
+    @property
+    def _limit(self) -> int | None:
+        """Tokens it takes at most."""
+        return self.max_length if self.spec.by_lag else min(x for x in (self.max_length, self.spec.max_lag) if x)
+
     def offset(self, valid: Tensor | None) -> int | Tensor:
         """Number of the next token in its row, counted from the row's first valid one; ``[B, 1]`` if rows differ."""
         start = self._starts_with(valid)
@@ -73,7 +81,7 @@ class LayerCache:
         """Whether ``new`` tokens with queries ``[B, ...]`` may follow; an error changes nothing."""
         if torch.is_grad_enabled() and q.requires_grad:
             raise RuntimeError("cache= is for inference: call under torch.no_grad() or torch.inference_mode()")
-        limit = self.max_length if self.spec.by_lag else min(x for x in (self.max_length, self.spec.max_lag) if x)
+        limit = self._limit
         if limit is not None and self.length + new > limit:
             raise ValueError(
                 f"the cache holds {self.length} tokens and {new} more pass its {limit}: "
@@ -113,6 +121,8 @@ class LayerCache:
         rings["keys"].put(k, length)
         rings["values"].put(v, length)
         self.length = length + 1
+        if self._all_inputs and rings["keys"].oldest:
+            self._drop_inputs()
         past = self._past(self.length, self._seen(self.length, 1))
         return past if self.spec.by_lag else past._replace(start=self._starts())
 
@@ -146,6 +156,15 @@ class LayerCache:
                 self._rings[name] = self._new_ring(name, part)
             self._rings[name].append(part, self.length)
         self.length += new
+        if self._all_inputs and self._rings["keys"].oldest:
+            self._drop_inputs()
+
+    def _drop_inputs(self) -> None:
+        """Keep the hidden states that crops of a full window need, and no more."""
+        held, self._all_inputs = self._rings["inputs"], False
+        ring = self._rings["inputs"] = self._new_ring("inputs", held.data)
+        kept = min(self.length - held.oldest, ring.limit or 0)
+        ring.hold(held.gathered(self.length - kept, self.length), self.length)
 
     def _mark(self, valid: Tensor | None, batch: int, new: int) -> None:
         """Take in which of ``new`` tokens count, bool ``[B, m]``; None for all."""
@@ -160,10 +179,10 @@ class LayerCache:
 
     def crop(self, lengths: int | Tensor) -> None:
         """Forget all but the first ``lengths`` tokens of every row (of each row, if a tensor ``[B]``)."""
+        self.check_crop(lengths)
         if isinstance(lengths, Tensor):
             self._crop_rows(lengths)
             return
-        self._check_crop(self.length - lengths)
         if lengths == 0:
             self.reset()
             return
@@ -184,26 +203,35 @@ class LayerCache:
         self._rings.pop("valid", None)
         for ring in self._rings.values():
             ring.oldest = 0
+        if self.spec.taps and not self._all_inputs and "inputs" in self._rings:
+            self._all_inputs = True
+            self._rings["inputs"] = self._new_ring("inputs", self._rings["inputs"].data)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Everything remembered, by name."""
-        named = {name: ring.data for name, ring in self._rings.items()}
-        named |= {f"{name}.oldest": torch.tensor(ring.oldest) for name, ring in self._rings.items()}
-        return named | {"length": torch.tensor(self.length)} | ({} if self.start is None else {"start": self.start})
+    def saved(self) -> dict[str, Tensor]:
+        """A copy of everything remembered, by name; see :func:`~hypermlp.cache.state.check_state`."""
+        state = {"length": torch.tensor(self.length)}
+        if self.length:
+            for name, ring in self._rings.items():
+                state[name] = ring.gathered(ring.oldest, self.length)
+                state[f"{name}.oldest"] = torch.tensor(ring.oldest)
+            if self.start is not None:
+                state["start"] = self.start.clone()
+        return state
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Take back what :meth:`tensors` gave."""
-        tensors = dict(tensors)
-        self.length = int(tensors.pop("length"))
-        self.start = tensors.pop("start", None)
-        self._rings = {}
-        for name, data in tensors.items():
-            if name.endswith(".oldest"):
-                continue
-            ring = self._rings[name] = self._new_ring(name, data)
-            ring.data, ring.oldest = data, int(tensors[f"{name}.oldest"])
-            if ring.oldest:  # a ring that has wrapped cannot grow
-                ring.limit = ring.capacity
+        """Take back what :meth:`saved` gave."""
+        self.length = check_state(self.spec, tensors, self._limit)
+        self._rings, self.start = {}, None
+        if not self.length:
+            return
+        self.start = tensors["start"].clone() if "start" in tensors else None
+        self._all_inputs = bool(self.spec.taps) and not int(tensors["inputs.oldest"])
+        for name in ("keys", "values", "inputs", "valid"):
+            if name in tensors:
+                self._rings[name] = self._new_ring(name, tensors[name])
+                self._rings[name].hold(tensors[name], self.length)
+        if self._all_inputs and self._rings["keys"].oldest:
+            self._drop_inputs()
 
     def _seen(self, stop: int, new: int) -> int:
         """Tokens before ``stop`` that a query among the last of ``new`` can see (one new one is among them)."""
@@ -219,10 +247,11 @@ class LayerCache:
         return Past(rings["keys"].tokens(start, stop), rings["values"].tokens(start, stop), valid)
 
     def _new_ring(self, name: str, like: Tensor) -> Ring:
-        slots_last = self.spec.keys_transposed and name == "keys"
+        limit = None if self.spec.window is None else self.spec.window + self.max_crop
         if name == "inputs":  # a token joins its convolutions' window before the oldest may go
-            return Ring(like, self.spec.taps + max(1, self.max_crop))
-        return Ring(like, None if self.spec.window is None else self.spec.window + self.max_crop, slots_last)
+            least = self.spec.taps + max(1, self.max_crop)
+            return Ring(like, least if not self._all_inputs else None if limit is None else max(limit, least))
+        return Ring(like, limit, self.spec.keys_transposed and name == "keys")
 
     def _starts_with(self, valid: Tensor | None) -> Tensor | None:
         """Each row's first valid token once ``valid`` ``[B, m]`` has come; None if all rows begin at the first."""
@@ -238,7 +267,16 @@ class LayerCache:
         data = self._rings["keys"].data if like is None else like
         return torch.zeros(data.shape[0], dtype=torch.long, device=data.device)
 
-    def _check_crop(self, dropped: int) -> None:
+    def check_crop(self, lengths: int | Tensor) -> None:
+        """Whether :meth:`crop` can do this; changes nothing."""
+        if isinstance(lengths, Tensor):
+            held = self.lengths if self._rings else torch.zeros_like(lengths)
+            lengths = lengths.to(held.device)
+            if lengths.shape != held.shape or bool(((lengths > held) | (lengths < 0)).any()):
+                raise ValueError(f"crop must keep 0 to {held.tolist()} tokens of each row, got {lengths.tolist()}")
+            dropped = int((held - lengths).max()) if len(held) else 0
+        else:
+            dropped = self.length - lengths
         if not 0 <= dropped <= self.length:
             raise ValueError(f"crop must keep 0 to {self.length} tokens, got {self.length - dropped}")
         # tokens that the next one reads must not have been overwritten, also by ones dropped before
@@ -258,11 +296,10 @@ class LayerCache:
 
     def _crop_rows(self, lengths: Tensor) -> None:
         """Drop each row's last tokens, then shift rows so that their newest tokens align again."""
+        if self.empty:
+            return
         dropped = self.lengths - lengths.to(self._rings["keys"].data.device)
-        if lengths.shape != dropped.shape or bool((dropped < 0).any()) or bool((lengths < 0).any()):
-            raise ValueError(f"crop must keep 0 to {self.lengths.tolist()} tokens of each row, got {lengths.tolist()}")
         most, least = int(dropped.max()), int(dropped.min())
-        self._check_crop(most)
         if least == self.length:
             self.reset()
             return

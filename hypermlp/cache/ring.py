@@ -59,6 +59,14 @@ class Ring:
             self._slots(low, count).copy_(rows.detach().narrow(-2, done, count))
             done += count
 
+    def hold(self, rows: Tensor, length: int) -> None:
+        """Take over ``rows`` ``[B, ..., n, width]``, the newest of ``length`` tokens, as far as the limit allows."""
+        first = length - rows.shape[-2]
+        if first and self.limit is not None:  # tokens are missing: it has wrapped, and cannot grow any more
+            self.data = self._allocate(rows, self.limit)
+        self.append(rows, first)
+        self.oldest = max(self.oldest, first)
+
     def fits(self, rows: Tensor) -> bool:
         """Whether ``rows`` have this memory's batch, dtype and device."""
         return (rows.shape[0], rows.dtype, rows.device) == (self.batch_size, self.dtype, self.device)

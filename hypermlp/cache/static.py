@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hypermlp.cache.spec import CacheSpec
+from hypermlp.cache.state import check_state
 from hypermlp.ops.decode import Past
 from hypermlp.ops.modes import values_readable
 
@@ -118,20 +119,24 @@ class StaticLayerCache:
         batch, rows = k.shape[:2]
         if not self._tensors:
             self._allocate(k, v, x)
-        held = self._tensors
-        kept = min(rows, self.capacity)
-        slots = torch.arange(rows - kept, rows, device=k.device) % self.capacity
         now = torch.ones(batch, rows, dtype=torch.bool, device=k.device) if valid is None else valid
+        self._tensors["start"].copy_(torch.where(now.any(1), now.int().argmax(1), rows))
+        self._fill(rows, k, v, x, now)
+
+    def _fill(self, length: int, k: Tensor, v: Tensor, x: Tensor, valid: Tensor) -> None:
+        """Write the newest of ``length`` tokens, as :meth:`append` has them."""
+        held, rows = self._tensors, k.shape[1]
+        kept = min(rows, self.capacity)
+        slots = torch.arange(length - kept, length, device=k.device) % self.capacity
         k, v = (part[:, rows - kept :].transpose(1, 2) for part in (k, v))
         held["keys"].index_copy_(self._key_slots_dim, slots, k.mT if self.spec.keys_transposed else k)
         held["values"].index_copy_(2, slots, v)
-        held["valid"].index_copy_(1, slots, now[:, rows - kept :])
-        held["start"].copy_(torch.where(now.any(1), now.int().argmax(1), rows))
+        held["valid"].index_copy_(1, slots, valid[:, rows - kept :])
         if self.spec.taps:
             recent = x[:, -self.spec.taps :]
             held["inputs"].zero_()
             held["inputs"][:, self.spec.taps - recent.shape[1] :] = recent
-        held["length"].fill_(rows)
+        held["length"].fill_(length)
         self.empty = False
 
     def map(self, change: Callable[[Tensor], Tensor]) -> None:
@@ -154,15 +159,45 @@ class StaticLayerCache:
                 self._tensors[name].zero_()
         self.empty = True
 
+    def check_crop(self, lengths: int | Tensor) -> None:
+        """Not offered: use a growing cache."""
+        self.crop(lengths)
+
     def tensors(self) -> dict[str, Tensor]:
-        """Everything remembered, by name."""
+        """The memory itself, by name."""
         return {} if self.empty else dict(self._tensors)
 
+    def saved(self) -> dict[str, Tensor]:
+        """A copy of everything remembered, by name; see :func:`~hypermlp.cache.state.check_state`."""
+        length, held = self.length, self._tensors
+        state = {"length": torch.tensor(length)}
+        if not length:
+            return state
+        oldest = max(0, length - self.capacity)
+        slots = torch.arange(oldest, length, device=held["keys"].device) % self.capacity
+        keys = held["keys"].index_select(self._key_slots_dim, slots)
+        state |= {"keys": keys.mT.contiguous() if self.spec.keys_transposed else keys}
+        state |= {"values": held["values"].index_select(2, slots), "valid": held["valid"][:, slots, None]}
+        state |= {f"{name}.oldest": torch.tensor(oldest) for name in ("keys", "values", "valid")}
+        if self.spec.taps:
+            kept = min(length, self.spec.taps)
+            state["inputs"] = held["inputs"][:, self.spec.taps - kept :].clone()
+            state["inputs.oldest"] = torch.tensor(length - kept)
+        return state | {"start": held["start"].clone()}
+
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Take back what :meth:`tensors` gave."""
-        with torch.inference_mode(False):
-            self._tensors = {name: torch.empty_like(tensor).copy_(tensor) for name, tensor in tensors.items()}
-        self.empty = not tensors
+        """Take back what :meth:`saved` gave."""
+        length = check_state(self.spec, tensors, self.max_length)
+        self._tensors, self.empty = {}, True
+        if not length:
+            return
+        keys, values = (tensors[name].transpose(1, 2) for name in ("keys", "values"))
+        x, valid = tensors.get("inputs", values), tensors.get("valid")
+        self._allocate(keys, values, x)
+        if "start" in tensors:
+            self._tensors["start"].copy_(tensors["start"])
+        now = keys.new_ones(keys.shape[:2], dtype=torch.bool) if valid is None else valid[..., 0]
+        self._fill(length, keys, values, x, now)
 
     def _allocate(self, k: Tensor, v: Tensor, x: Tensor) -> None:
         batch, slots = k.shape[0], self.capacity

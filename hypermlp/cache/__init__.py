@@ -1,8 +1,8 @@
 """The cache of a model: what its layers remember of the tokens so far, in bounded memory.
 
-A token leaves its keys (``qk_dim`` numbers a layer), its values (``v_dim``) and, for a few steps,
-the hidden state that the next tokens' convolutions read. A layer with a window of ``max_lag``
-tokens keeps little more than those: a stream of any length runs in constant memory.
+A token leaves its keys (``qk_dim`` numbers a layer), its values (``v_dim``) and the hidden state that
+the next tokens' convolutions read (``hidden_size``), of which all but a few go once the window of
+``max_lag`` tokens is full: a stream of any length runs in constant memory.
 """
 
 from __future__ import annotations

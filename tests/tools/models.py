@@ -21,7 +21,7 @@ def shake(module: nn.Module) -> None:
 def language_model(*, tied: bool = True, mixer: str = "hyperglu", **fields: object) -> LanguageModel:
     """Two blocks in float64; a fourth of the tables' rows is out of reach of short runs."""
     torch.manual_seed(1)
-    attention = HyperConfig(8, 2, mixer, **({"mix_rank": 3, "max_lag": 12} | fields))
+    attention = HyperConfig(8, mixer=mixer, **({"mix_rank": 3, "max_lag": 12} | fields))
     config = LanguageModelConfig(VOCAB, 8, 2, attention, intermediate_size=16, tie_embeddings=tied)
     model = LanguageModel(config, dtype=torch.float64)
     shake(model)

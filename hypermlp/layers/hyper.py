@@ -113,9 +113,14 @@ class HyperMLP(OperatorLayer):
     def mixes(self, q: Tensor, gates: Gates) -> tuple[SequenceMix, SequenceMix]:
         routing, readout = self.routing_mix, self.readout_mix
         return (
-            SequenceMix() if routing is None else routing(q[..., :0] if gates.routing is None else gates.routing),
-            SequenceMix() if readout is None else readout(q[..., :0] if gates.readout is None else gates.readout),
+            SequenceMix() if routing is None else routing(_no_core(q) if gates.routing is None else gates.routing),
+            SequenceMix() if readout is None else readout(_no_core(q) if gates.readout is None else gates.readout),
         )
+
+
+def _no_core(q: Tensor) -> Tensor:
+    """The core of a mixing without a low-rank term: tools by hooks want a tensor with a batch, not None."""
+    return q.new_empty(*q.shape[:-1], 0)
 
 
 class HyperGLU(HyperMLP):

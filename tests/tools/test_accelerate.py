@@ -62,9 +62,8 @@ def test_the_native_hugging_face_model(offload: str, tied: bool, tmp_path: Path)
     @torch.no_grad()
     def found() -> dict[str, Tensor]:
         first = model(ids[:, :7], use_cache=True)
-        logits = [first.logits]
-        for token in ids[:, 7:].split(1, dim=1):
-            logits.append(model(token, past_key_values=first.past_key_values).logits)
+        cache = first.past_key_values
+        logits = [first.logits] + [model(token, past_key_values=cache).logits for token in ids[:, 7:].split(1, dim=1)]
         made = model.generate(ids[:1], max_new_tokens=5, do_sample=False, pad_token_id=0)
         return {"whole": model(ids).logits, "steps": torch.cat(logits, dim=1), "generated": made}
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hypermlp.ops.modes import require, values_readable
+
 # exp of it is zero in every floating dtype, so that softmax hides what is given it
 _HIDES = -1e4
 
@@ -93,16 +95,8 @@ def _advice(seen: Tensor, causal: bool, remedy: str) -> str:
     return "no option of the swap does; restore_attention(model) and leave this module out (layers=...)"
 
 
-def require(condition: Tensor, message: str) -> None:
-    """ValueError where ``condition`` does not hold; inside a compiled graph it fails when it runs."""
-    if torch.compiler.is_compiling():
-        torch._assert_async(condition, message)
-    elif not bool(condition):
-        raise ValueError(message)
-
-
 def trimmed(valid: Tensor | None) -> Tensor | None:
     """None where all tokens are valid, which is faster."""
-    if valid is None or torch.compiler.is_compiling():
+    if valid is None or not values_readable(valid, wait=True):
         return valid
     return None if bool(valid.all()) else valid

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hypermlp.ops.mixing import SequenceMix
-from hypermlp.ops.modes import values_readable
+from hypermlp.ops.modes import require, values_readable
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -151,12 +151,15 @@ def check_cu_seqlens(cu_seqlens: Tensor, x: Tensor) -> None:
 
 
 def check_positions(length: int, max_lag: int, cu_seqlens: Tensor | None) -> None:
-    """By position a sequence fits the tables; unreadable ``cu_seqlens`` are held to the whole length."""
-    if cu_seqlens is not None and values_readable(cu_seqlens):
-        bounds = cu_seqlens.tolist()
-        length = max(stop - start for start, stop in pairwise(bounds))
-    if length > max_lag:
-        raise ValueError(
-            f"a sequence of {length} tokens does not fit position-indexed tables of {max_lag} rows: "
-            "use layout='lag', shorter sequences or a larger max_lag"
-        )
+    """By position a sequence fits the tables."""
+    if length <= max_lag:
+        return
+    message = (
+        f"does not fit position-indexed tables of {max_lag} rows: "
+        "use layout='lag', shorter sequences or a larger max_lag"
+    )
+    if cu_seqlens is None:
+        raise ValueError(f"a sequence of {length} tokens {message}")
+    lengths = cu_seqlens.diff()
+    which = f"a sequence of {int(lengths.max())} tokens" if values_readable(lengths, wait=True) else "a sequence"
+    require((lengths <= max_lag).all(), f"{which} {message}")

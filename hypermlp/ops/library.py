@@ -19,6 +19,7 @@ from hypermlp.ops import chunked
 from hypermlp.ops.chunked_backward import Needs, backward
 from hypermlp.ops.flops import backward_flops, forward_flops, visible_pairs
 from hypermlp.ops.mixing import SequenceMix
+from hypermlp.ops.modes import values_readable
 from hypermlp.ops.tiling import Options
 
 _TensorOrNone = TypeVar("_TensorOrNone", Tensor, None, Tensor | None)
@@ -89,7 +90,8 @@ def _sizes(q: Tensor, v: Tensor, routing_down: Tensor | None, readout_down: Tens
 
 def _pairs(q: Tensor, cu_seqlens: Tensor | None, causal: bool, layout: str, max_lag: int | None) -> int:
     window = max_lag if layout == "lag" else None
-    bounds = [0, q.shape[1]] if cu_seqlens is None else cu_seqlens.tolist()
+    readable = cu_seqlens is not None and values_readable(cu_seqlens, wait=True)
+    bounds = cu_seqlens.tolist() if cu_seqlens is not None and readable else [0, q.shape[1]]  # at most
     lengths = [stop - start for start, stop in pairwise(bounds)]
     return q.shape[0] * sum(visible_pairs(n, causal=causal, max_lag=window) for n in lengths)
 

@@ -44,6 +44,21 @@ def _captured(x: Tensor) -> bool:
     return x.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
+def require(condition: Tensor, message: str) -> None:
+    """ValueError where ``condition``, a bool of no dimensions, does not hold; a recorded call fails when it runs.
+
+    Under ``vmap`` it must hold for every sample. What ``torch.jit.trace`` and ``torch.onnx.export`` write holds no
+    such checks: the example is checked by the first, and nothing by the second.
+    """
+    while not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(condition):
+        condition = torch._C._functorch.get_unwrapped(condition)
+    if traced() or values_readable(condition, wait=True):
+        if not bool(condition.all()):
+            raise ValueError(message)
+    elif not onnx_export():
+        torch._assert_async(condition.all(), message)
+
+
 def traced() -> bool:
     """Whether ``torch.jit.trace`` is recording."""
     return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]

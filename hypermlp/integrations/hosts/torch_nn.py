@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from hypermlp.integrations.arguments import refuse_unknown
@@ -20,6 +19,7 @@ from hypermlp.integrations.masks import padding, trimmed, visible
 from hypermlp.integrations.registry import Adapter, register
 from hypermlp.layers import AttentionLayer
 from hypermlp.layers.maps import attention_map
+from hypermlp.ops.modes import require
 
 _NESTED_BEFORE = "_use_nested_tensor_before"
 
@@ -196,8 +196,8 @@ class HyperSelfAttention(nn.Module):
         elif seen.shape == (batch * self.num_heads, length, length):
             heads = seen.view(batch, self.num_heads, length, length)
             seen = heads[:, 0]
-            if not torch.compiler.is_compiling() and not torch.equal(heads, seen[:, None].expand_as(heads)):
-                raise ValueError("attn_mask differs from head to head: a hyper layer has heads of its own")
+            same = (heads == seen[:, None]).all()
+            require(same, "attn_mask differs from head to head: a hyper layer has heads of its own")
         else:
             raise ValueError(
                 f"attn_mask must be [{length}, {length}] or [{batch * self.num_heads}, {length}, {length}], "

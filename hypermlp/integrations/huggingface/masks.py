@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hypermlp.integrations.masks import require
+from hypermlp.ops.modes import require, values_readable
 
 
 class Tokens(NamedTuple):
@@ -74,10 +74,11 @@ def read_mask(
 
 
 def _checked(valid: Tensor, begins: Tensor, differs: Tensor, past: int | Tensor) -> Tokens:
-    if torch.compiler.is_compiling():
+    if not values_readable(valid, begins, differs, wait=True):
         # where a document begins is data: a graph cannot depend on it, but it can refuse to be wrong
-        torch._assert_async(
-            ~(differs.any() | begins.any()), "packed sequences and custom masks need eager mode: do not compile"
+        require(
+            ~(differs.any() | begins.any()),
+            "packed sequences and custom masks need eager mode: do not compile, trace or transform the call",
         )
         return Tokens(valid)
     packed, unreadable, all_valid = torch.stack((begins.any(), differs.any(), valid.all())).tolist()

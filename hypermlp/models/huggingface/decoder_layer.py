@@ -14,6 +14,7 @@ from hypermlp.integrations.huggingface.call import Call
 from hypermlp.integrations.huggingface.names import one_cache
 from hypermlp.layers.block import TransformerBlock
 from hypermlp.models.huggingface.configuration import HyperMLPConfig
+from hypermlp.ops.modes import values_readable
 
 
 class HyperMLPDecoderLayer(GradientCheckpointingLayer, TransformerBlock):
@@ -68,8 +69,9 @@ def mask_of_new_tokens(attention_mask: Tensor, new_tokens: int, cache: Cache | N
             "for packed documents pass position_ids or cu_seq_lens_q"
         )
     columns = attention_mask.shape[1]
-    if columns != new_tokens and not torch.compiler.is_compiling():
-        past = 0 if cache is None else int(cache.get_seq_length())
+    past = 0 if cache is None else cache.get_seq_length()
+    if columns != new_tokens and values_readable(*(x for x in (past,) if isinstance(x, Tensor)), wait=True):
+        past = int(past)
         if columns != past + new_tokens:
             raise ValueError(
                 f"attention_mask must count the {new_tokens} new tokens or all {past + new_tokens}, got {columns}"
@@ -80,12 +82,19 @@ def mask_of_new_tokens(attention_mask: Tensor, new_tokens: int, cache: Cache | N
 def packed_bounds(position_ids: Tensor) -> Tensor | None:
     """Bounds of the documents in the batch's rows laid end to end, int64 ``[N + 1]``; None if each row is one.
 
+    Where positions cannot be read there are as many documents as tokens, empty ones after the last.
+
     Args:
         position_ids: ``[B, T]``; a document begins where a number does not follow the one before it.
     """
     begins = torch.ones_like(position_ids, dtype=torch.bool)
     begins[:, 1:] = position_ids.diff(dim=-1) != 1
-    if not bool(begins[:, 1:].any()):
-        return None
-    starts = begins.flatten().nonzero().flatten()
-    return torch.cat((starts, starts.new_tensor([begins.numel()])))
+    places = torch.arange(begins.numel() + 1, device=begins.device)
+    tokens, stop = places[:-1], places[-1:]
+    if values_readable(position_ids, wait=True):
+        if not bool(begins[:, 1:].any()):
+            return None
+        starts = tokens[begins.flatten()]
+    else:
+        starts = torch.where(begins.flatten(), tokens, stop).sort().values
+    return torch.cat((starts, stop))

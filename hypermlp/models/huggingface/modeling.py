@@ -109,7 +109,8 @@ class HyperMLPModel(HyperMLPPreTrainedModel):
                 are not taken.
             position_ids: ``[B, T]``. Positions count from each sequence's first valid token, so these
                 say one thing only: without mask and cache, a number that does not follow the one
-                before it begins another packed document.
+                before it begins another packed document. In compiled and exported models rows with
+                positions count as packed, whatever these are, and no cache is made for them.
             cache: earlier tokens, which these follow and are added to; for inference.
             inputs_embeds: ``[B, T, hidden_size]`` in place of ``input_ids``.
             use_cache: return a cache. None: as the configuration says, and not while gradients are on.

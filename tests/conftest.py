@@ -48,7 +48,7 @@ def _one_thread_and_seed() -> Iterator[None]:
 
 
 class _Deprecations(logging.Handler):
-    """Warns where a library logs that something is deprecated: what is an error and what is let through has one home."""
+    """Warns where a library logs that something is deprecated, so that one place says what is let through."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if "deprecat" in record.getMessage().lower():

@@ -77,8 +77,9 @@ def hyper_attention(
             and ``torch.onnx.export`` every choice takes the reference.
 
     Returns:
-        ``o`` ``[B, T, H, V]`` in the dtype of ``q``. A row that sees a NaN or an infinity is not
-        finite; rows that do not see it are unaffected.
+        ``o`` ``[B, T, H, V]`` in the dtype of ``q``. A row that sees a NaN or an infinity, in its own query or
+        gates or in a key or value, is NaN in that head, and passes no gradient back to the inputs. No bit of a row
+        that does not see it changes.
 
     Raises:
         ValueError, TypeError: naming the argument, its value and the remedy.

@@ -8,6 +8,7 @@ Works on any device PyTorch has; meant for CPUs.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -15,16 +16,18 @@ from torch import Tensor
 
 from hypermlp.ops.lag_layout import Layout, ScoreBuffer, Tile
 from hypermlp.ops.mixing import SequenceMix
+from hypermlp.ops.nonfinite import without_nonfinite
+from hypermlp.ops.row_norm import is_extreme, row_norms, row_units
 from hypermlp.ops.softplus import softplus_
 from hypermlp.ops.tiling import Mixing, Options, Slab, Tables, Workspaces, slabs
-from hypermlp.ops.varlen import key_spans, sees_nonfinite
 
 
 class Operands:
     """The operator's inputs in the precision of the computation, with the statistics beside them.
 
     ``z1`` is ``[B, T, S*H, R]`` and ``z2`` ``[B, T, H, R]`` (width 0 without low-rank term),
-    ``rho`` ``[B, T, H]``.
+    ``rho`` ``[B, T, H]``. ``marked``, bool ``[B, T, H]``, are the rows that see a number that is not finite; None: the
+    inputs have none. They take part with zeros in its place.
     """
 
     def __init__(
@@ -34,18 +37,22 @@ class Operands:
         v: Tensor,
         routing_mix: SequenceMix,
         readout_mix: SequenceMix,
+        options: Options,
         attention_mask: Tensor | None,
         cu_seqlens: Tensor | None,
         statistics: tuple[Tensor, Tensor, Tensor] | None = None,
     ) -> None:
         self.dtype = torch.promote_types(q.dtype, torch.float32)
-        self.q, self.k, self.v = (x.to(self.dtype) for x in (q, k, v))
-        self.routing_mix, self.readout_mix = (
+        self.num_heads = v.shape[2]
+        self.past = k.shape[1] - q.shape[1]
+        routing_mix, readout_mix = (
             mix if mix.gate is None else mix._replace(gate=mix.gate.to(self.dtype))
             for mix in (routing_mix, readout_mix)
         )
-        self.num_heads = v.shape[2]
-        self.past = k.shape[1] - q.shape[1]
+        self.q, self.k, self.v, self.routing_mix, self.readout_mix, self.marked = without_nonfinite(
+            q.to(self.dtype), k.to(self.dtype), v.to(self.dtype), routing_mix, readout_mix,
+            partial(options.key_spans, k.shape[1], cu_seqlens, k.device),
+        )  # fmt: skip
         self._every_row_is_written = attention_mask is None and cu_seqlens is None
         self.z1, self.rho, self.z2 = statistics or self._new_statistics()
 
@@ -112,29 +119,42 @@ def forward(
     and the gates may have fewer rows than ``k`` and ``v``: they are then the last tokens' (the
     mask counts every token).
     """
-    x = Operands(q, k, v, routing_mix, readout_mix, attention_mask, cu_seqlens)
-    all_finite = bool(torch.isfinite(x.v.sum()))
-    if not all_finite:
-        x.v = torch.where(torch.isfinite(x.v), x.v, 0)
+    x = Operands(q, k, v, routing_mix, readout_mix, options, attention_mask, cu_seqlens)
     o = x.new((*q.shape[:2], *v.shape[2:]))
-    works = Workspaces(x.q, num_buffers=options.num_maps)
-    for layout, parts in slabs(x.v, x.past, options, attention_mask, cu_seqlens):
-        routing = Tables.arrange(routing_mix, layout, x.dtype)
-        readout = Tables.arrange(readout_mix, layout, x.dtype)
-        for slab in parts:
-            head = Head(x, layout, slab, routing, readout, slab.valid(attention_mask, x.dtype))
-            for tile, buffers in works.tiles(layout, slab):
-                _forward_tile(head, tile, buffers, options, slab.queries(o, slab.head))
-    o /= x.rho.unsqueeze(-1)
-    if not all_finite:
-        spans = key_spans(
-            k.shape[1], causal=options.causal, max_lag=options.window, cu_seqlens=cu_seqlens, device=q.device
-        )
-        o.masked_fill_(sees_nonfinite(v, *spans)[:, x.past :], float("nan"))
+    _forward_rows(x, o, options, attention_mask, cu_seqlens, any_size=False)
+    if options.norm:
+        if attention_mask is not None:
+            x.rho.masked_fill_(~attention_mask[:, x.past :, None], 1)
+        if bool(is_extreme(x.rho).any()):
+            _forward_rows(x, o, options, attention_mask, cu_seqlens, any_size=True)
+    o /= (x.rho / row_units(x.rho)).unsqueeze(-1)
+    if x.marked is not None:
+        o.masked_fill_(x.marked.unsqueeze(-1), float("nan"))
     return o, x.z1, x.rho, x.z2
 
 
-def _forward_tile(head: Head, tile: Tile, buffers: list[ScoreBuffer], options: Options, o: Tensor) -> None:
+def _forward_rows(
+    x: Operands,
+    o: Tensor,
+    options: Options,
+    attention_mask: Tensor | None,
+    cu_seqlens: Tensor | None,
+    any_size: bool,
+) -> None:
+    """Statistics and ``o`` before the norm; rows of ``any_size`` in units of their own (``row_norm.py``)."""
+    works = Workspaces(x.q, num_buffers=options.num_maps)
+    for layout, parts in slabs(x.v, x.past, options, attention_mask, cu_seqlens):
+        routing = Tables.arrange(x.routing_mix, layout, x.dtype)
+        readout = Tables.arrange(x.readout_mix, layout, x.dtype)
+        for slab in parts:
+            head = Head(x, layout, slab, routing, readout, slab.valid(attention_mask, x.dtype))
+            for tile, buffers in works.tiles(layout, slab):
+                _forward_tile(head, tile, buffers, options, slab.queries(o, slab.head), any_size)
+
+
+def _forward_tile(
+    head: Head, tile: Tile, buffers: list[ScoreBuffer], options: Options, o: Tensor, any_size: bool
+) -> None:
     """Scores, first mixing, selection, second mixing and readout, each in place of the last."""
     for score_map, buffer in zip(head.maps, buffers, strict=True):
         s = head.score(score_map, tile, buffer)
@@ -142,7 +162,11 @@ def _forward_tile(head: Head, tile: Tile, buffers: list[ScoreBuffer], options: O
         buffer.hide(tile, head.valid)
     gate, *scale = (buffer.by_column(tile) for buffer in buffers)
     if options.norm:
-        norm = torch.linalg.vector_norm(gate, dim=-1).clamp_min_(options.eps)
+        if any_size:
+            norm = row_norms(gate, options.eps)
+            gate.div_(row_units(norm).unsqueeze(-1))
+        else:
+            norm = torch.linalg.vector_norm(gate, dim=-1).clamp_min_(options.eps)
         head.rho[:, tile.own] = norm.view(-1, tile.rows)
     a = gate.relu_()
     if scale:

@@ -13,6 +13,7 @@ from torch import Tensor
 from hypermlp.ops.chunked import Head, Operands
 from hypermlp.ops.lag_layout import Layout, ScoreBuffer, Tile
 from hypermlp.ops.mixing import SequenceMix
+from hypermlp.ops.row_norm import row_units
 from hypermlp.ops.softplus import softplus_
 from hypermlp.ops.tiling import Mixing, Options, Slab, Tables, Workspaces, slabs
 
@@ -123,11 +124,16 @@ def backward(
     """
     grads = Grads(x, needs)
     grad_o = grad_o.to(x.dtype)
+    if x.marked is not None:
+        grad_o, o = (y.masked_fill(x.marked.unsqueeze(-1), 0) for y in (grad_o, o))
     # 1 / rho was applied last: it scales what flows back, and rho's own gradient is a row sum
-    scaled = grad_o / x.rho.unsqueeze(-1)
+    unit = row_units(x.rho)
+    rho = x.rho / unit
+    scaled = grad_o / rho.unsqueeze(-1)
     pull = None
     if options.norm:
-        pull = torch.where(x.rho > options.eps, (scaled * o).sum(-1) / x.rho, 0)
+        pull = torch.where(x.rho > options.eps, (scaled * o).sum(-1) / rho, 0)
+    units = unit if bool((unit != 1).any()) else None
     works = Workspaces(x.q, num_buffers=3 * options.num_maps + 1)
     for layout, parts in slabs(x.v, x.past, options, attention_mask, cu_seqlens):
         routing = Tables.arrange(x.routing_mix, layout, x.dtype)
@@ -136,18 +142,27 @@ def backward(
         for slab in parts:
             head = Head(x, layout, slab, routing, readout, slab.valid(attention_mask, x.dtype))
             into = grads.head(x, slab, into_routing, into_readout)
-            head_pull = None if pull is None else slab.queries(pull, slab.head)
+            of_rows = [None if y is None else slab.queries(y, slab.head) for y in (pull, units)]
             for tile, buffers in works.tiles(layout, slab):
-                _backward_tile(head, into, tile, buffers, slab.queries(scaled, slab.head), head_pull)
+                _backward_tile(head, into, tile, buffers, slab.queries(scaled, slab.head), *of_rows)
         grads.routing.add(into_routing, layout)
         grads.readout.add(into_readout, layout)
     return grads.as_tuple()
 
 
 def _backward_tile(
-    head: Head, into: HeadGrads, tile: Tile, buffers: list[ScoreBuffer], grad_o: Tensor, pull: Tensor | None
+    head: Head,
+    into: HeadGrads,
+    tile: Tile,
+    buffers: list[ScoreBuffer],
+    grad_o: Tensor,
+    pull: Tensor | None,
+    units: Tensor | None,
 ) -> None:
-    """One tile's part of every gradient. A map is overwritten by its gradient once it is used up."""
+    """One tile's part of every gradient. A map is overwritten by its gradient once it is used up.
+
+    ``pull``, what ``rho`` adds, and the rows' ``units``, None if all are 1, are ``[batch, n]``.
+    """
     num_maps = len(head.maps)
     scores, mixed = buffers[:num_maps], buffers[num_maps : 2 * num_maps]
     *scratch, weights = buffers[2 * num_maps :]
@@ -157,6 +172,9 @@ def _backward_tile(
         score_map.mixing.apply(head.score(score_map, tile, s), tile, out=y.by_column(tile), saved=True)
         y.hide(tile, head.valid)
     gate, *scale = (y.by_column(tile) for y in mixed)
+    unit = None if units is None else units[:, tile.own].reshape(-1, 1)
+    if unit is not None:
+        gate.div_(unit)
     a = torch.clamp_min(gate, 0, out=scratch[0].by_column(tile))
     if scale:
         softplus = softplus_(scratch[1].by_column(tile).copy_(scale[0]))
@@ -185,6 +203,8 @@ def _backward_tile(
     torch.ops.aten.threshold_backward.grad_input(da, gate, 0, grad_input=da)
     if pull is not None:
         da.addcmul_(gate, pull[:, tile.own].reshape(-1, 1), value=-1)
+    if unit is not None:
+        da.div_(unit)
     for index, (score_map, s, dy) in enumerate(zip(head.maps, scores, grad_maps, strict=True)):
         _mix_backward(score_map.mixing, tile, s.by_column(tile), dy.by_column(tile), *into.routing[index])
         dy.hide(tile)

@@ -45,10 +45,6 @@ class Past(NamedTuple):
     length: Tensor | None = None
 
 
-# scores of these are mixed as they are, those of other types in float32
-_EXACT = (torch.float32, torch.float64)
-
-
 class _Columns(NamedTuple):
     """How the slots of the cache stand beside the rows of the tables, for one new token.
 
@@ -64,7 +60,7 @@ class _Columns(NamedTuple):
 
 
 def decode_step(q: Tensor, past: Past, routing_mix: SequenceMix, readout_mix: SequenceMix, options: Options) -> Tensor:
-    """``o`` ``[B, H*V]`` of the newest token, which ``past`` includes.
+    """``o`` ``[B, H*V]`` of the newest token, which ``past`` includes, computed in float32 or better as everywhere.
 
     Args:
         q: ``[B, S*H*K]``.
@@ -74,26 +70,40 @@ def decode_step(q: Tensor, past: Past, routing_mix: SequenceMix, readout_mix: Se
     """
     columns = _columns(past)
     batch, keys, values = q.shape[0], past.keys, past.values
+    dtype = torch.promote_types(q.dtype, torch.float32)
     query = q.reshape(keys[0].shape[0], 1, -1)
-    s = _product(query, keys[0]) if len(keys) == 1 else torch.cat([_product(query, part) for part in keys], dim=2)
-    if q.dtype not in _EXACT:
-        s = s.float()
+    if q.dtype != dtype:
+        query, keys = query.to(dtype), [part.to(dtype) for part in keys]
+    parts = [_product(query, part) for part in keys]
+    s = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
     y = _mix(_to_columns(_by_head(s, batch), columns), routing_mix)
     if columns is not None:
         y = torch.where(columns.visible, y, 0)
-    if options.selection == "glu":
-        gate, scale = y.split_with_sizes((y.shape[0] // 2,) * 2)
-        a = torch.relu(gate) * softplus(scale)
-    else:
-        gate, a = y, torch.relu(y)
-    w = _mix(a, readout_mix)
-    if options.norm:
-        w = w / torch.linalg.vector_norm(gate, dim=-1, keepdim=True).clamp_min(options.eps)
-    w = _by_row(_to_slots(w, columns), batch)
-    if q.dtype not in _EXACT:
-        w = w.to(q.dtype)
-    o = _product(w, values[0]) if len(values) == 1 else _weighted_sum(w, *values)
-    return o.view(batch, -1)
+    gate, *scale = y.split_with_sizes((y.shape[0] // options.num_maps,) * options.num_maps)
+    # a score of minus infinity selects nothing in relu and softplus: NaN, made of zero times infinity, stays one
+    a = torch.relu(gate / _row_norm(gate, options.eps) if options.norm else torch.add(gate, gate, alpha=0))
+    if scale:
+        a = a * torch.add(softplus(scale[0]), scale[0], alpha=0)
+    w = _by_row(_to_slots(_mix(a, readout_mix), columns), batch)
+    o = _weighted(w, values[0], q.dtype) if len(values) == 1 else _weighted_sum(w, values[0], values[1], q.dtype)
+    return o.view(batch, -1).to(q.dtype)
+
+
+def _row_norm(x: Tensor, eps: float) -> Tensor:
+    """``max(||x||, eps)`` along the last dimension, which stays; in float64, where no square of a float32 overflows."""
+    wide = x.dtype if x.device.type == "mps" else torch.float64  # which has none
+    norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
+    return norm.clamp_min(eps).to(x.dtype)
+
+
+def _weighted(weights: Tensor, values: Tensor, dtype: torch.dtype) -> Tensor:
+    """``weights`` ``[B * H, 1, n]`` over ``values`` ``[B * H, n, V]`` of ``dtype``, widened if it must be."""
+    if dtype != torch.bfloat16:
+        return _product(weights, values.to(weights.dtype))
+    # bfloat16 has float32's range: of the weights' digits the lower half comes as a second row, and nothing is copied
+    upper = weights.bfloat16()
+    both = torch.bmm(torch.cat((upper, (weights - upper).bfloat16()), dim=1), values)
+    return both.to(weights.dtype).sum(1, keepdim=True)
 
 
 def _product(x: Tensor, y: Tensor) -> Tensor:
@@ -114,10 +124,13 @@ def _by_row(x: Tensor, batch: int) -> Tensor:
     return x if batch == 1 else x.transpose(0, 1).reshape(-1, 1, x.shape[-1])
 
 
-def _weighted_sum(weights: Tensor, older: Tensor, newer: Tensor) -> Tensor:
+def _weighted_sum(weights: Tensor, older: Tensor, newer: Tensor, dtype: torch.dtype) -> Tensor:
     """``weights`` ``[B * H, 1, n]`` over two segments ``[B * H, n_i, V]``, ``[B * H, 1, V]``."""
     split = older.shape[1]
-    return torch.baddbmm(_product(weights[..., :split], older), weights[..., split:], newer)
+    first = _weighted(weights[..., :split], older, dtype)
+    if dtype in (torch.bfloat16, torch.float16):
+        return first + _weighted(weights[..., split:], newer, dtype)
+    return torch.baddbmm(first, weights[..., split:], newer)
 
 
 def _to_columns(s: Tensor, columns: _Columns | None) -> Tensor:

@@ -246,7 +246,7 @@ def chunked_backward_of(
     cu_seqlens: Tensor | None,
 ) -> tuple[Tensor | None, ...]:
     """The chunked path's gradients, with the arguments of every path's."""
-    x = chunked.Operands(q, k, v, routing_mix, readout_mix, attention_mask, cu_seqlens, statistics)
+    x = chunked.Operands(q, k, v, routing_mix, readout_mix, options, attention_mask, cu_seqlens, statistics)
     return backward(grad_o, o, x, options, needs, attention_mask, cu_seqlens)
 
 

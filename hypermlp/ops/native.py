@@ -7,7 +7,7 @@ float16 are converted as they are read; float64 takes the same sources compiled 
 from __future__ import annotations
 
 import logging
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -17,8 +17,9 @@ from hypermlp.ops import chunked
 from hypermlp.ops.chunked_backward import Needs
 from hypermlp.ops.library import backward_operator, chunked_backward_of, forward_operator
 from hypermlp.ops.mixing import SequenceMix
+from hypermlp.ops.nonfinite import without_nonfinite
 from hypermlp.ops.tiling import Options
-from hypermlp.ops.varlen import key_spans, sees_nonfinite, segments
+from hypermlp.ops.varlen import segments
 
 _logger = logging.getLogger("hypermlp")
 
@@ -71,14 +72,14 @@ def forward(
         return chunked.forward(q, k, v, routing_mix, readout_mix, options, attention_mask, cu_seqlens)
     from hypermlp_kernels.native import launch
 
-    o, z1, rho, z2, nonfinite = launch.forward(
+    q, k, v, routing_mix, readout_mix, marked = without_nonfinite(
+        q, k, v, routing_mix, readout_mix, partial(options.key_spans, k.shape[1], cu_seqlens, k.device)
+    )
+    o, z1, rho, z2, _ = launch.forward(
         q, k, v, launch.Mix(*routing_mix), launch.Mix(*readout_mix), **_keywords(k, options, attention_mask, cu_seqlens)
     )
-    if nonfinite:
-        spans = key_spans(
-            k.shape[1], causal=options.causal, max_lag=options.window, cu_seqlens=cu_seqlens, device=q.device
-        )
-        o.masked_fill_(sees_nonfinite(v, *spans)[:, k.shape[1] - q.shape[1] :], float("nan"))
+    if marked is not None:
+        o.masked_fill_(marked.unsqueeze(-1), float("nan"))
     return o, z1, rho, z2
 
 
@@ -103,6 +104,11 @@ def backward(
         )
     from hypermlp_kernels.native import launch
 
+    q, k, v, routing_mix, readout_mix, marked = without_nonfinite(
+        q, k, v, routing_mix, readout_mix, partial(options.key_spans, k.shape[1], cu_seqlens, k.device)
+    )
+    if marked is not None:
+        grad_o, o = (x.masked_fill(marked.unsqueeze(-1), 0) for x in (grad_o, o))
     return launch.backward(
         grad_o, o, statistics, q, k, v, launch.Mix(*routing_mix), launch.Mix(*readout_mix),
         launch.Needs(needs.q, needs.k, needs.v, *(launch.MixNeeds(*mix) for mix in needs[3:])),

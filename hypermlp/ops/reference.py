@@ -13,8 +13,9 @@ from torch import Tensor
 
 from hypermlp.ops.lag_layout import columns_to_keys
 from hypermlp.ops.mixing import SequenceMix
+from hypermlp.ops.nonfinite import finite, finite_gate, rows_that_see_nonfinite
 from hypermlp.ops.softplus import softplus
-from hypermlp.ops.varlen import key_spans, sees_nonfinite
+from hypermlp.ops.varlen import key_spans
 
 
 def hyper_attention_reference(
@@ -40,6 +41,7 @@ def hyper_attention_reference(
     hold zeros. ``compute_dtype`` is the precision of the computation: by default the input's,
     and at least float32, so that the statistics never lose more.
     """
+    out_dtype = q.dtype
     dtype = compute_dtype or torch.promote_types(q.dtype, torch.float32)
     length, device = q.shape[1], q.device
     window = max_lag if layout == "lag" else None
@@ -48,22 +50,29 @@ def hyper_attention_reference(
         start, stop, layout=layout, max_lag=max_lag, attention_mask=attention_mask, cu_seqlens=cu_seqlens
     )
 
+    marked = rows_that_see_nonfinite(q, k, v, (routing_mix.gate, readout_mix.gate), start, stop)
+    q, k, v = (finite(x).to(dtype) for x in (q, k, v))
+    routing_mix, readout_mix = finite_gate(routing_mix), finite_gate(readout_mix)
+
     # s_i[c] = q_i . k_j, where column c of row i stands for key j
-    s = torch.einsum("bihk,bjhk->bhij", q.to(dtype), k.to(dtype))
+    s = torch.einsum("bihk,bjhk->bhij", q, k)
     s = torch.where(visible, s.gather(-1, keys.expand(*s.shape[:2], -1, -1)), 0)
 
     y = _mix(s, routing_mix, visible)
     gate_map, *scale_map = y.chunk(2 if selection == "glu" else 1, dim=1)
+    if norm:
+        # in units of its largest score: the row's squares neither overflow nor vanish, nor does its product with u
+        unit = gate_map.detach().abs().amax(-1, keepdim=True).clamp_min(eps)
+        gate_map = gate_map / unit
     a = softplus(scale_map[0]) * F.relu(gate_map) if scale_map else F.relu(gate_map)
     w = _mix(a, readout_mix, visible)
 
     # back from columns to key positions; hidden columns carry zeros
     weights = w.new_zeros(*w.shape[:2], length, length).scatter_add(-1, keys.expand_as(w), w)
-    o = torch.einsum("bhij,bjhv->bihv", weights, torch.where(torch.isfinite(v), v, 0).to(dtype))
+    o = torch.einsum("bhij,bjhv->bihv", weights, v)
     if norm:
-        o = o / _row_norm(gate_map, eps).transpose(1, 2).unsqueeze(-1)
-    o = torch.where(sees_nonfinite(v, start, stop), float("nan"), o)
-    return o.to(q.dtype)
+        o = o / _row_norm(gate_map, eps / unit).transpose(1, 2)
+    return torch.where(marked.unsqueeze(-1), float("nan"), o).to(out_dtype)
 
 
 def _mix(x: Tensor, mix: SequenceMix, visible: Tensor) -> Tensor:
@@ -80,8 +89,8 @@ def _mix(x: Tensor, mix: SequenceMix, visible: Tensor) -> Tensor:
     return torch.where(visible, y, 0)
 
 
-def _row_norm(x: Tensor, eps: float) -> Tensor:
-    """``max(||x||_2, eps)`` over the last axis, with no gradient (of any order) at or below eps."""
-    square = x.square().sum(-1)
-    above = square > eps**2
+def _row_norm(x: Tensor, eps: Tensor) -> Tensor:
+    """``max(||x||_2, eps)`` over the last axis, which stays, with no gradient (of any order) at or below eps."""
+    square = x.square().sum(-1, keepdim=True)
+    above = square.sqrt().detach() > eps
     return torch.where(above, torch.where(above, square, 1).sqrt(), eps)

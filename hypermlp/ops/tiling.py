@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hypermlp.ops.lag_layout import Layout, ScoreBuffer, Tile
 from hypermlp.ops.mixing import SequenceMix
-from hypermlp.ops.varlen import Segment, segments
+from hypermlp.ops.varlen import Segment, key_spans, segments
 
 # Elements of one tile's map: enough for tall products up to 8192 columns, which on a CPU core gain
 # more than maps that stay in its second-level cache. An accelerator wants launches of some size.
@@ -41,6 +41,10 @@ class Options(NamedTuple):
     def window(self) -> int | None:
         """Keys a query reaches back over, itself included; None for all."""
         return self.max_lag if self.layout == "lag" else None
+
+    def key_spans(self, length: int, cu_seqlens: Tensor | None, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The keys each of ``length`` queries sees, see :func:`hypermlp.ops.varlen.key_spans`."""
+        return key_spans(length, causal=self.causal, max_lag=self.window, cu_seqlens=cu_seqlens, device=device)
 
     def columns(self, length: int) -> Layout:
         columns = min(length, self.window or length)

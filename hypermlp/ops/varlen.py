@@ -166,19 +166,3 @@ def unpacked(
     token = token.clamp_min(0)
     k, v, x = (zero_padded(part[0, token], inside) for part in (k, v, x))
     return k, v, x, inside if valid is None else inside & valid[0, token]
-
-
-def sees_nonfinite(values: Tensor, start: Tensor, stop: Tensor) -> Tensor:
-    """Whether a non-finite value lies in each query's span, per channel.
-
-    A matrix product multiplies hidden keys by a zero weight, and zero times NaN is NaN: a
-    path therefore multiplies finite values alone and marks its rows from this.
-
-    Args:
-        values: ``[B, T, ...]``, zero at padded tokens.
-        start: ``[T]`` first key of each query's span.
-        stop: ``[T]`` one past the last.
-    """
-    counts = torch.cumsum((~torch.isfinite(values)).to(torch.int32), dim=1)
-    counts = torch.cat((torch.zeros_like(counts[:, :1]), counts), dim=1)
-    return counts[:, stop] > counts[:, start]

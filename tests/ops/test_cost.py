@@ -43,7 +43,7 @@ def watch(case: Case, passes: str) -> Watch:
     with Watch() as seen:
         out, *statistics = chunked.forward(*inputs, *case.mixes(), options, None, None)
     if passes == "backward":
-        x = chunked.Operands(*inputs, *case.mixes(), None, tuple(statistics))
+        x = chunked.Operands(*inputs, *case.mixes(), options, None, None, tuple(statistics))
         all_of_them = Needs(True, True, True, (True,) * 4, (True,) * 4)
         with Watch() as seen:
             backward(torch.ones_like(out), out, x, options, all_of_them, None, None)

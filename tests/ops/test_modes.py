@@ -27,7 +27,6 @@ def test_what_is_there_is_read():
     assert not needs_plain_operators()
 
 
-
 def _recorded(run) -> list[bool]:
     """What was found while a call was recorded."""
     found: list[bool] = []

@@ -1,4 +1,4 @@
-"""NaN and infinity: in a valid token they mark that row and later ones, and nothing else."""
+"""NaN and infinity: rows that see one are NaN, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -36,10 +36,7 @@ def test_earlier_rows_and_other_batch_rows_are_unaffected(backend, stream, value
     assert not changed[:AT].any()
     assert not others.any()
     expected = torch.arange(LENGTH) >= AT if stream in ("k", "v") else torch.arange(LENGTH) == AT
-    if value != value or stream == "v":
-        assert torch.equal(bad, expected), "a row that sees the NaN must say so"
-    else:
-        assert not changed[~expected].any()
+    assert torch.equal(bad, expected), "a row that sees it must say so"
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -51,8 +48,7 @@ def test_rows_beyond_the_window_are_unaffected(backend, stream, value):
     reach = WINDOW if stream in ("k", "v") else 1
     sees = (torch.arange(LENGTH) >= AT) & (torch.arange(LENGTH) < AT + reach)
     assert not changed[~sees].any()
-    if value != value:
-        assert bad[sees].all()
+    assert bad[sees].all()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

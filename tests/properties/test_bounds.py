@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from hypermlp import HyperConfig, HyperGLU, build_layer
+from hypermlp import HyperCache, HyperConfig, HyperGLU, build_layer
 from hypermlp.ops import hyper_attention
 from hypermlp.ops.short_conv import short_conv
 from tests.helpers import BACKENDS, STREAMS, Case, assert_close, evaluate, evaluate_layer, make_case, tiles
@@ -143,8 +143,6 @@ class _Called(torch.nn.Module):
 
 
 def test_a_cache_takes_an_empty_sequence_as_a_row():
-    from hypermlp import HyperCache
-
     torch.manual_seed(0)
     layer = HyperGLU(8, max_lag=LENGTH, mix_rank=2, layer_idx=0, dtype=torch.float64)
     x, new = torch.randn(1, LENGTH, 8, dtype=torch.float64), torch.randn(3, 1, 8, dtype=torch.float64)

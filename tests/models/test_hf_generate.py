@@ -254,6 +254,13 @@ def test_quantized_cache_is_refused():
         run(tiny(), tokens(1, 4), cache_implementation="quantized")
 
 
+def test_continuous_batching_is_refused():
+    model = tiny()
+    for way in (lambda: model.generate_batch([[3, 4, 5], [5, 6]], max_new_tokens=3), model.init_continuous_batching):
+        with pytest.raises(NotImplementedError, match="padded on the left"):
+            way()
+
+
 # Broken variants: what the tests above would not notice would not be tested by them.
 
 

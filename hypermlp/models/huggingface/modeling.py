@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from transformers.utils import can_return_tuple, logging
 from transformers.utils.output_capturing import capture_outputs
 
 from hypermlp.integrations.arguments import refuse_unknown
+from hypermlp.integrations.huggingface.batching import refuse_continuous_batching
 from hypermlp.integrations.huggingface.masks import document_bounds
 from hypermlp.integrations.huggingface.names import (
     CACHE_NAME,
@@ -258,6 +259,10 @@ class HyperMLPForCausalLM(HyperMLPPreTrainedModel, GenerationMixin):
             attentions=outputs.attentions,
             **{CACHE_NAME: getattr(outputs, CACHE_NAME)},
         )
+
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refused: see :func:`~hypermlp.integrations.huggingface.batching.refuse_continuous_batching`."""
+        refuse_continuous_batching()
 
     @staticmethod
     def create_masks_for_generate(inputs_embeds: Tensor, attention_mask: Tensor | None, **kwargs: Any) -> Tensor | None:

@@ -10,7 +10,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from hypermlp import swap_attention
+from hypermlp import restore_attention, swap_attention
 from hypermlp.cache import LayerCache
 from hypermlp.integrations.huggingface import attention as attention_module
 from hypermlp.integrations.huggingface.attention import HuggingFaceAttention
@@ -272,3 +272,14 @@ def test_repeat_select_reset_and_copy_of_a_cache() -> None:
     cache.reset()
     assert cache.get_seq_length() == 0
     assert checks.error(logits(model, ids, **{CACHE_NAME: cache}, use_cache=True), whole) < checks.TOLERANCE
+
+
+def test_continuous_batching_is_refused() -> None:
+    """At once; what is copied, and not what has been restored."""
+    for name in ("llama", "gpt2"):
+        model: Any = swapped(name)
+        for refusing in (model, copy.deepcopy(model)):
+            with pytest.raises(NotImplementedError, match="padded on the left"):
+                refusing.generate_batch([[3, 4, 5], [5, 6]], max_new_tokens=3)
+        restore_attention(model)
+        assert model.init_continuous_batching.__func__ is type(model).init_continuous_batching

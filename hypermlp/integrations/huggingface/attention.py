@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hypermlp.integrations.arguments import refuse_unknown
 from hypermlp.integrations.huggingface.cache import CacheLayer, join_cache
 from hypermlp.integrations.huggingface.call import Call
-from hypermlp.integrations.huggingface.masks import Tokens, document_bounds, read_mask
+from hypermlp.integrations.huggingface.masks import Tokens, document_bounds, read_mask, refuse_nested
 from hypermlp.integrations.huggingface.names import IGNORED_BY_ATTENTION, one_cache
 from hypermlp.layers import AttentionLayer
 
@@ -81,6 +81,7 @@ class HuggingFaceAttention(nn.Module):
         """
         self._check_host()
         refuse_unknown(others, IGNORED_BY_ATTENTION, type(self).__name__, "transformers")
+        refuse_nested(hidden_states=hidden_states, attention_mask=attention_mask)
         c = self.mixer.config
         if is_causal is not None and is_causal != c.causal:
             raise ValueError(f"is_causal={is_causal}, and this hyper layer was made with causal={c.causal}")

@@ -61,7 +61,7 @@ def read_mask(
     valid = own.diagonal(dim1=1, dim2=2)
     if length == 1:
         return Tokens(valid)
-    begins = _begins(own, valid, rows) if causal else torch.zeros_like(valid)
+    begins = _begins(own, valid, rows)
     document = begins.cumsum(1)
     expected = (document[:, :, None] == document[:, None]) & valid[:, None]
     lag = rows[:, None] - rows
@@ -70,10 +70,10 @@ def read_mask(
     differs = (own != expected) & valid[:, :, None]
     if window is not None:
         differs &= lag < window
-    return _checked(valid, begins, differs, past)
+    return _checked(valid, begins, differs, past, causal)
 
 
-def _checked(valid: Tensor, begins: Tensor, differs: Tensor, past: int | Tensor) -> Tokens:
+def _checked(valid: Tensor, begins: Tensor, differs: Tensor, past: int | Tensor, causal: bool) -> Tokens:
     if not values_readable(valid, begins, differs, wait=True):
         # where a document begins is data: a graph cannot depend on it, but it can refuse to be wrong
         require(
@@ -83,9 +83,14 @@ def _checked(valid: Tensor, begins: Tensor, differs: Tensor, past: int | Tensor)
         return Tokens(valid)
     packed, unreadable, all_valid = torch.stack((begins.any(), differs.any(), valid.all())).tolist()
     if unreadable:
+        understood = (
+            "packed documents and causality are understood, and a sliding window of at least max_lag tokens"
+            if causal
+            else "and packed documents are understood by a layer that is not causal: every token of a document must see "
+            "every other one"
+        )
         raise ValueError(
-            "attention_mask hides or shows tokens that a hyper layer cannot: only padding, packed documents and "
-            "causality are understood, and a sliding window of at least max_lag tokens"
+            f"attention_mask hides or shows tokens that a hyper layer cannot: only padding{',' * causal} {understood}"
         )
     if packed and not (isinstance(past, int) and past == 0):
         raise ValueError("attention_mask: a new document begins among tokens that continue a cache: start a new cache")
@@ -95,6 +100,16 @@ def _checked(valid: Tensor, begins: Tensor, differs: Tensor, past: int | Tensor)
     begins[:, 0] = True
     starts = begins.flatten().nonzero().flatten()
     return tokens._replace(cu_seqlens=torch.cat((starts, starts.new_tensor([begins.numel()]))))
+
+
+def refuse_nested(**named: Tensor | None) -> None:
+    """TypeError for nested tensors, which hyper layers do not read."""
+    for name, tensor in named.items():
+        if isinstance(tensor, Tensor) and tensor.is_nested:
+            raise TypeError(
+                f"{name} is a nested tensor, which hyper layers do not take: pad it "
+                "(torch.nested.to_padded_tensor), and say by a 0/1 attention_mask [batch, length] which tokens are real"
+            )
 
 
 def document_bounds(

@@ -16,7 +16,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from hypermlp.integrations.arguments import refuse_unknown
 from hypermlp.integrations.huggingface.batching import refuse_continuous_batching
-from hypermlp.integrations.huggingface.masks import document_bounds
+from hypermlp.integrations.huggingface.masks import document_bounds, refuse_nested
 from hypermlp.integrations.huggingface.names import (
     CACHE_NAME,
     CACHE_NAMES,
@@ -127,6 +127,7 @@ class HyperMLPModel(HyperMLPPreTrainedModel):
                 (:data:`IGNORED_BY_MODELS`); a TypeError for anything else.
         """
         refuse_unknown(kwargs, IGNORED_BY_MODELS, type(self).__name__, "transformers", otherwise="")
+        refuse_nested(input_ids=input_ids, inputs_embeds=inputs_embeds, attention_mask=attention_mask)
         if is_causal is False:
             raise ValueError("is_causal=False: the family is causal")
         if (input_ids is None) == (inputs_embeds is None):

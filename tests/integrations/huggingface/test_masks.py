@@ -180,6 +180,44 @@ def test_packed_documents_and_a_cache_that_cannot_hold_them() -> None:
         logits(model, ids[:, :1], **{CACHE_NAME: getattr(out, CACHE_NAME)})
 
 
+@pytest.mark.parametrize("attn", ["sdpa", "eager"])
+def test_packed_documents_of_a_host_that_is_not_causal(attn: str) -> None:
+    """A block-diagonal mask: each document is what it is alone."""
+    model: Any = swapped("bert", attn=attn)
+    lengths = (5, 4, 3)
+    ids = tokens(2, sum(lengths))
+    positions = torch.cat([torch.arange(n) for n in lengths])[None].expand(2, -1)
+    mask = torch.block_diag(*(torch.ones(n, n) for n in lengths)).bool()[None, None].expand(2, -1, -1, -1)
+    out = logits(model, ids, position_ids=positions, attention_mask=mask)
+    alone = torch.cat([logits(model, part) for part in ids.split(lengths, dim=1)], dim=1)
+    assert checks.error(out, alone) < checks.TOLERANCE
+    hidden = mask.clone()
+    hidden[..., 0, 1] = False
+    with pytest.raises(ValueError, match="not causal: every token of a document must see every other one"):
+        logits(model, ids, position_ids=positions, attention_mask=hidden)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_nested_tensors_are_refused(layout: torch.layout) -> None:
+    from tests.models.families import tiny
+
+    def nested(*shape: int) -> Tensor:
+        parts = [torch.randn(length, *shape, dtype=torch.float64) for length in (3, 5)]
+        return torch.nested.nested_tensor(parts, layout=layout)
+
+    layer, x = checks.attentions(swapped("bert"))[0], torch.randn(2, 5, 32, dtype=torch.float64)
+    for call in (
+        lambda: layer(nested(32)),
+        lambda: layer(x, nested(5)),
+        lambda: tiny()(inputs_embeds=nested(16)),
+        lambda: tiny()(nested().long() if layout is torch.jagged else nested()),
+        lambda: tiny()(tokens(2, 5) % 30, nested()),
+    ):
+        with pytest.raises(TypeError, match=r"is a nested tensor.*to_padded_tensor"):
+            call()
+
+
 @pytest.mark.parametrize("name", BUILD)
 def test_output_attentions(name: str) -> None:
     """One map for each layer, causal where the host is."""

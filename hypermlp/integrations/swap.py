@@ -16,6 +16,7 @@ from hypermlp.integrations.registry import Adapter
 from hypermlp.integrations.report import Left, Swapped, SwapReport
 from hypermlp.integrations.sites import Site, find_sites, holds_replacements, swaps_in
 from hypermlp.layers import AttentionLayer, build_layer
+from hypermlp.ops.attention import check_backend
 
 Init = Literal["fresh", "from_attention"]
 
@@ -63,6 +64,7 @@ def swap_attention(
     for name in _FROM_HOST:
         if name in options:
             raise ValueError(f"{name} is taken from the model: leave it out")
+    check_backend(options.get("backend", "auto"))
     before = _count(model)
     sites, left = find_sites(model)
     chosen = _chosen(layers, sites)

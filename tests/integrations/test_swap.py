@@ -133,6 +133,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "not a number": ({"layers": ["0"]}, "layers must be among"),
     "option": ({"width": 3}, "width"),
     "value": ({"num_heads": 3}, r"0\.attention \(ToyAttention\): .* does not divide into 3 heads"),
+    "backend": ({"backend": "cuda"}, "backend must be one of .*got 'cuda'"),
     "of the host": ({"hidden_size": 8}, "hidden_size is taken from the model"),
     "heads": ({"init": "from_attention", "num_heads": 2}, "num_heads=2 .* keeps the host's 4"),
     "bias": ({"init": "from_attention", "bias": False}, "bias=False"),

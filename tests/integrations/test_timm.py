@@ -185,6 +185,8 @@ def test_bad_options() -> None:
         timm_attention()
     with pytest.raises(ValueError, match="causal is taken from the model"):
         timm_attention("relu", causal=True)
+    with pytest.raises(ValueError, match="backend must be one of"):
+        timm_attention("relu", backend="cuda")
     timm_attention("relu")(32)
 
 
@@ -220,6 +222,12 @@ def test_features_by_fx(make: Any) -> None:
         found = extractor(pixels)
     assert torch.equal(found["head"], expected)
     assert torch.equal(found["blocks.0.attn"], seen[0])
+    sizes = {name: size for name, size in _SIZES.items() if name != "num_classes"}
+    pyramid = timm.create_model(
+        "vit_tiny_patch16_224", **sizes, features_only=True, feature_cls="fx", out_indices=(0, 1),
+        attn_layer=timm_attention(max_lag=17),
+    )  # fmt: skip
+    assert [part.shape for part in pyramid(pixels)] == [(3, 17, 32)] * 2
     graph = torch.fx.symbolic_trace(model.blocks[0], concrete_args={"attn_mask": None, "is_causal": False})
     tokens = torch.randn(2, 17, 32)
     with torch.no_grad():

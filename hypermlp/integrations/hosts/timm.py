@@ -16,6 +16,7 @@ from hypermlp.integrations.masks import padding, trimmed, visible
 from hypermlp.integrations.positions import fit_grid
 from hypermlp.integrations.registry import Adapter, register
 from hypermlp.layers import AttentionLayer, build_layer
+from hypermlp.ops.attention import check_backend
 
 # what timm says of attention to build it, and why it may be ignored here
 _SOFTMAX = {
@@ -93,6 +94,7 @@ def timm_attention(mixer: Mixer = "hyperglu", **options: Any) -> type:
         >>> model = timm.create_model("vit_tiny_patch16_224", attn_layer=attn_layer)  # doctest: +SKIP
     """
     backend = options.pop("backend", "auto")
+    check_backend(backend)
     if mixer in ("hyperglu", "hypermlp") and options.get("max_lag") is None:
         raise ValueError("max_lag is missing: say how many tokens there are, patches, class token and registers")
     fixed = sorted({"hidden_size", "causal", "layer_idx", "device", "dtype"} & options.keys())

@@ -28,13 +28,14 @@ def from_pretrained(
     Args:
         path: what to open.
         model_class: the transformers class; None for the one that was saved.
-        kwargs: as for that class's own ``from_pretrained`` (``dtype``, ``device_map``, ...).
+        kwargs: as for that class's own ``from_pretrained`` (``dtype``, ``device_map``, fields of the
+            config, ...).
 
     Raises:
         ValueError: the config knows no swap, or weights of hyper layers are missing or left over.
     """
     where = {name: kwargs[name] for name in _WHERE if name in kwargs}
-    config = kwargs.pop("config", None) or AutoConfig.from_pretrained(path, **where)
+    config = kwargs.get("config") or AutoConfig.from_pretrained(path, **where)
     swaps = recorded(config)
     if not swaps:
         raise ValueError(
@@ -43,7 +44,7 @@ def from_pretrained(
         )
     stock = model_class or _saved_class(config)
     wants_info = kwargs.pop("output_loading_info", False)
-    model, info = _building(stock, swaps).from_pretrained(path, config=config, output_loading_info=True, **kwargs)
+    model, info = _building(stock, swaps).from_pretrained(path, output_loading_info=True, **kwargs)
     model.__class__ = stock
     wrong = _of_our_layers(model, info)
     if wrong:

@@ -92,6 +92,23 @@ def test_dtype_and_class_can_be_given(tmp_path: Path) -> None:
     assert {parameter.dtype for parameter in again.parameters()} == {torch.bfloat16}
 
 
+def test_fields_of_the_config_can_be_given(tmp_path: Path) -> None:
+    """As the stock class takes them; the saved ones stay."""
+    model: Any = swapped("llama")
+    model.save_pretrained(tmp_path)
+    fields = {"use_cache": False, "attn_implementation": "eager", "output_attentions": True}
+    again = from_pretrained(tmp_path, **fields)
+    assert (again.config.use_cache, again.config._attn_implementation) == (False, "eager")
+    assert len(again(tokens(1, 5)).attentions) == 2
+    assert all(module.config is again.config for module in again.modules() if "config" in vars(module))
+    with pytest.raises(TypeError, match="bogus"):
+        from_pretrained(tmp_path, bogus=3)
+    config = transformers.AutoConfig.from_pretrained(tmp_path)
+    before = config.to_dict()
+    from_pretrained(tmp_path, config=config)
+    assert config.to_dict() == before
+
+
 def test_sharded_files_and_a_device_map(tmp_path: Path) -> None:
     pytest.importorskip("accelerate", reason="needs accelerate")
     model: Any = swapped("llama")

@@ -65,6 +65,7 @@ def swap_attention(
         if name in options:
             raise ValueError(f"{name} is taken from the model: leave it out")
     check_backend(options.get("backend", "auto"))
+    _check_unwrapped(model)
     before = _count(model)
     sites, left = find_sites(model)
     chosen = _chosen(layers, sites)
@@ -105,6 +106,7 @@ def restore_attention(model: nn.Module) -> tuple[str, ...]:
         ValueError: if none was replaced, or one without ``keep_originals``, or their weights are
             offloaded or sharded; nothing changes.
     """
+    _check_unwrapped(model)
     sites = [site for site in find_sites(model)[0] if site.replaced]
     if not sites:
         raise ValueError("no attention of this model has been swapped: there is nothing to restore")
@@ -139,6 +141,12 @@ def note_changes(model: nn.Module) -> None:
         if site.replaced:
             site.note_config()
     _finish(model)
+
+
+def _check_unwrapped(model: nn.Module) -> None:
+    """DistributedDataParallel averages the gradients of the parameters that it was made with, and of no others."""
+    if any(isinstance(module, nn.parallel.DistributedDataParallel) for module in model.modules()):
+        raise ValueError("model is in DistributedDataParallel, which would not see new parameters: wrap it afterwards")
 
 
 def _chosen(layers: Iterable[int] | None, sites: list[Site]) -> list[Site]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 import hypermlp
@@ -216,6 +218,21 @@ def test_quantised_weights_are_refused(adapter: ToyAdapter) -> None:
     model[0].attention.out.weight = nn.Parameter(torch.zeros(16, 16, dtype=torch.uint8), requires_grad=False)
     with pytest.raises(ValueError, match="quantised"):
         swap_attention(model)
+
+
+def test_a_model_in_data_parallel_is_refused(adapter: ToyAdapter, tmp_path: Path) -> None:
+    """Parameters that come later have gradients of one process alone, and nothing says so."""
+    dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+    try:
+        model = build()
+        wrapped = nn.parallel.DistributedDataParallel(model)
+        with pytest.raises(ValueError, match="wrap it afterwards"):
+            swap_attention(wrapped)
+        swap_attention(model)
+        with pytest.raises(ValueError, match="wrap it afterwards"):
+            restore_attention(nn.parallel.DistributedDataParallel(model))
+    finally:
+        dist.destroy_process_group()
 
 
 def test_copies_can_be_restored(adapter: ToyAdapter) -> None:

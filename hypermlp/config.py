@@ -8,6 +8,10 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal, get_args
 
+import torch
+
+from hypermlp.ops.checks import check_eps
+
 Mixer = Literal["hyperglu", "hypermlp", "relu", "softmax"]
 Layout = Literal["lag", "position"]
 GateActivation = Literal["sigmoid", "identity"]
@@ -67,7 +71,7 @@ class HyperConfig:
         output_gate: multiply the heads' output likewise.
         gate_activation: ``phi``, for these gates and the cores of the mixings.
         norm: divide by the L2 norm of the gate map's row (softmax has its own).
-        eps: smallest value of that norm.
+        eps: smallest value of that norm, within the normal numbers of float32 (from 1.2e-38 on).
         rope: rotate queries and keys by position (rotate-half pairing).
         rope_theta: base of its frequencies.
         bias: biases in the query, key, value and output projections.
@@ -136,8 +140,12 @@ class HyperConfig:
                 raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
         for name in ("eps", "rope_theta"):
             value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+            if not isinstance(value, (int, float)) or isinstance(value, bool):
+                raise TypeError(f"{name} must be a number, got {value!r}")
+            if not 0 < value < float("inf"):
                 raise ValueError(f"{name} must be positive and finite, got {value!r}")
+        # one config serves layers of every dtype
+        check_eps(self.eps, torch.float32)
         maps = self.num_maps * self.num_heads
         if self.qk_width * maps != self.qk_dim:
             raise ValueError(

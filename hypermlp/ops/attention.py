@@ -50,14 +50,16 @@ def hyper_attention(
     first, then the ``H`` scale maps), 1 for ``"relu"``.
 
     Args:
-        q: queries ``[B, T, S*H, K]``, float16, bfloat16, float32 or float64. Scores are not scaled.
+        q: queries ``[B, T, S*H, K]``, float16, bfloat16, float32 or float64. Scores are not scaled. ``B`` and ``T``
+            may be 0.
         k: keys, like ``q``.
         v: values ``[B, T, H, V]``.
         routing_mix: first sequence mixing, over ``S*H`` heads; None is the identity.
         readout_mix: second sequence mixing, over ``H`` heads; None is the identity.
         selection: ``"glu"``: softplus(scale) * relu(gate). ``"relu"``: relu(gate).
         norm: divide each row by the L2 norm of its gate map.
-        eps: smallest value that norm may take; no gradient flows through it there.
+        eps: smallest value that norm may take; no gradient flows through it there. From the smallest normal
+            number of the precision of the computation on: 1.2e-38 unless the inputs are float64.
         causal: hide keys after the query.
         layout: what table rows stand for: ``"lag"`` (causal only) or ``"position"`` in the
             sequence. None: by lag if causal, else by position.
@@ -87,8 +89,6 @@ def hyper_attention(
     if selection not in _SELECTIONS:
         raise ValueError(f"selection must be one of {_SELECTIONS}, got {selection!r}")
     check_backend(backend)
-    if not eps > 0:
-        raise ValueError(f"eps must be positive, got {eps!r}")
     indexing = _resolve_layout(layout, causal)
     routing_mix = SequenceMix() if routing_mix is None else routing_mix
     readout_mix = SequenceMix() if readout_mix is None else readout_mix
@@ -97,6 +97,7 @@ def hyper_attention(
 
     num_maps = 2 if selection == "glu" else 1
     checks.check_streams(q, k, v, num_maps)
+    checks.check_eps(eps, q.dtype)
     checks.check_mix("routing_mix", routing_mix, q, q.shape[2])
     checks.check_mix("readout_mix", readout_mix, q, v.shape[2])
     max_lag = checks.table_rows(routing_mix, readout_mix, max_lag)
@@ -108,6 +109,8 @@ def hyper_attention(
         attention_mask = checks.check_attention_mask(attention_mask, q)
         q, k, v, routing_mix, readout_mix = _without_padding(attention_mask, q, k, v, routing_mix, readout_mix)
 
+    if 0 in q.shape[:2]:
+        return _empty(v, q, k, *routing_mix[:4], *readout_mix[:4])
     path = _choose(backend, q)
     if path == "reference":
         inside = within_bounds(q.shape[1], cu_seqlens, q.device)
@@ -137,6 +140,12 @@ def _resolve_layout(layout: str | None, causal: bool) -> str:
     if layout == "lag" and not causal:
         raise ValueError("layout='lag' needs causal=True: a key after the query has no lag; use layout='position'")
     return layout
+
+
+def _empty(v: Tensor, *others: Tensor | None) -> Tensor:
+    """The output without a token, with the gradient of all that it was made of: zeros."""
+    zero = sum(x.sum().to(v.dtype) * 0 for x in others if x is not None)
+    return v + zero
 
 
 def _without_padding(

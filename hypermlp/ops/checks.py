@@ -27,6 +27,18 @@ def check_kinds(q: Tensor, k: Tensor, v: Tensor, routing_mix: SequenceMix, reado
                 raise TypeError(f"{name}.{field} must be a tensor or None, got {type(table).__name__}")
 
 
+def check_eps(eps: float, dtype: torch.dtype) -> None:
+    """A positive number that is still one in the precision of the computation: for ``dtype`` and at least float32."""
+    if not isinstance(eps, (int, float)) or isinstance(eps, bool):
+        raise TypeError(f"eps must be a number, got {eps!r}: give the smallest value of the norm, such as 1e-12")
+    limits = torch.finfo(torch.promote_types(dtype, torch.float32))
+    if not limits.smallest_normal <= eps <= limits.max:
+        raise ValueError(
+            f"eps must be positive and finite, from {limits.smallest_normal:.2e} to {limits.max:.2e} "
+            f"in the precision of the computation, got {eps!r}"
+        )
+
+
 def check_streams(q: Tensor, k: Tensor, v: Tensor, num_maps: int) -> None:
     """``q``, ``k`` ``[B, T, S*H, K]`` and ``v`` ``[B, T, H, V]``: ranks, sizes, dtype, device."""
     for name, x in (("q", q), ("k", k), ("v", v)):
@@ -43,8 +55,8 @@ def check_streams(q: Tensor, k: Tensor, v: Tensor, num_maps: int) -> None:
     if v.shape[:2] != q.shape[:2]:
         raise ValueError(f"v must share batch and length with q, {tuple(q.shape[:2])}, got {tuple(v.shape[:2])}")
     for name, x in (("q", q), ("v", v)):
-        if 0 in x.shape:
-            raise ValueError(f"{name} has an empty dimension, shape {tuple(x.shape)}: every size must be at least 1")
+        if 0 in x.shape[2:]:
+            raise ValueError(f"{name} has no heads or no width, shape {tuple(x.shape)}: both must be at least 1")
     if q.shape[2] != num_maps * v.shape[2]:
         raise ValueError(
             f"q has {q.shape[2]} score maps and v {v.shape[2]} heads: this selection takes {num_maps} maps a head, "
@@ -72,7 +84,7 @@ def check_mix(name: str, mix: SequenceMix, q: Tensor, heads: int) -> None:
             raise ValueError(f"{name}.{field} is on {x.device} and q on {q.device}: move them to one device")
         if x.shape[dims - 2 if field == "gate" else 0] != heads:
             raise ValueError(f"{name}.{field} must serve {heads} heads, got shape {tuple(x.shape)}")
-        if 0 in x.shape:
+        if 0 in (x.shape[2:] if field == "gate" else x.shape):
             raise ValueError(f"{name}.{field} has an empty dimension, shape {tuple(x.shape)}: every size must be >= 1")
     if mix.down is not None and mix.up is not None and mix.down.shape != mix.up.shape:
         raise ValueError(f"{name}.up must have the shape of down, {tuple(mix.down.shape)}, got {tuple(mix.up.shape)}")

@@ -70,6 +70,8 @@ def decode_step(q: Tensor, past: Past, routing_mix: SequenceMix, readout_mix: Se
     """
     columns = _columns(past)
     batch, keys, values = q.shape[0], past.keys, past.values
+    if not batch:
+        return q.new_empty(0, q.shape[1] // (options.num_maps * keys[0].shape[1]) * values[0].shape[2])
     dtype = torch.promote_types(q.dtype, torch.float32)
     query = q.reshape(keys[0].shape[0], 1, -1)
     if q.dtype != dtype:
@@ -220,8 +222,12 @@ def decode_block(q: Tensor, past: Past, routing_mix: SequenceMix, readout_mix: S
     The last rows of a chunked forward; segments are joined once for the whole block. Its backward is for whole
     sequences: what is to be differentiated takes the reference.
     """
+    batch, maps = q.shape[0], q.shape[2]
     joined = torch.cat(list(past.keys), dim=2).mT, torch.cat(list(past.values), dim=1)
-    keys, values = (part.view(q.shape[0], -1, *part.shape[1:]).transpose(1, 2) for part in joined)
+    keys, values = (
+        part.view(batch, heads, *part.shape[1:]).transpose(1, 2)
+        for part, heads in zip(joined, (maps, maps // options.num_maps), strict=True)
+    )
     inputs = (q, keys, values, *routing_mix[:4], *readout_mix[:4])
     differentiated = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
     if differentiated or needs_plain_operators():

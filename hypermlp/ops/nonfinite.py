@@ -81,4 +81,4 @@ def rows_that_see_nonfinite(
 def _held(x: Tensor, heads: int) -> Tensor:
     """Whether ``x`` ``[B, n, maps, width]`` has one in any map of each head, ``[B, n, heads]``."""
     bad = (~torch.isfinite(x)).any(-1)
-    return bad.view(*bad.shape[:2], -1, heads).any(2)
+    return bad.reshape(*bad.shape[:2], bad.shape[2] // heads, heads).any(2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -25,6 +24,5 @@ def softplus_(u: Tensor) -> Tensor:
         return u.copy_(softplus(u))
     if bool(u.amax() < _EXP_FINITE):
         return u.exp_().log1p_()
-    before = u.clone()
-    u.clamp_max_(_EXP_FINITE).exp_().log1p_()
-    return torch.where(before >= _EXP_FINITE, before, u, out=u)
+    rest = (u - _EXP_FINITE).clamp_min_(0)
+    return u.clamp_max_(_EXP_FINITE).exp_().log1p_().add_(rest)

@@ -180,12 +180,10 @@ def _choose(backend: str, q: Tensor) -> str:
         return "reference"
     if backend == "triton":
         check_available(q)
-    if backend == "native":
-        native.check_available(q)
+    path = "native" if native.chosen(backend, q) else "chunked"
     if backend != "auto":
         return backend
     # the Triton kernels have not yet been run on a GPU: until they have, they are taken on request alone
-    path = "native" if native.preferred(q) else "chunked"
     if not torch.compiler.is_compiling():
         _say_once(q.device.type, path)
     return path

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hypermlp.ops.library import chunked_forward
+from hypermlp.ops.library import Forward, chunked_forward
 from hypermlp.ops.mixing import SequenceMix
 from hypermlp.ops.modes import needs_plain_operators
 from hypermlp.ops.reference import hyper_attention_reference
@@ -216,11 +216,18 @@ def _ring_columns(length: Tensor, capacity: int, valid: Tensor | None) -> _Colum
     return _Columns(other, visible, other, readable)
 
 
-def decode_block(q: Tensor, past: Past, routing_mix: SequenceMix, readout_mix: SequenceMix, options: Options) -> Tensor:
+def decode_block(
+    q: Tensor,
+    past: Past,
+    routing_mix: SequenceMix,
+    readout_mix: SequenceMix,
+    options: Options,
+    forward: Forward = chunked_forward,
+) -> Tensor:
     """``o`` ``[B, m, H, V]`` of the ``m`` newest tokens, which ``past`` includes.
 
-    The last rows of a chunked forward; segments are joined once for the whole block. Its backward is for whole
-    sequences: what is to be differentiated takes the reference.
+    The last rows of a ``forward``, by default the chunked path's; segments are joined once for the whole block. Its
+    backward is for whole sequences: what is to be differentiated takes the reference.
     """
     batch, maps = q.shape[0], q.shape[2]
     joined = torch.cat(list(past.keys), dim=2).mT, torch.cat(list(past.values), dim=1)
@@ -232,7 +239,7 @@ def decode_block(q: Tensor, past: Past, routing_mix: SequenceMix, readout_mix: S
     differentiated = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
     if differentiated or needs_plain_operators():
         return _reference_block(q, keys, values, routing_mix, readout_mix, options, past.valid)
-    return chunked_forward(
+    return forward(
         q, keys, values, *routing_mix[:4], *readout_mix[:4], past.valid, None,
         routing_mix.identity, readout_mix.identity, *options,
     )[0].to(q.dtype)  # fmt: skip

@@ -13,10 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hypermlp.ops import chunked
+from hypermlp.ops import chunked, decode
 from hypermlp.ops.chunked_backward import Needs
+from hypermlp.ops.decode import Past
 from hypermlp.ops.library import backward_operator, chunked_backward_of, forward_operator
 from hypermlp.ops.mixing import SequenceMix
+from hypermlp.ops.modes import values_readable
 from hypermlp.ops.nonfinite import without_nonfinite
 from hypermlp.ops.tiling import Options
 from hypermlp.ops.varlen import segments
@@ -51,9 +53,12 @@ def check_available(q: Tensor) -> None:
         raise ValueError(f"backend='native' cannot run here: {reason}; backend='auto' takes what can")
 
 
-def preferred(q: Tensor) -> bool:
-    """Whether ``backend="auto"`` takes this path."""
-    return q.device.type == "cpu" and q.dtype != torch.float64 and unavailable("cpu", q.dtype) is None
+def chosen(backend: str, q: Tensor) -> bool:
+    """Whether ``backend`` takes this path for ``q``; ``"auto"`` does on a CPU, float64 excepted."""
+    if backend == "native":
+        check_available(q)
+        return True
+    return backend == "auto" and q.device.type == "cpu" and q.dtype != torch.float64 and not unavailable("cpu", q.dtype)
 
 
 def forward(
@@ -131,3 +136,19 @@ def _keywords(k: Tensor, options: Options, attention_mask: Tensor | None, cu_seq
 
 native_backward = backward_operator("native_backward", backward)
 native_forward = forward_operator("native_forward", forward, native_backward)
+
+
+def decode_step(q: Tensor, past: Past, routing_mix: SequenceMix, readout_mix: SequenceMix, options: Options) -> Tensor:
+    """``o`` ``[B, H*V]`` of the newest token, as :func:`hypermlp.ops.decode.decode_step`; no gradient.
+
+    A compiled graph takes PyTorch's own operators, as does whatever has no values to compute with.
+    """
+    if not values_readable(q, *past.keys, *past.values):
+        return decode.decode_step(q, past, routing_mix, readout_mix, options)
+    from hypermlp_kernels.native import launch, launch_step
+
+    return launch_step.step(
+        q, past.keys, past.values, launch.Mix(*routing_mix), launch.Mix(*readout_mix),
+        glu=options.selection == "glu", norm=options.norm, eps=options.eps,
+        valid=past.valid, start=past.start, length=past.length,
+    ).to(q.dtype)  # fmt: skip

@@ -1,18 +1,19 @@
-"""The short depthwise causal convolution (paper: KV convolution) as a function, with its fused form as an operator.
+"""The short depthwise causal convolution (paper: KV convolution) as a function, with its fused forms as operators.
 
-``hypermlp::triton_short_conv`` and ``hypermlp::triton_short_conv_backward`` carry shapes for tracing (fake) and
-the gradient. Call :func:`short_conv` instead: it checks its arguments and these do not.
+``hypermlp::<path>_short_conv`` and ``hypermlp::<path>_short_conv_backward``, for the native and the triton path, carry
+shapes for tracing (fake) and the gradient. Call :func:`short_conv` instead: it checks its arguments and these do not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, List  # noqa: UP035 - torch 2.6 reads no other spelling in a signature
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hypermlp.ops import native
 from hypermlp.ops.attention import Backend, check_backend
 from hypermlp.ops.modes import needs_plain_operators
 from hypermlp.ops.triton import check_available
@@ -34,8 +35,9 @@ def short_conv(
         cu_seqlens: bounds of packed sequences, ``[N + 1]``: taps never reach into another. Tokens outside all
             of them are padding: whatever they hold, their output and their gradient are zero.
         past: the ``size - 1`` tokens before the first, ``[B, size - 1, D]``; None for zeros.
-        backend: ``"triton"`` is one fused kernel, with first derivatives only; every other choice is
-            PyTorch's own operators, as is everything under ``torch.func`` transforms and in traced or ONNX models.
+        backend: ``"triton"`` is one fused kernel, with first derivatives only; ``"native"`` is one in C++ for
+            CPUs, which ``"auto"`` takes there; every other choice is PyTorch's own operators, as is everything
+            under ``torch.func`` transforms and in traced or ONNX models.
 
     Returns:
         ``[B, T, D]`` in the common dtype of ``x`` and ``taps``.
@@ -45,11 +47,17 @@ def short_conv(
     """
     check_backend(backend)
     _check(x, taps, cu_seqlens, past)
-    if backend != "triton" or needs_plain_operators() or 0 in x.shape[:2]:
+    if needs_plain_operators() or 0 in x.shape[:2]:
         return _by_operators(x, taps, cu_seqlens, past)
-    check_available(x)
+    if backend == "triton":
+        check_available(x)
+        fused = triton_short_conv
+    elif native.chosen(backend, x):
+        fused = native_short_conv
+    else:
+        return _by_operators(x, taps, cu_seqlens, past)
     before = 0 if past is None else past.shape[1]
-    y: Tensor = triton_short_conv(x if past is None else torch.cat((past, x), dim=1), taps, cu_seqlens, before)
+    y: Tensor = fused(x if past is None else torch.cat((past, x), dim=1), taps, cu_seqlens, before)
     return y
 
 
@@ -86,57 +94,92 @@ def _by_operators(x: Tensor, taps: Tensor, cu_seqlens: Tensor | None, past: Tens
     return y
 
 
-@torch.library.custom_op("hypermlp::triton_short_conv", mutates_args=())
-def triton_short_conv(x: Tensor, taps: Tensor, cu_seqlens: Tensor | None, past: int) -> Tensor:
-    """The convolution of ``x`` ``[B, past + T, D]``, of which the first ``past`` tokens are only read."""
-    from hypermlp_kernels import launch_short_conv
+def _backward_operator(path: str, host: Callable[[], Any], second_gradient: Callable[..., Any]) -> Any:
+    """``hypermlp::<path>_short_conv_backward``. ``host`` imports the path's functions, when they are needed."""
 
-    starts = None if cu_seqlens is None else sequence_starts(x.shape[1], cu_seqlens, x.device)
-    return launch_short_conv.forward(x, taps, past=past, starts=starts)
+    @torch.library.custom_op(f"hypermlp::{path}_short_conv_backward", mutates_args=())
+    def backward(
+        grad_y: Tensor, x: Tensor, taps: Tensor, cu_seqlens: Tensor | None, past: int, needs: Sequence[bool]
+    ) -> List[Tensor]:  # noqa: UP006
+        """The gradients of ``x`` and of ``taps``, those that ``needs`` asks for."""
+        stops = None if cu_seqlens is None else sequence_stops(x.shape[1], cu_seqlens, x.device)
+        grads = host().backward(grad_y, x, taps, past=past, stops=stops, needs_x=needs[0], needs_taps=needs[1])
+        return [grad for grad in grads if grad is not None]
 
+    @backward.register_fake
+    def _(
+        grad_y: Tensor, x: Tensor, taps: Tensor, cu_seqlens: Tensor | None, past: int, needs: Sequence[bool]
+    ) -> list[Tensor]:
+        return [y.new_empty(y.shape) for y, need in zip((x, taps), needs, strict=True) if need]
 
-@torch.library.custom_op("hypermlp::triton_short_conv_backward", mutates_args=())
-def triton_short_conv_backward(
-    grad_y: Tensor, x: Tensor, taps: Tensor, cu_seqlens: Tensor | None, past: int, needs: Sequence[bool]
-) -> List[Tensor]:  # noqa: UP006
-    """The gradients of ``x`` and of ``taps``, those that ``needs`` asks for."""
-    from hypermlp_kernels import launch_short_conv
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+        ctx.save_for_backward(*inputs[:4])
+        ctx.past, ctx.needs = inputs[4:]
 
-    stops = None if cu_seqlens is None else sequence_stops(x.shape[1], cu_seqlens, x.device)
-    grads = launch_short_conv.backward(grad_y, x, taps, past=past, stops=stops, needs_x=needs[0], needs_taps=needs[1])
-    return [grad for grad in grads if grad is not None]
-
-
-@triton_short_conv.register_fake
-def _(x: Tensor, taps: Tensor, cu_seqlens: Tensor | None, past: int) -> Tensor:
-    shape = (x.shape[0], x.shape[1] - past, x.shape[2])
-    return x.new_empty(shape, dtype=torch.promote_types(x.dtype, taps.dtype))
-
-
-@triton_short_conv_backward.register_fake
-def _(
-    grad_y: Tensor, x: Tensor, taps: Tensor, cu_seqlens: Tensor | None, past: int, needs: Sequence[bool]
-) -> list[Tensor]:
-    return [y.new_empty(y.shape) for y, need in zip((x, taps), needs, strict=True) if need]
+    backward.register_autograd(second_gradient, setup_context=setup_context)
+    return backward
 
 
-def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None, int], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:3])
-    ctx.past = inputs[3]
+def _forward_operator(path: str, host: Callable[[], Any], backward: Any) -> Any:
+    """``hypermlp::<path>_short_conv``, with the gradient that :func:`_backward_operator` made."""
+
+    @torch.library.custom_op(f"hypermlp::{path}_short_conv", mutates_args=())
+    def forward(x: Tensor, taps: Tensor, cu_seqlens: Tensor | None, past: int) -> Tensor:
+        """The convolution of ``x`` ``[B, past + T, D]``, of which the first ``past`` tokens are only read."""
+        starts = None if cu_seqlens is None else sequence_starts(x.shape[1], cu_seqlens, x.device)
+        y: Tensor = host().forward(x, taps, past=past, starts=starts)
+        return y
+
+    @forward.register_fake
+    def _(x: Tensor, taps: Tensor, cu_seqlens: Tensor | None, past: int) -> Tensor:
+        shape = (x.shape[0], x.shape[1] - past, x.shape[2])
+        return x.new_empty(shape, dtype=torch.promote_types(x.dtype, taps.dtype))
+
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None, int], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:3])
+        ctx.past = inputs[3]
+
+    def gradient(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        needs = [bool(need) for need in ctx.needs_input_grad[:2]]
+        grads = iter(backward(grad_y, *ctx.saved_tensors, ctx.past, needs))
+        grad_x, grad_taps = (next(grads) if need else None for need in needs)
+        return grad_x, grad_taps, None, None
+
+    forward.register_autograd(gradient, setup_context=setup_context)
+    return forward
 
 
-def _gradient(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-    needs = [bool(need) for need in ctx.needs_input_grad[:2]]
-    grads = iter(triton_short_conv_backward(grad_y, *ctx.saved_tensors, ctx.past, needs))
-    grad_x, grad_taps = (next(grads) if need else None for need in needs)
-    return grad_x, grad_taps, None, None
-
-
-def _second_gradient(ctx: Any, *grads: Any) -> Any:
+def _refuse_second_gradient(ctx: Any, *grads: Any) -> Any:
     raise RuntimeError(
         "the triton path of short_conv has first derivatives only: use backend='reference' to differentiate twice"
     )
 
 
-triton_short_conv.register_autograd(_gradient, setup_context=_setup_context)
-triton_short_conv_backward.register_autograd(_second_gradient)
+def _second_gradient(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+    """By PyTorch's own operators, which are differentiable any number of times."""
+    grad_y, x, taps, cu_seqlens = ctx.saved_tensors
+    with torch.enable_grad():
+        inputs = [y.detach().requires_grad_() for y in (grad_y, x, taps)]
+        past = inputs[1][:, : ctx.past] if ctx.past else None
+        y = _by_operators(inputs[1][:, ctx.past :], inputs[2], cu_seqlens, past)
+        asked = [z for z, need in zip(inputs[1:], ctx.needs, strict=True) if need]
+        first = torch.autograd.grad(y, asked, inputs[0].to(y.dtype), create_graph=True)
+    return (*torch.autograd.grad(first, inputs, grads[0], allow_unused=True), None, None, None)
+
+
+def _triton_host() -> Any:
+    from hypermlp_kernels import launch_short_conv
+
+    return launch_short_conv
+
+
+def _native_host() -> Any:
+    from hypermlp_kernels.native import launch_conv
+
+    return launch_conv
+
+
+triton_short_conv_backward = _backward_operator("triton", _triton_host, _refuse_second_gradient)
+triton_short_conv = _forward_operator("triton", _triton_host, triton_short_conv_backward)
+native_short_conv_backward = _backward_operator("native", _native_host, _second_gradient)
+native_short_conv = _forward_operator("native", _native_host, native_short_conv_backward)

@@ -31,8 +31,8 @@ class HyperCache:
     lengths before going on.
 
     Args:
-        max_crop: newest tokens that :meth:`crop` can drop once a window is full; what it costs is
-            that many tokens of memory.
+        max_crop: newest tokens that :meth:`crop` can drop once a window is full, and any number before. It costs
+            that many tokens of memory, and until then all hidden states. 0: none are dropped, at no cost.
         max_length: tokens it takes at most; None for no limit.
         static: memory of one size from the start, for ``torch.compile`` and CUDA graphs; needs
             ``max_length``.

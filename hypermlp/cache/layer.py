@@ -21,7 +21,7 @@ class LayerCache:
 
     Args:
         spec: sizes, see :class:`CacheSpec`.
-        max_crop: newest tokens that :meth:`crop` may drop once the window is full.
+        max_crop: newest tokens that :meth:`crop` may drop once the window is full, and any number before; 0 for none.
         max_length: tokens it takes at most, or None.
     """
 
@@ -31,8 +31,8 @@ class LayerCache:
         self.length = 0
         self.start: Tensor | None = None
         self._rings: dict[str, Ring] = {}
-        # until the window is full every crop is possible, which needs every hidden state
-        self._all_inputs = bool(spec.taps)
+        # until the window is full every crop is possible, which needs every hidden state; 0 does without
+        self._all_inputs = bool(spec.taps and max_crop)
 
     @property
     def empty(self) -> bool:

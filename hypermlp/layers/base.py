@@ -161,11 +161,8 @@ class AttentionLayer(nn.Module, ABC):
         cu_seqlens: Tensor | None,
         state: LayerCache | StaticLayerCache,
     ) -> Tensor:
-        if 0 in hidden_states.shape:
-            raise ValueError(
-                f"hidden_states is empty, shape {tuple(hidden_states.shape)}: "
-                "a cache takes at least one row and one token, so leave the call out"
-            )
+        if not hidden_states.shape[1]:
+            return hidden_states.new_empty(hidden_states.shape)  # nothing to take in
         if cu_seqlens is not None and not state.empty:
             raise ValueError("cu_seqlens is for the first call of a cache: later tokens come as a batch of its rows")
         valid = self._new_tokens_mask(attention_mask, hidden_states, state)

@@ -40,6 +40,9 @@ def attention_map(
     """
     state = None if cache is None else layer.cache_part(cache)
     if state is None or state.empty:
+        batch, length = hidden_states.shape[:2]
+        if not length:
+            return hidden_states.new_zeros(batch, layer.config.num_heads, 0, 0)
         valid = None if attention_mask is None else check_attention_mask(attention_mask, hidden_states)
         inside = within_bounds(hidden_states.shape[1], cu_seqlens, hidden_states.device)
         x = zero_padded(zero_padded(hidden_states, valid), inside)

@@ -143,7 +143,7 @@ def decode_step(q: Tensor, past: Past, routing_mix: SequenceMix, readout_mix: Se
 
     A compiled graph takes PyTorch's own operators, as does whatever has no values to compute with.
     """
-    if not values_readable(q, *past.keys, *past.values):
+    if not q.shape[0] or not values_readable(q, *past.keys, *past.values):
         return decode.decode_step(q, past, routing_mix, readout_mix, options)
     from hypermlp_kernels.native import launch, launch_step
 

@@ -114,7 +114,7 @@ def test_to_refuses_dtypes_that_lose_values(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(
     ("window", "mixer"), [(64, "hyperglu"), (9, "hyperglu"), (None, "softmax"), (64, "softmax"), (2, "hyperglu")]
 )
-@pytest.mark.parametrize("max_crop", [0, 3])
+@pytest.mark.parametrize("max_crop", [1, 3])
 @pytest.mark.parametrize("by_row", [False, True])
 def test_any_crop_before_the_window_is_full(window: int | None, mixer: str, max_crop: int, by_row: bool) -> None:
     """Also one that goes back further than the convolutions' own ring would reach."""
@@ -129,6 +129,17 @@ def test_any_crop_before_the_window_is_full(window: int | None, mixer: str, max_
         steps = torch.cat([layer(token, cache=cache) for token in following.split(1, dim=1)], dim=1)
         whole = layer(torch.cat((x[:, :kept], following), dim=1))[:, kept:]
         torch.testing.assert_close(steps, whole, atol=1e-11, rtol=0)
+
+
+def test_a_cache_that_is_never_cropped_keeps_what_convolutions_read_alone() -> None:
+    layer, cache, x = make(40), HyperCache(max_crop=0), tokens(30)
+    layer(x, cache=cache)
+    cropped = HyperCache(max_crop=1)
+    layer(x, cache=cropped)
+    per_token = layer.config.qk_dim + layer.config.v_dim
+    assert cache.nbytes < cropped.nbytes
+    assert cache.nbytes <= 3 * 8 * (40 * per_token + (3 + 1) * WIDTH)
+    unchanged(cache, lambda: cache.crop(-2), ValueError, "larger max_crop")
 
 
 @pytest.mark.parametrize("single", [False, True])

@@ -9,23 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from hypermlp import HyperCache, HyperGLU, swap_attention
-from hypermlp.ops import hyper_attention
 from tests.integrations import test_nanogpt as nanogpt
 from tests.integrations.torch_nn.encoders import WIDTH, encoder, triangle
 
 SHAPES = [(0, 5), (2, 0), (0, 0)]
 
 
-def _operator_takes_nothing() -> bool:
-    try:
-        hyper_attention(*[torch.zeros(0, 3, 1, 2)] * 3)
-    except ValueError:
-        return False
-    return True
-
-
-NEEDS_OPERATOR = pytest.mark.xfail(not _operator_takes_nothing(), reason="the operator refuses empty tensors")
-MIXERS = [pytest.param(name, marks=NEEDS_OPERATOR) for name in ("hyperglu", "hypermlp", "relu")] + ["softmax"]
+MIXERS = ["hyperglu", "hypermlp", "relu", "softmax"]
 
 
 def check(model: nn.Module, out: Tensor, expected: Tensor) -> None:
@@ -75,7 +65,6 @@ def test_nanogpt(mixer: Any, shape: tuple[int, int]) -> None:
     check(model.train(), model(ids)[0], expected)
 
 
-@NEEDS_OPERATOR
 def test_timm() -> None:
     timm = pytest.importorskip("tests.integrations.test_timm", exc_type=(ImportError, RuntimeError))
     pixels = torch.zeros(0, 3, 16, 16)
@@ -83,7 +72,9 @@ def test_timm() -> None:
     check(model, model(pixels), timm.stock()(pixels))
 
 
-def test_a_cache_takes_at_least_one_token() -> None:
-    layer = HyperGLU(16, 2, max_lag=8, layer_idx=0)
-    with torch.no_grad(), pytest.raises(ValueError, match=r"empty, shape \(2, 0, 16\): a cache takes at least one row"):
-        layer(torch.zeros(2, 0, 16), cache=HyperCache())
+def test_no_token_leaves_a_cache_as_it_is() -> None:
+    layer, cache = HyperGLU(16, 2, max_lag=8, layer_idx=0), HyperCache()
+    with torch.no_grad():
+        for length in (0, 3, 0):
+            assert layer(torch.zeros(2, length, 16), cache=cache).shape == (2, length, 16)
+    assert cache.get_seq_length() == 3

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,10 +30,14 @@ from hypermlp.bench.operator_runner import run as run_operators
 from hypermlp.bench.operators import OPERATOR_PROVIDERS, OperatorCase, OperatorProvider
 from hypermlp.bench.providers import ATTENTION_PROVIDERS, LAYER_PROVIDERS_ON_GPU, Case, Provider
 from hypermlp.bench.runner import Settings, passed, run
+from hypermlp.console import chosen_device, user_errors
+from hypermlp.training.files import make_folder
 
 app = typer.Typer(help="Measure speed and memory, after checking that what is measured is correct.")
 
 _PIPED_WIDTH = 170
+# more than any machine has; PyTorch takes no number beyond 32 bits
+_MOST_THREADS = 4096
 _LAYER_LENGTHS = "512,1024,2048,4096,8192"
 _OPERATOR_LENGTHS = "1024,2048,4096,8192,16384,32768"
 _P = TypeVar("_P", Provider, DecodeProvider, OperatorProvider)
@@ -39,6 +45,7 @@ _DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch
 
 
 @app.command()
+@user_errors()
 def attention(
     lengths: Annotated[
         str | None,
@@ -52,7 +59,7 @@ def attention(
     hidden_size: Annotated[int | None, typer.Option(min=1, help="256 for layers, 1024 for operators.")] = None,
     num_heads: Annotated[int, typer.Option(min=1, help="Heads of HyperGLU, and of softmax layers.")] = 2,
     batch: Annotated[int | None, typer.Option(min=1, help="1 for layers, 4 for operators.")] = None,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, max=_MOST_THREADS, help="CPU threads.")] = 1,
     repeats: Annotated[int, typer.Option(min=1, help="Most rounds of each length and mode.")] = 20,
     seconds: Annotated[float, typer.Option(min=0, help="Stop a length and mode after this, with 3 rounds.")] = 10.0,
     memory_limit: Annotated[
@@ -61,7 +68,7 @@ def attention(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     dtype: Annotated[str | None, typer.Option(help=f"{', '.join(_DTYPES)}; bfloat16 on cuda.")] = None,
     forward_only: Annotated[bool, typer.Option("--forward-only", help="Operators without their backward.")] = False,
-    seed: Annotated[int, typer.Option()] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1)] = 0,
     only: Annotated[str | None, typer.Option(help="Names, separated by commas; all by default.")] = None,
     out: Annotated[Path | None, typer.Option(help="Where to write JSON; attention-DEVICE.json by default.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Where to write the picture; beside the JSON by default.")] = None,
@@ -76,7 +83,11 @@ def attention(
     operators = _is_operator(level, on_gpu)
     precision = _dtype(dtype or ("bfloat16" if on_gpu else "float32"))
     sizes = (hidden_size or (1024 if operators else 256), num_heads, batch or (4 if operators else 1))
-    limit = None if memory_limit is None else int(memory_limit * 2**30)
+    limit = None if memory_limit is None else int(_finite(memory_limit, "--memory-limit") * 2**30)
+    seconds = _finite(seconds, "--seconds")
+    out = out or Path(f"attention-{torch.device(device).type}.json")
+    plot = plot or out.with_suffix(".png")
+    _check_writable(out, plot)
 
     def log(line: str) -> None:
         console.print(line, highlight=False, markup=False)
@@ -86,25 +97,25 @@ def attention(
         report = run_operators(
             _chosen([p for p in OPERATOR_PROVIDERS if p.device in (None, torch.device(device).type)], only),
             OperatorSettings(
-                _lengths(lengths or _OPERATOR_LENGTHS), operator_case, MODES[:1] if forward_only else MODES,
+                _lengths(_OPERATOR_LENGTHS if lengths is None else lengths), operator_case, MODES[:1] if forward_only else MODES,
                 repeats=repeats, seconds=seconds, memory_limit=limit, threads=threads, seed=seed,
             ),
             log=log,
         )  # fmt: skip
     else:
         settings = Settings(
-            _lengths(lengths or _LAYER_LENGTHS), Case(1, *sizes, device, precision), threads, repeats, seconds,
+            _lengths(_LAYER_LENGTHS if lengths is None else lengths), Case(1, *sizes, device, precision), threads, repeats, seconds,
             3 << 30 if limit is None else limit, seed,
         )  # fmt: skip
         report = run(_chosen(LAYER_PROVIDERS_ON_GPU if on_gpu else ATTENTION_PROVIDERS, only), settings, log=log)
     show = operator_report if operators else reports
     for table in show.rich_tables(report):
         console.print(table)
-    out = out or Path(f"attention-{torch.device(device).type}.json")
-    _finish(report, out, plot or out.with_suffix(".png"), show.plot, console)
+    _finish(report, out, plot, show.plot, console)
 
 
 @app.command()
+@user_errors()
 def decode(
     lengths: Annotated[
         str, typer.Option(help="Contexts in tokens, separated by commas.")
@@ -114,8 +125,8 @@ def decode(
     batch: Annotated[int, typer.Option(min=1)] = 1,
     window: Annotated[int, typer.Option(min=1, help="max_lag of the windowed layer.")] = 2048,
     steps: Annotated[int, typer.Option(min=1, help="Tokens timed together.")] = 16,
-    recompute_limit: Annotated[int, typer.Option(help="Longest context computed anew for every token.")] = 4096,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
+    recompute_limit: Annotated[int, typer.Option(min=0, help="Longest context computed anew for every token.")] = 4096,
+    threads: Annotated[int, typer.Option(min=1, max=_MOST_THREADS, help="CPU threads.")] = 2,
     repeats: Annotated[int, typer.Option(min=1, help="Most rounds of each context.")] = 30,
     seconds: Annotated[float, typer.Option(min=0, help="Stop a context after this, with 3 rounds.")] = 20.0,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
@@ -123,7 +134,7 @@ def decode(
     compiled: Annotated[
         bool, typer.Option("--compiled", help="Also steps through torch.compile; a minute more for each context.")
     ] = False,
-    seed: Annotated[int, typer.Option()] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1)] = 0,
     only: Annotated[str | None, typer.Option(help="Names of layers, separated by commas; all by default.")] = None,
     out: Annotated[Path | None, typer.Option(help="Where to write JSON; decode-DEVICE.json by default.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Where to write the picture; beside the JSON by default.")] = None,
@@ -135,6 +146,10 @@ def decode(
     """
     console = _console()
     on_gpu = torch.device(_device(device)).type == "cuda"
+    seconds = _finite(seconds, "--seconds")
+    out = out or Path(f"decode-{torch.device(device).type}.json")
+    plot = plot or out.with_suffix(".png")
+    _check_writable(out, plot)
     providers = DECODE_PROVIDERS_ON_GPU if on_gpu else DECODE_PROVIDERS
     chosen = _chosen((*providers, *COMPILED_PROVIDERS) if compiled else providers, only)
     contexts = _lengths(lengths)
@@ -144,8 +159,7 @@ def decode(
     settings = DecodeSettings(contexts, case, threads, repeats, seconds, recompute_limit, seed)
     report = run_decode(chosen, settings, log=lambda line: console.print(line, highlight=False, markup=False))
     console.print(decode_report.rich_table(report))
-    out = out or Path(f"decode-{torch.device(device).type}.json")
-    _finish(report, out, plot or out.with_suffix(".png"), decode_report.plot, console)
+    _finish(report, out, plot, decode_report.plot, console)
 
 
 def _console() -> Console:
@@ -193,7 +207,22 @@ def _device(name: str) -> str:
         raise typer.BadParameter(f"{name!r} is neither cpu nor cuda", param_hint="--device")
     if kind == "cuda" and not torch.cuda.is_available():
         raise typer.BadParameter("this PyTorch sees no CUDA device: use cpu", param_hint="--device")
+    chosen_device(name)
     return name
+
+
+def _finite(value: float, option: str) -> float:
+    if not 0 <= value < math.inf:
+        raise typer.BadParameter(f"{value} is not a number from 0", param_hint=option)
+    return value
+
+
+def _check_writable(*files: Path) -> None:
+    """Before minutes of measuring, not after."""
+    for file in files:
+        make_folder(file.parent)
+        if file.is_dir() or not os.access(file if file.exists() else file.parent, os.W_OK):
+            raise ValueError(f"{file} cannot be written: give a file in a folder that can be written to")
 
 
 def _chosen(providers: Sequence[_P], only: str | None) -> list[_P]:

@@ -83,6 +83,9 @@ def attention(
     operators = _is_operator(level, on_gpu)
     precision = _dtype(dtype or ("bfloat16" if on_gpu else "float32"))
     sizes = (hidden_size or (1024 if operators else 256), num_heads, batch or (4 if operators else 1))
+    if lengths is None:
+        lengths = _OPERATOR_LENGTHS if operators else _LAYER_LENGTHS
+    contexts = _lengths(lengths)
     limit = None if memory_limit is None else int(_finite(memory_limit, "--memory-limit") * 2**30)
     seconds = _finite(seconds, "--seconds")
     out = out or Path(f"attention-{torch.device(device).type}.json")
@@ -97,14 +100,14 @@ def attention(
         report = run_operators(
             _chosen([p for p in OPERATOR_PROVIDERS if p.device in (None, torch.device(device).type)], only),
             OperatorSettings(
-                _lengths(_OPERATOR_LENGTHS if lengths is None else lengths), operator_case, MODES[:1] if forward_only else MODES,
+                contexts, operator_case, MODES[:1] if forward_only else MODES,
                 repeats=repeats, seconds=seconds, memory_limit=limit, threads=threads, seed=seed,
             ),
             log=log,
         )  # fmt: skip
     else:
         settings = Settings(
-            _lengths(_LAYER_LENGTHS if lengths is None else lengths), Case(1, *sizes, device, precision), threads, repeats, seconds,
+            contexts, Case(1, *sizes, device, precision), threads, repeats, seconds,
             3 << 30 if limit is None else limit, seed,
         )  # fmt: skip
         report = run(_chosen(LAYER_PROVIDERS_ON_GPU if on_gpu else ATTENTION_PROVIDERS, only), settings, log=log)

@@ -86,8 +86,8 @@ def _checked(valid: Tensor, begins: Tensor, differs: Tensor, past: int | Tensor,
         understood = (
             "packed documents and causality are understood, and a sliding window of at least max_lag tokens"
             if causal
-            else "and packed documents are understood by a layer that is not causal: every token of a document "
-            "must see every other one"
+            else "and packed documents are understood by a layer that is not causal: every token of a document must "
+            "see every other one"
         )
         raise ValueError(
             f"attention_mask hides or shows tokens that a hyper layer cannot: only padding{',' * causal} {understood}"

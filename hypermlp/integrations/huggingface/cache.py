@@ -22,6 +22,7 @@ from transformers.cache_utils import (
 from hypermlp.cache import HyperCache
 from hypermlp.layers import AttentionLayer
 from hypermlp.layers.maps import attention_map
+from hypermlp.ops.modes import values_readable
 
 _NO_LIMIT = 1 << 62
 
@@ -254,5 +255,5 @@ def _count(layer: Any) -> int | None:
         return None
     count = layer.get_seq_length()
     if isinstance(count, Tensor):
-        return int(count) if count.device.type == "cpu" else None
+        return int(count) if values_readable(count) else None
     return int(count)

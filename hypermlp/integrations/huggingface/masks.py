@@ -143,8 +143,8 @@ def _told(tokens: Tokens, mask: Tensor | None, told: Tensor, past: int | Tensor)
         if not (isinstance(past, int) and past == 0):
             raise ValueError("cu_seq_lens_q: packed documents cannot continue a cache: start a new one")
         return tokens._replace(cu_seqlens=told)
-    if torch.compiler.is_compiling():
-        raise ValueError("packed sequences need eager mode: do not compile, or leave attention_mask out")
+    if not values_readable(mask, told, wait=True):
+        raise ValueError("packed sequences need eager mode: do not compile or trace, or leave attention_mask out")
     batch, length = mask.shape[0], mask.shape[2]
     rows = torch.arange(0, (batch + 1) * length, length, device=told.device)
     shown = rows if tokens.cu_seqlens is None else tokens.cu_seqlens

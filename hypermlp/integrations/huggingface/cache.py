@@ -199,8 +199,7 @@ def join_cache(cache: Any, layer_idx: int | None, new_tokens: int) -> CacheLayer
     """
     if isinstance(cache, EncoderDecoderCache):
         cache = cache.self_attention_cache
-    if not isinstance(cache, Cache):
-        raise TypeError(f"the cache must be a transformers Cache, got {type(cache).__name__}")
+    check_cache(cache)
     if layer_idx is None:
         raise ValueError("a cache needs a place in it: this module was made without layer_idx")
     if cache.layer_class_to_replicate is not None:
@@ -226,6 +225,14 @@ def join_cache(cache: Any, layer_idx: int | None, new_tokens: int) -> CacheLayer
     cache.layers[layer_idx] = kind(found, layer_idx)
     joined: CacheLayer = cache.layers[layer_idx]
     return joined
+
+
+def check_cache(cache: Any) -> None:
+    """TypeError for anything but a cache of transformers."""
+    if not isinstance(cache, Cache):
+        raise TypeError(
+            f"the cache must be a transformers Cache, got {type(cache).__name__}: use DynamicCache(config=model.config)"
+        )
 
 
 def _refuse_second_use(layers: list[Any], layer_idx: int, new_tokens: int) -> None:

@@ -16,6 +16,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from hypermlp.integrations.arguments import refuse_unknown
 from hypermlp.integrations.huggingface.batching import refuse_continuous_batching
+from hypermlp.integrations.huggingface.cache import check_cache
 from hypermlp.integrations.huggingface.masks import document_bounds, refuse_nested
 from hypermlp.integrations.huggingface.names import (
     CACHE_NAME,
@@ -139,6 +140,8 @@ class HyperMLPModel(HyperMLPPreTrainedModel):
         cu_seqlens = document_bounds(embeddings, cu_seq_lens_q, cu_seq_lens_k, seq_idx)
         if cu_seqlens is None and attention_mask is None and cache is None and position_ids is not None:
             cu_seqlens = packed_bounds(position_ids)
+        if cache is not None:
+            check_cache(cache)
         if cu_seqlens is not None and cache is not None:
             raise ValueError("packed documents cannot follow or fill a cache: leave the cache out")
         if cache is None and cu_seqlens is None and self._wants_cache(use_cache):

@@ -56,6 +56,8 @@ def padding(seen: Tensor, name: str, *, causal: bool, window: int | None, remedy
     try:
         require(~(differs & valid[:, :, None]).any(), message)
     except ValueError as error:
+        if not values_readable(seen, wait=True):
+            raise
         raise ValueError(f"{error}: {_advice(seen, causal, remedy)}") from None
     return valid
 

@@ -14,7 +14,7 @@ from hypermlp.layers.feature_mixing import GateProjection, Gates, init_projectio
 from hypermlp.layers.rotary import rotate
 from hypermlp.layers.short_conv import ShortConv
 from hypermlp.ops.attention import Backend
-from hypermlp.ops.checks import check_attention_mask, check_cu_seqlens
+from hypermlp.ops.checks import check_attention_mask, check_cu_seqlens, check_plain
 from hypermlp.ops.decode import Past
 from hypermlp.ops.modes import traced, values_readable
 from hypermlp.ops.varlen import sequence_origins, unpacked, within_bounds, zero_padded
@@ -282,6 +282,8 @@ class AttentionLayer(nn.Module, ABC):
             raise TypeError(f"hidden_states must be a tensor, got {type(hidden_states).__name__}")
         if not hidden_states.is_floating_point():
             raise TypeError(f"hidden_states must be floating point, got {hidden_states.dtype}")
+        if hidden_states.is_nested:
+            check_plain("hidden_states", hidden_states)
         if hidden_states.ndim != 3 or hidden_states.shape[-1] != self.config.hidden_size:
             raise ValueError(
                 f"hidden_states must be [batch, length, {self.config.hidden_size}], got {tuple(hidden_states.shape)}"

@@ -8,6 +8,7 @@ from hypermlp.config import HyperConfig
 from hypermlp.layers.base import AttentionLayer
 from hypermlp.layers.feature_mixing import Gates
 from hypermlp.ops import SequenceMix, hyper_attention, native, triton
+from hypermlp.ops.checks import check_plain
 from hypermlp.ops.decode import Past, decode_block, decode_step
 from hypermlp.ops.library import chunked_forward
 from hypermlp.ops.modes import autocast_enabled, needs_plain_operators, without_autocast
@@ -21,6 +22,11 @@ class OperatorLayer(AttentionLayer):
         super()._configure(config)
         c, selection = config, "glu" if config.num_maps == 2 else "relu"
         self._options = Options(selection, c.norm, c.eps, c.causal, c.layout, c.max_lag)
+
+    def _check_input(self, hidden_states: Tensor) -> None:
+        if isinstance(hidden_states, Tensor):
+            check_plain("hidden_states", hidden_states)
+        super()._check_input(hidden_states)
 
     def mixes(self, q: Tensor, gates: Gates) -> tuple[SequenceMix, SequenceMix]:
         """First and second sequence mixing of the tokens with these queries and ``gates``; here none."""

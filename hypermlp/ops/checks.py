@@ -13,11 +13,26 @@ from hypermlp.ops.modes import require, values_readable
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
+def check_plain(name: str, x: Tensor) -> None:
+    """No tensor of a kind that the operator cannot compute with: nested, or spread over processes."""
+    if x.is_nested:
+        raise TypeError(
+            f"{name} is a nested tensor: pass its sequences end to end, {name}.values()[None], with "
+            f"cu_seqlens={name}.offsets(), or pad them and pass attention_mask"
+        )
+    if hasattr(x, "device_mesh"):
+        raise TypeError(
+            f"{name} is a DTensor, for which hyper_attention has no sharding rules: spread heads by "
+            "hypermlp.distributed.shard_heads(layer, mesh) and pass plain tensors (DTensor.to_local, full_tensor)"
+        )
+
+
 def check_kinds(q: Tensor, k: Tensor, v: Tensor, routing_mix: SequenceMix, readout_mix: SequenceMix) -> None:
     """Tensors where tensors belong, so that whatever reads them next may rely on it."""
     for name, x in (("q", q), ("k", k), ("v", v)):
         if not isinstance(x, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+        check_plain(name, x)
     for name, mix in (("routing_mix", routing_mix), ("readout_mix", readout_mix)):
         if not isinstance(mix, SequenceMix):
             raise TypeError(f"{name} must be a SequenceMix or None, got {type(mix).__name__}")

@@ -13,6 +13,7 @@ from hypermlp import HyperCache, HyperConfig, build_layer
 from hypermlp.cache import CacheSpec
 from hypermlp.layers.block import TransformerBlock
 from hypermlp.models import LanguageModel, LanguageModelConfig
+from tests.helpers import assert_close
 
 DEPTH = 12  # more than the recompile limit, 8
 CONFIG = HyperConfig(12, 2, max_lag=9, qk_dim=8)
@@ -60,7 +61,7 @@ def test_all_share_one_graph(kind: str, how: str) -> None:
             # a compiled wrapper sees its arguments from inside the graph: it is given the layer's part itself
             held = parts[block].cache_part(cache) if compiled else cache
             new = new + compiled.get(block, block)(new, cache=held)
-        torch.testing.assert_close(new, expected[:, i : i + 1], atol=1e-10, rtol=0)
+        assert_close({"step": new}, {"step": expected[:, i : i + 1]}, rtol=1e-12)
     assert counter.frame_count == 1
 
 
@@ -74,7 +75,7 @@ def test_blocks_of_a_model_share_one_graph() -> None:
     for block in model.blocks:
         block.compile(backend=counter, fullgraph=True)
     steps = torch.cat([model(ids[:, i : i + 1], cache=cache) for i in range(5, 8)], dim=1)
-    torch.testing.assert_close(steps, expected[:, 5:], atol=1e-10, rtol=0)
+    assert_close({"steps": steps}, {"steps": expected[:, 5:]}, rtol=1e-12)
     assert counter.frame_count == 1
 
 
@@ -82,6 +83,10 @@ def test_another_layers_part_is_refused() -> None:
     layer, other = (build_layer(HyperConfig(12, 2, max_lag=9, qk_dim=qk), layer_idx=0) for qk in (8, 16))
     with pytest.raises(ValueError, match="another layer's part"), torch.no_grad():
         layer(torch.randn(1, 3, 12), cache=other.cache_part(HyperCache()))
+
+
+def addresses(cache: HyperCache) -> dict[str, int]:
+    return {name: tensor.data_ptr() for name, tensor in cache.layers[0].tensors().items()}
 
 
 @pytest.mark.parametrize("static", [False, True])
@@ -92,13 +97,13 @@ def test_a_cache_filled_under_inference_mode_goes_on_without_it(static: bool) ->
         layer(x[:, :5], cache=cache)
         layer(x[:, 5:6], cache=cache)
         saved = cache.state_dict()
-    before = {name: tensor.data_ptr() for name, tensor in cache.layers[0].tensors().items() if static}
+    before = addresses(cache) if static else {}
     step = torch.compile(lambda new: layer(new, cache=cache), backend="aot_eager", fullgraph=True)
     with torch.no_grad():
         expected = layer(x)
         parts = [layer(x[:, 6:7], cache=cache), step(x[:, 7:8]), step(x[:, 8:])]
-        torch.testing.assert_close(torch.cat(parts, dim=1), expected[:, 6:], atol=1e-10, rtol=0)
-        assert before == {name: tensor.data_ptr() for name, tensor in cache.layers[0].tensors().items() if static}
+        assert_close({"steps": torch.cat(parts, dim=1)}, {"steps": expected[:, 6:]}, rtol=1e-12)
+        assert before == (addresses(cache) if static else {})
         cache.load_state_dict(saved, {0: CacheSpec.of(CONFIG)})
         parts = [layer(x[:, i : i + 1], cache=cache) for i in range(6, 9)]
-        torch.testing.assert_close(torch.cat(parts, dim=1), expected[:, 6:], atol=1e-10, rtol=0)
+        assert_close({"steps": torch.cat(parts, dim=1)}, {"steps": expected[:, 6:]}, rtol=1e-12)

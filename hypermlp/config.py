@@ -176,6 +176,11 @@ class HyperConfig:
         return self.qk_dim // (self.num_maps * self.num_heads)
 
     @cached_property
+    def query_gain(self) -> float:
+        """Of the query projection's start: scores of a hyper mixer are not divided by ``sqrt(K)``, and begin near 1."""
+        return self.qk_width**-0.5 if self.mixer in ("hyperglu", "hypermlp") else 1.0
+
+    @cached_property
     def v_width(self) -> int:
         """Value width ``V`` of one head."""
         return self.v_dim // self.num_heads

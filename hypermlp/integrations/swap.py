@@ -16,6 +16,7 @@ from hypermlp.integrations.registry import Adapter
 from hypermlp.integrations.report import Left, Swapped, SwapReport
 from hypermlp.integrations.sites import Site, find_sites, holds_replacements, swaps_in
 from hypermlp.layers import AttentionLayer, build_layer
+from hypermlp.layers.projection import Projection
 from hypermlp.ops.attention import check_backend
 
 Init = Literal["fresh", "from_attention"]
@@ -179,7 +180,7 @@ def _replacement(site: Site, mixer: Mixer, init: Init, options: dict[str, Any]) 
             backend=options.get("backend", "auto"), layer_idx=host.layer_idx, device=device, dtype=dtype,
         )  # fmt: skip
         if not host.output_projection:
-            layer.o_proj = cast(nn.Linear, NoProjection())
+            layer.o_proj = cast(Projection, NoProjection())
         if init == "from_attention":
             start_from_attention(layer, host)
         return layer, site.adapter.wrap(layer, site.module, host)

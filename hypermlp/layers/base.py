@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, Protocol, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hypermlp.cache import CacheSpec, HyperCache, LayerCache, StaticLayerCache
 from hypermlp.config import HyperConfig
-from hypermlp.layers.feature_mixing import GateProjection, Gates, init_projection
+from hypermlp.layers.feature_mixing import GateProjection, Gates
+from hypermlp.layers.projection import Projection, start_afresh
 from hypermlp.layers.rotary import rotate
 from hypermlp.layers.short_conv import ShortConv
 from hypermlp.ops.attention import Backend
@@ -20,12 +21,6 @@ from hypermlp.ops.modes import traced, values_readable
 from hypermlp.ops.varlen import sequence_origins, unpacked, within_bounds, zero_padded
 
 NO_GATES = Gates()
-
-
-class Part(Protocol):
-    """A part of a layer that knows its own start."""
-
-    def reset_parameters(self) -> None: ...
 
 
 class AttentionLayer(nn.Module, ABC):
@@ -48,10 +43,10 @@ class AttentionLayer(nn.Module, ABC):
         self.config, self.backend, self.layer_idx = config, backend, layer_idx
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         hidden, qk_dim, v_dim = config.hidden_size, config.qk_dim, config.v_dim
-        self.q_proj = nn.Linear(hidden, qk_dim, bias=config.bias, **factory)
-        self.k_proj = nn.Linear(hidden, qk_dim, bias=config.bias, **factory)
-        self.v_proj = nn.Linear(hidden, v_dim, bias=config.bias, **factory)
-        self.o_proj = nn.Linear(v_dim, hidden, bias=config.bias, **factory)
+        self.q_proj = Projection(hidden, qk_dim, bias=config.bias, gain=config.query_gain, **factory)
+        self.k_proj = Projection(hidden, qk_dim, bias=config.bias, **factory)
+        self.v_proj = Projection(hidden, v_dim, bias=config.bias, **factory)
+        self.o_proj = Projection(v_dim, hidden, bias=config.bias, **factory)
         self.k_conv = self._conv(factory)
         self.v_conv = self._conv(factory)
         widths = config.gate_widths
@@ -83,16 +78,12 @@ class AttentionLayer(nn.Module, ABC):
         return ShortConv(config.hidden_size, config.conv_size, identity=config.conv_init == "identity", **factory)
 
     def reset_parameters(self) -> None:
-        """Start every parameter afresh: the one home of initialisation.
+        """Start every parameter afresh.
 
-        Projections are ``N(0, 1 / fan_in)``, so that a layer's scale does not depend on its width;
-        the other parts (convolutions, gates, mixings) say their own start.
+        Each part says its own start, so that resetting the parts one by one, in any order, is the same.
         """
-        for module in self.children():
-            if isinstance(module, nn.Linear):
-                init_projection(module)
-            else:
-                cast(Part, module).reset_parameters()
+        for part in self.children():
+            start_afresh(part)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         cache = kwargs.get("cache")

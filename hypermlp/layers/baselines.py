@@ -74,7 +74,6 @@ class SoftmaxAttention(AttentionLayer):
         }  # fmt: skip
         config = HyperConfig(hidden_size, num_heads, self.mixer, **options)
         super().__init__(config, backend=backend, layer_idx=layer_idx, device=device, dtype=dtype)
-        self.reset_parameters()
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, gates: Gates, attention_mask: Tensor | None, cu_seqlens: Tensor | None

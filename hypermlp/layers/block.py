@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hypermlp.cache import HyperCache, LayerCache, StaticLayerCache
 from hypermlp.config import HyperConfig
 from hypermlp.layers.factory import build_layer
-from hypermlp.layers.feature_mixing import init_projection
+from hypermlp.layers.projection import Projection, start_afresh
 from hypermlp.ops.attention import Backend
 
 
@@ -21,6 +21,7 @@ class SwiGLU(nn.Module):
     Args:
         hidden_size: width of input and output.
         intermediate_size: width inside.
+        gain: of the last projection's start.
         device, dtype: of the parameters.
     """
 
@@ -29,20 +30,20 @@ class SwiGLU(nn.Module):
         hidden_size: int,
         intermediate_size: int,
         *,
+        gain: float = 1.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         factory: dict[str, Any] = {"bias": False, "device": device, "dtype": dtype}
-        self.gate_proj = nn.Linear(hidden_size, intermediate_size, **factory)
-        self.up_proj = nn.Linear(hidden_size, intermediate_size, **factory)
-        self.down_proj = nn.Linear(intermediate_size, hidden_size, **factory)
-        self.reset_parameters()
+        self.gate_proj = Projection(hidden_size, intermediate_size, **factory)
+        self.up_proj = Projection(hidden_size, intermediate_size, **factory)
+        self.down_proj = Projection(intermediate_size, hidden_size, gain=gain, **factory)
 
     def reset_parameters(self) -> None:
-        """Every weight ``N(0, 1 / fan_in)``."""
-        for linear in (self.gate_proj, self.up_proj, self.down_proj):
-            init_projection(linear)
+        """Every weight ``N(0, 1 / fan_in)``, the last one times ``gain``."""
+        for part in self.children():
+            start_afresh(part)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         out: Tensor = self.down_proj(F.silu(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
@@ -51,6 +52,9 @@ class SwiGLU(nn.Module):
 
 class TransformerBlock(nn.Module):
     """``x + attention(norm(x))``, then ``x + mlp(norm(x))``, with RMSNorm and SwiGLU.
+
+    Both branches' last projection starts ``sqrt(2 * num_layers)`` smaller than usual: the residual stream sums
+    ``2 * num_layers`` branches, and its variance does not grow with depth (Radford et al., GPT-2, section 2.3).
 
     Args:
         config: the attention layer.
@@ -78,27 +82,19 @@ class TransformerBlock(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.num_layers = num_layers
+        self.num_layers, gain = num_layers, (2 * num_layers) ** -0.5
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.attention_norm = nn.RMSNorm(config.hidden_size, eps=norm_eps, **factory)
         self.attention = build_layer(config, backend=backend, layer_idx=layer_idx, **factory)
+        self.attention.o_proj.gain = gain
+        self.attention.o_proj.reset_parameters()
         self.mlp_norm = nn.RMSNorm(config.hidden_size, eps=norm_eps, **factory)
-        self.mlp = SwiGLU(config.hidden_size, intermediate_size, **factory)
-        self.reset_parameters()
+        self.mlp = SwiGLU(config.hidden_size, intermediate_size, gain=gain, **factory)
 
     def reset_parameters(self) -> None:
-        """Both branches' last projection starts ``sqrt(2 * num_layers)`` smaller than usual.
-
-        The residual stream sums ``2 * num_layers`` branches, so that its variance does not grow
-        with depth (Radford et al., GPT-2, section 2.3).
-        """
-        self.attention_norm.reset_parameters()
-        self.attention.reset_parameters()
-        self.mlp_norm.reset_parameters()
-        self.mlp.reset_parameters()
-        gain = (2 * self.num_layers) ** -0.5
-        init_projection(self.attention.o_proj, gain)
-        init_projection(self.mlp.down_proj, gain)
+        """Start every parameter afresh; each part says its own start."""
+        for part in self.children():
+            start_afresh(part)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         cache = kwargs.get("cache")

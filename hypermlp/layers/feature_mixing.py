@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from hypermlp.layers.projection import Projection, start_afresh
+
 
 class Gates(NamedTuple):
     """One layer's gates for tokens ``[B, T]``; None where there is none (:attr:`HyperConfig.gate_widths`).
@@ -50,10 +52,10 @@ class GateProjection(nn.Module):
     ) -> None:
         super().__init__()
         self.widths, self.activation = widths, activation
-        self.proj = nn.Linear(hidden_size, sum(widths), device=device, dtype=dtype)
+        self.proj = Projection(hidden_size, sum(widths), device=device, dtype=dtype)
 
     def reset_parameters(self) -> None:
-        init_projection(self.proj)
+        start_afresh(self.proj)
 
     def forward(self, hidden_states: Tensor) -> Gates:
         x: Tensor = self.proj(hidden_states)
@@ -67,10 +69,3 @@ class GateProjection(nn.Module):
     def extra_repr(self) -> str:
         named = [f"{name}={width}" for name, width in zip(Gates._fields, self.widths, strict=True) if width]
         return ", ".join([*named, f"activation={self.activation!r}"])
-
-
-def init_projection(linear: nn.Linear, gain: float = 1.0) -> None:
-    """Weights ``N(0, gain^2 / fan_in)``, bias zero: a scale that does not depend on the width."""
-    nn.init.normal_(linear.weight, std=gain * linear.in_features**-0.5)
-    if linear.bias is not None:
-        nn.init.zeros_(linear.bias)

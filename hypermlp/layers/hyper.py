@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hypermlp.config import ConvInit, GateActivation, HyperConfig, Layout, MixConfig, Mixer
-from hypermlp.layers.feature_mixing import Gates, init_projection
+from hypermlp.layers.feature_mixing import Gates
 from hypermlp.layers.operator_layer import OperatorLayer
 from hypermlp.layers.sequence_mixing import LagMixing
 from hypermlp.ops import SequenceMix
@@ -99,12 +99,6 @@ class HyperMLP(OperatorLayer):
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.routing_mix = self._mixing(config.routing_mix, config.num_maps * num_heads, factory)
         self.readout_mix = self._mixing(config.readout_mix, num_heads, factory)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """As every layer, with scores of unit variance: they are not divided by ``sqrt(K)``."""
-        super().reset_parameters()
-        init_projection(self.q_proj, gain=self.config.qk_width**-0.5)
 
     def _mixing(self, mix: MixConfig | bool, heads: int, factory: dict[str, Any]) -> LagMixing | None:
         max_lag = self.config.max_lag

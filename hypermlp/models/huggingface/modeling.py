@@ -24,6 +24,7 @@ from hypermlp.integrations.huggingface.names import (
     IGNORED_BY_MODELS,
     one_cache,
 )
+from hypermlp.layers.projection import Embedding, Projection, start_afresh
 from hypermlp.models.huggingface.configuration import HyperMLPConfig
 from hypermlp.models.huggingface.decoder_layer import HyperMLPDecoderLayer, mask_of_new_tokens, packed_bounds
 from hypermlp.models.language_model import LanguageModel
@@ -51,17 +52,16 @@ class HyperMLPPreTrainedModel(PreTrainedModel):
         super()._initialize_weights(module, False)
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Start ``module`` as the plain language model does, except what a checkpoint has filled.
-
-        Children come before their parents, so a block has the last word on what is inside it.
-        """
-        loaded = [(p, p.detach().clone()) for p in module.parameters() if getattr(p, "_is_hf_initialized", False)]
-        if len(loaded) == sum(1 for _ in module.parameters()):
+        """Start what ``module`` holds itself as the plain language model does, except what a checkpoint has filled."""
+        own = list(module.parameters(recurse=False))
+        loaded = [(p, p.detach().clone()) for p in own if getattr(p, "_is_hf_initialized", False)]
+        if len(loaded) == len(own):
             return
-        if isinstance(module, (HyperMLPDecoderLayer, nn.RMSNorm)):
-            module.reset_parameters()
-        elif isinstance(module, (nn.Embedding, nn.Linear)):
+        # a classifier's, or made by Transformers
+        if isinstance(module, (nn.Linear, nn.Embedding)) and not isinstance(module, (Projection, Embedding)):
             nn.init.normal_(module.weight, std=self.config.hidden_size**-0.5)
+        else:
+            start_afresh(module)
         for parameter, value in loaded:
             parameter.data.copy_(value)
 
@@ -80,7 +80,7 @@ class HyperMLPModel(HyperMLPPreTrainedModel):
 
     def __init__(self, config: HyperMLPConfig) -> None:
         super().__init__(config)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(HyperMLPDecoderLayer(config, index) for index in range(config.num_hidden_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.gradient_checkpointing = False
@@ -195,7 +195,7 @@ class HyperMLPForCausalLM(HyperMLPPreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = HyperMLPModel(config)
         self.vocab_size = config.vocab_size
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Projection(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
     @classmethod

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 import re
+import weakref
 from typing import Any
 
 import torch
@@ -51,6 +52,9 @@ class HyperCache:
             raise ValueError("a static cache needs max_length: its memory is made once")
         self.max_crop, self.max_length, self.static = max_crop, max_length, static
         self.layers: dict[int, LayerCache | StaticLayerCache] = {}
+        # whose each part is, and which was used last: known again at the next call of a copy, so not copied or saved
+        self._owners: dict[int, weakref.ref[object]] = {}
+        self._latest: LayerCache | StaticLayerCache | None = None
 
     def layer(self, layer_idx: int | None, spec: CacheSpec) -> LayerCache | StaticLayerCache:
         """The part of layer ``layer_idx``, made at first use; an error if another layer made it."""
@@ -62,6 +66,50 @@ class HyperCache:
         if found.spec is not spec and found.spec != spec:
             raise ValueError(f"the cache's layer {layer_idx} was filled by another layer: {found.spec}, not {spec}")
         return found
+
+    def take_turn(
+        self, layer: object, layer_idx: int | None, part: LayerCache | StaticLayerCache, new: int | None
+    ) -> None:
+        """Whether ``part`` is ``layer``'s to take in ``new`` tokens now; None for as many as are valid.
+
+        In a step every layer takes in the same tokens once. Compiled code goes unchecked: it may not read lengths.
+
+        Raises:
+            ValueError: if another layer uses that part, or it is not this layer's turn: it has been called in
+                this step, or the others have seen other tokens.
+        """
+        length = part.known_length
+        if torch.compiler.is_compiling() or layer_idx is None or length is None:
+            return
+        owner = self._owners.get(layer_idx)
+        if owner is None or owner() is not layer:
+            self._check_owner(owner, part, layer_idx)
+            self._owners[layer_idx] = weakref.ref(layer)
+        latest = self._latest
+        if new is not None and (latest is None or length + new != latest.length):
+            self._check_turn(length, layer_idx, new)
+        self._latest = part
+
+    @staticmethod
+    def _check_owner(owner: weakref.ref[object] | None, part: LayerCache | StaticLayerCache, layer_idx: int) -> None:
+        if owner is not None and owner() is not None and not part.empty:
+            raise ValueError(
+                f"the cache's layer {layer_idx} was filled by another layer of that layer_idx: give every layer of "
+                "a model its own; to go on with a copy of the model, cache.load_state_dict(cache.state_dict(), specs)"
+            )
+
+    def _check_turn(self, length: int, layer_idx: int, new: int) -> None:
+        lengths = [other.length for other in self.layers.values() if not other.empty]
+        if not lengths or length + new == max(lengths) or all(other == length for other in lengths):
+            return
+        raise ValueError(
+            f"layer {layer_idx} is called out of turn: its part of the cache holds {length} tokens, {new} are to come, "
+            f"and other layers hold {sorted(set(lengths))}. With one cache every layer takes in a step's tokens once: "
+            "give each place of layers that share weights, and layers that see other tokens, a cache of their own"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_owners": {}, "_latest": None}
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens so far, padding included."""
@@ -167,7 +215,7 @@ class HyperCache:
         layers = {layer_idx: self._new(specs[layer_idx]) for layer_idx in parts}
         for layer_idx, tensors in parts.items():
             layers[layer_idx].load(tensors)
-        self.layers = layers
+        self.layers, self._owners, self._latest = layers, {}, None
 
     def _new(self, spec: CacheSpec) -> LayerCache | StaticLayerCache:
         if self.static and self.max_length is not None:

@@ -86,11 +86,21 @@ class AttentionLayer(nn.Module, ABC):
             start_afresh(part)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return super().__call__(*args, **self.with_part(args, kwargs))
+
+    def with_part(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The keywords of a call with this layer's part in the place of its cache, if it is the layer's turn.
+
+        Outside of what ``compile()`` compiles: a graph that finds its part by ``layer_idx`` serves one layer alone.
+        """
         cache = kwargs.get("cache")
-        if isinstance(cache, HyperCache):
-            # outside of what compile() compiles: a graph that finds its part by layer_idx serves one layer alone
-            kwargs["cache"] = self.cache_part(cache)
-        return super().__call__(*args, **kwargs)
+        if not isinstance(cache, HyperCache):
+            return kwargs
+        part = self.cache_part(cache)
+        x = args[0] if args else kwargs.get("hidden_states")
+        packed = kwargs.get("cu_seqlens") is not None
+        cache.take_turn(self, self.layer_idx, part, None if packed or not isinstance(x, Tensor) else x.shape[-2])
+        return kwargs | {"cache": part}
 
     def forward(
         self,

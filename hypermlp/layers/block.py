@@ -97,10 +97,7 @@ class TransformerBlock(nn.Module):
             start_afresh(part)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        cache = kwargs.get("cache")
-        if isinstance(cache, HyperCache):  # outside of what compile() compiles, as in the attention layer
-            kwargs["cache"] = self.attention.cache_part(cache)
-        return super().__call__(*args, **kwargs)
+        return super().__call__(*args, **self.attention.with_part(args, kwargs))
 
     def forward(
         self,

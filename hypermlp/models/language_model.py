@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hypermlp.cache import HyperCache
 from hypermlp.config import HyperConfig
+from hypermlp.layers.base import AttentionLayer
 from hypermlp.layers.block import TransformerBlock
 from hypermlp.layers.projection import Embedding, Projection, start_afresh
 from hypermlp.ops.attention import Backend
@@ -158,12 +159,23 @@ class LanguageModel(nn.Module):
             raise ValueError(
                 f"input_ids must be int64 or int32 [batch, length], got {input_ids.dtype} {tuple(input_ids.shape)}"
             )
+        if cache is not None and not cache.layers:
+            self._check_places()
         hidden_states = self.embedding(input_ids) * self.config.hidden_size**0.5
         for block in self.blocks:
             hidden_states = block(hidden_states, attention_mask, cu_seqlens=cu_seqlens, cache=cache)
         hidden_states = self.norm(hidden_states)
         logits: Tensor = self.embedding(hidden_states, head=True) if self.head is None else self.head(hidden_states)
         return logits
+
+    def _check_places(self) -> None:
+        """ValueError where two places of the model would share a part of a cache."""
+        found = [m.layer_idx for block in self.blocks for m in block.modules() if isinstance(m, AttentionLayer)]
+        if len(set(found)) != len(found):
+            raise ValueError(
+                f"blocks use the cache's parts {found} and each needs its own: give every attention layer another "
+                "layer_idx; blocks that share weights at several depths have no cache"
+            )
 
     def loss(
         self,

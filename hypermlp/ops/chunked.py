@@ -123,9 +123,10 @@ def forward(
     o = x.new((*q.shape[:2], *v.shape[2:]))
     _forward_rows(x, o, options, attention_mask, cu_seqlens, any_size=False)
     if options.norm:
+        extreme = is_extreme(x.rho)
         if attention_mask is not None:
-            x.rho.masked_fill_(~attention_mask[:, x.past :, None], 1)
-        if bool(is_extreme(x.rho).any()):
+            extreme &= attention_mask[:, x.past :, None]
+        if bool(extreme.any()):
             _forward_rows(x, o, options, attention_mask, cu_seqlens, any_size=True)
     o /= (x.rho / row_units(x.rho)).unsqueeze(-1)
     if x.marked is not None:

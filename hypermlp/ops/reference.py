@@ -61,8 +61,9 @@ def hyper_attention_reference(
     y = _mix(s, routing_mix, visible)
     gate_map, *scale_map = y.chunk(2 if selection == "glu" else 1, dim=1)
     if norm:
-        # in units of its largest score: the row's squares neither overflow nor vanish, nor does its product with u
-        unit = gate_map.detach().abs().amax(-1, keepdim=True).clamp_min(eps)
+        # in units of its largest score: the row's squares neither overflow nor vanish, nor does its product with u;
+        # a power of two, which changes no digit
+        unit = gate_map.detach().abs().amax(-1, keepdim=True).clamp_min(eps).log2().floor().exp2()
         gate_map = gate_map / unit
     a = softplus(scale_map[0]) * F.relu(gate_map) if scale_map else F.relu(gate_map)
     w = _mix(a, readout_mix, visible)

@@ -11,7 +11,7 @@ numbers a token. With one query there is no skew: the lags of neighbouring slots
 import triton
 import triton.language as tl
 
-from hypermlp_kernels.blocks import LN2, LOG2E, select
+from hypermlp_kernels.blocks import LARGE, LN2, LOG2E, SMALL, norm_of, select
 from hypermlp_kernels.slots import (
     extent,
     load_start,
@@ -149,7 +149,7 @@ def decode_selection_kernel(
     ASM: tl.constexpr, ACC: tl.constexpr,
     BN: tl.constexpr, BS: tl.constexpr, BR1: tl.constexpr, BR2: tl.constexpr,
 ):  # fmt: skip
-    """``a`` ``[B, H, slots]`` before the norm, and the parts of ``rho^2`` ``[B, H, splits]`` and ``z2`` ``[.., R]``."""
+    """``a`` ``[B, H, slots]`` before the norm, and the parts of ``rho^2`` ``[B, H, splits, 2]`` and ``z2`` ``[.., R]``."""
     i_b, i_h, i_split = row_and_split(num_heads, batch)
     num_maps = num_heads * 2 if GLU else num_heads
     i_map = i_b * num_maps + i_h
@@ -171,7 +171,8 @@ def decode_selection_kernel(
         if GLU:
             p_parts += scale_map * num_splits * R1
             b_ws = gated_statistic(p_parts, p_gate + scale_map * gate_head, num_splits, R1, GATED, ACC, BS, BR1)
-    b_square = tl.zeros((BN,), ACC)
+    b_small = tl.zeros((BN,), ACC)
+    b_large = b_small
     b_z = tl.zeros((BN, BR2), ACC)
     for t in range(t_first, t_stop):
         _, _, o_slot, inside, _ = tile_slots(t, tiles_older, older, filled, 0, BN)
@@ -187,16 +188,22 @@ def decode_selection_kernel(
                 DIAG, IDENTITY, R1, ACC, BR1,
             )  # fmt: skip
         b_a = select(b_gate, b_scale * LOG2E, GLU, ASM)
+        # a score of minus infinity selects nothing: NaN, made of zero times infinity, stays one
+        b_a = b_a + b_gate * 0.0
         if GLU:
-            b_a = b_a * LN2
+            b_a = b_a * LN2 + b_scale * 0.0
         tl.store(p_a + i_row * slots + o_slot, b_a, mask=inside)
         if NORM:
-            b_square += b_gate * b_gate
+            b_up = b_gate * (1.0 / SMALL)
+            b_down = b_gate * (1.0 / LARGE)
+            b_small += b_up * b_up
+            b_large += b_down * b_down
         if R2 > 0:
             b_z += b_a[:, None] * load_table(p_down, o_row, seen, down_row, R2, BR2).to(ACC)
     i_part = i_row * num_splits + i_split
     if NORM:
-        tl.store(p_square + i_part, tl.sum(b_square, axis=0))
+        tl.store(p_square + i_part * 2, tl.sum(b_small, axis=0))
+        tl.store(p_square + i_part * 2 + 1, tl.sum(b_large, axis=0))
     if R2 > 0:
         o_r = tl.arange(0, BR2)
         tl.store(p_z2 + i_part * R2 + o_r, tl.sum(b_z, axis=0), mask=o_r < R2)
@@ -231,7 +238,9 @@ def decode_readout_kernel(
         b_w = gated_statistic(p_z2 + i_row * num_splits * R, p_gate, num_splits, R, GATED, ACC, BS, BR)
     rho = 1.0
     if NORM:
-        rho = tl.sqrt(tl.sum(summed(p_square + i_row * num_splits, num_splits, 1, ACC, BS, 1), axis=0))
+        b_squares = summed(p_square + i_row * num_splits * 2, num_splits, 2, ACC, BS, 2)
+        first = tl.arange(0, 2) == 0
+        rho = norm_of(tl.sum(tl.where(first, b_squares, 0.0)), tl.sum(tl.where(first, 0.0, b_squares)))
         # a comparison that a NaN fails: it must reach the output
         rho = tl.where(rho <= eps, eps, rho)
     first_value = i_b * v_batch + i_h * v_head

@@ -220,7 +220,7 @@ def _stored_readout(call: Call, o: Tensor) -> Callable[[_Stored], None]:
     readout, width = call.readout, o.shape[-1]
     scale = scale_table(readout, LN2 if call.glu else 1.0, call)
     up, gate = padded_table(readout.up, call.mix_dtype, call.q), gate_of(readout, call.q)
-    valid, count = holes(call), _count_nonfinite(call.v)
+    valid, count = holes(call), _count_nonfinite(call)
     options = {key: value for key, value in call.options().items() if key not in ("K", "BK", "PACKED")}
 
     def launch(tile: Tile, stored: _Stored) -> None:
@@ -245,7 +245,7 @@ def _readout(call: Call, o: Tensor) -> None:
     scale1, up1, gate1 = first_scale(call), padded_table(routing.up, dtype, call.q), gate_of(routing, call.q)
     scale2 = scale_table(readout, LN2 if call.glu else 1.0, call)
     up2, gate2 = padded_table(readout.up, dtype, call.q), gate_of(readout, call.q)
-    valid, count = holes(call), _count_nonfinite(call.v)
+    valid, count = holes(call), _count_nonfinite(call)
 
     def launch(tile: Tile) -> None:
         blocks, num_blocks, programs = call.blocks(tile.rows)
@@ -266,10 +266,22 @@ def _readout(call: Call, o: Tensor) -> None:
     run("readout", call, launch)
 
 
-def _count_nonfinite(v: Tensor) -> Tensor:
-    """``[B, T + 1, H]`` int32: how many tokens before each hold a NaN or an infinity in that head."""
-    batch, length, heads, _ = v.shape
-    bad = ~torch.isfinite(torch.linalg.vector_norm(v, ord=float("inf"), dim=-1))
-    count = torch.zeros(batch, length + 1, heads, dtype=torch.int32, device=v.device)
-    count[:, 1:] = bad.cumsum(1, dtype=torch.int32)
+def _count_nonfinite(call: Call) -> Tensor:
+    """``[B, T + 1, H]`` int32: twice the tokens before each that hold a NaN or an infinity in a head's keys or values.
+
+    1 more where a token's own query or gates do.
+    """
+    batch, length, heads = call.sizes
+
+    def bad(x: Tensor) -> Tensor:
+        largest = torch.linalg.vector_norm(x, ord=float("inf"), dim=-1)
+        return (~torch.isfinite(largest)).view(batch, length, -1, heads).any(2)
+
+    count = torch.zeros(batch, length + 1, heads, dtype=torch.int32, device=call.v.device)
+    count[:, 1:] = 2 * (bad(call.k) | bad(call.v)).cumsum(1, dtype=torch.int32)
+    own = bad(call.q)
+    for mix in (call.routing, call.readout):
+        if mix.gate is not None:
+            own = own | bad(mix.gate)
+    count[:, :-1] += own
     return count

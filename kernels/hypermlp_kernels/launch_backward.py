@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 
+import torch
 import triton
 from torch import Tensor
 
@@ -57,11 +58,18 @@ def backward(
     Returns:
         In float32 (float64 for float64); summed in a fixed order, so the same input gives the same bits.
     """
-    q, k, v = (unit_stride(x) for x in (q, k, v))
+    q, k, v = (unit_stride(_finite(x)) for x in (q, k, v))
+    routing_mix, readout_mix = (
+        mix if mix.gate is None else mix._replace(gate=_finite(mix.gate)) for mix in (routing_mix, readout_mix)
+    )
+    # rows that are NaN, since they see a number that is not finite, pass nothing back
+    marked = o[..., :1].isnan()
+    grad_o, o = grad_o.masked_fill(marked, 0), o.masked_fill(marked, 0)
     kept = None
     if attention_mask is not None or cu_seqlens is not None:
         kept = sequences(attention_mask, cu_seqlens, v.shape[0], v.shape[1], q.device)
-    z1, rho, z2 = (x.contiguous() for x in statistics)
+    z1, rho, z2 = (_finite(x).contiguous() for x in statistics)
+    rho = rho.masked_fill(marked[..., 0], 1)
     call = Call(
         q, k, v, routing_mix, readout_mix, z1, rho, z2, glu, by_lag, causal, norm, eps,
         v.shape[1] if max_lag is None else max_lag, precision_of(q.dtype, allow_tf32), attention_mask, kept, None,
@@ -73,6 +81,11 @@ def backward(
             with suppress(triton.OutOfResources):
                 return BackwardPass(call, needs, choice, grad_o, o, scratch_bytes, span).run()
         return BackwardPass(call, needs, smallest, grad_o, o, scratch_bytes, span).run()
+
+
+def _finite(x: Tensor) -> Tensor:
+    """Zeros in place of NaN and infinities: products meet hidden pairs too, and zero times NaN is NaN."""
+    return torch.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def _choices(call: Call, tile: BackwardTile | None) -> tuple[BackwardTile, ...]:

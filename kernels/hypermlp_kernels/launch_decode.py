@@ -216,7 +216,7 @@ def _scores(call: _Call) -> tuple[Tensor, Tensor]:
 def _selection(call: _Call, s: Tensor, z1: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     routing, readout = call.routing, call.readout
     rows = call.batch, call.heads
-    a, square = call.new(*rows, call.slots), call.new(*rows, call.num_splits)
+    a, square = call.new(*rows, call.slots), call.new(*rows, call.num_splits, 2)
     z2 = call.new(*rows, call.num_splits, readout.rank)
     down = call.q if readout.down is None else readout.down
     diag, up, gate = _tables(routing, call.q)

@@ -23,7 +23,7 @@ SLOW = {
     "T130-window33", "T130-relu-window", "longer-tables", "one-group", "wide-keys", "rank17-32", "no-mixing-relu",
     "no-diag", "no-identity", "no-gate", "position", "position-relu-longer-tables", "bidirectional-relu", "padding",
     "holes-relu-position", "holes-bidirectional", "packed", "packed-position", "packed-bidirectional", "float32",
-    "bfloat16-position", "bfloat16-float32-tables", "float16",
+    "bfloat16-position", "bfloat16-float32-tables", "float16", "packed-within-masked", "packed-empty-ends",
 }  # fmt: skip
 
 

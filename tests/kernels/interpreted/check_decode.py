@@ -63,19 +63,6 @@ def test_nonfinite_is_seen_or_not(stream: str, options: dict) -> None:
     assert torch.equal(o[1], clean[1])
 
 
-@pytest.mark.filterwarnings("ignore:invalid value")
-def test_hidden_tokens_leave_an_infinite_row_alone() -> None:
-    """Every score is -inf, so nothing is selected: zero times infinity must not appear where a token is hidden."""
-    mask = [[1, 0] * 10 + [1], [1] * 21]
-    case = Decode(B=2, mask=mask, T=21, K=1, selection="relu", diag=(False, False), dtype=torch.float32)
-    case.q[:], case.k = float("-inf"), case.k.abs()
-    case.mixes = [
-        mix._replace(**{name: x.abs() for name, x in mix._asdict().items() if name in ("down", "up")})
-        for mix in case.mixes
-    ]
-    assert not case.run().any()
-
-
 class Loads:
     """Addresses that kernels load from, as the interpreter meets them."""
 

@@ -1,0 +1,127 @@
+"""The native path's division into pieces: the same bits for any number of threads, and for a row alone or among others."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.helpers import Case, assert_close, evaluate, make_case
+
+
+def run(case: Case, threads: int, **seen: torch.Tensor) -> dict[str, torch.Tensor]:
+    torch.set_num_threads(threads)
+    return evaluate(case, lambda c: c.run("native", **seen)).named()
+
+
+CASES = {
+    "one long sequence": ({"length": 700, "qk": 16, "v": 20, "ranks": (16, 5)}, None),
+    "window": ({"length": 700, "max_lag": 100}, None),
+    "bidirectional": ({"length": 500, "causal": False}, None),
+    "by position": ({"length": 500, "layout": "position"}, None),
+    "many sequences": ({"batch": 40, "length": 30}, None),
+    "packed": ({"length": 600}, [0, 5, 300, 300, 310, 580]),
+    "one map": ({"length": 500, "selection": "relu", "heads": 3}, None),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_same_bits_for_any_number_of_threads(name):
+    chosen, bounds = CASES[name]
+    case = make_case(dtype=torch.float32, **chosen)
+    seen = {} if bounds is None else {"cu_seqlens": torch.tensor(bounds)}
+    expected = run(case, 1, **seen)
+    for threads in (2, 3, 8):
+        found = run(case, threads, **seen)
+        assert all(torch.equal(found[n], expected[n]) for n in expected), threads
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_pieces_of_a_sequence_add_up(name):
+    chosen, bounds = CASES[name]
+    case = make_case(**chosen)
+    seen = {} if bounds is None else {"cu_seqlens": torch.tensor(bounds)}
+    assert_close(run(case, 3, **seen), evaluate(case, lambda c: c.run("chunked", **seen)).named())
+
+
+@pytest.mark.parametrize("stop", [1, 24, 25, 300, 513])
+@pytest.mark.parametrize("chosen", [{}, {"max_lag": 290}, {"layout": "position"}], ids=str)
+def test_a_shorter_run_has_the_same_bits(stop, chosen):
+    """How sums are cut depends on lag and key, and not on the tile that a row is in."""
+    case = make_case(length=514, dtype=torch.float32, **chosen)
+    streams = {n: x[:, :stop] for n, x in case.tensors.items() if x.ndim == 4}
+    assert torch.equal(case.with_tensors(streams).run("native"), case.run("native")[:, :stop])
+
+
+def test_packed_sequences_have_the_bits_that_each_has_alone():
+    case = make_case(length=400, max_lag=400, dtype=torch.float32)
+    bounds = [0, 7, 300, 400]
+    together = case.run("native", cu_seqlens=torch.tensor(bounds))
+    for start, stop in pairwise(bounds):
+        alone = case.with_tensors({n: x[:, start:stop] for n, x in case.tensors.items() if x.ndim == 4})
+        assert torch.equal(together[:, start:stop], alone.run("native"))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+@pytest.mark.parametrize("at", [30, 47, 48])
+def test_a_later_token_changes_no_bit_of_what_does_not_see_it(value, at):
+    case = make_case(length=60, batch=2, dtype=torch.float32)
+    streams = {n: x.clone() for n, x in case.tensors.items() if x.ndim == 4}
+    for x in streams.values():
+        x[0, at:] = value
+    weight = torch.randn(case.tensors["v"].shape)
+    weight[0, at:] = 0
+    clean = evaluate(case, lambda c: c.run("native"), weight)
+    marked = evaluate(case.with_tensors(streams), lambda c: c.run("native"), weight)
+    assert torch.equal(clean.output[0, :at], marked.output[0, :at])
+    assert torch.equal(clean.output[1], marked.output[1])
+    for name in ("q", "routing.gate", "readout.gate"):
+        assert torch.equal(clean.streams[name][0, :at], marked.streams[name][0, :at]), name
+    for name, x in clean.streams.items():
+        assert torch.equal(x[1], marked.streams[name][1]), name
+
+
+_FORKS = """
+import os, torch
+from tests.helpers import make_case
+case = make_case(length=300, dtype=torch.float32)
+torch.set_num_threads(2)
+expected = case.run("native")
+child = os.fork()
+if child == 0:
+    os._exit(0 if torch.equal(case.run("native"), expected) else 1)
+raise SystemExit(os.waitpid(child, 0)[1])
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_child_uses_threads_of_its_own():
+    """As workers of a DataLoader are made. In a process of its own: large fills here would start PyTorch's threads,
+    which do not survive a fork."""
+    subprocess.run([sys.executable, "-c", _FORKS], check=True, timeout=120, cwd=Path(__file__).parents[3])
+
+
+def test_a_non_finite_gradient_reaches_what_it_should_and_no_more():
+    """Row 30's gradient is NaN in one channel: values that row 30 sees are marked there, the rest is as it was."""
+    case = make_case(length=60, dtype=torch.float32).map(lambda x: x.requires_grad_())
+    o = case.run("native")
+    weight = torch.randn_like(o)
+    marked = weight.clone()
+    marked[0, 30, 0, 1] = float("nan")
+    tensors = [case.tensors[n] for n in "qkv"]
+    clean = torch.autograd.grad(o, tensors, weight, retain_graph=True)
+    found = torch.autograd.grad(o, tensors, marked)
+    dv = found[2][0, :, 0]
+    assert dv[:31, 1].isnan().all()
+    assert torch.equal(dv[31:], clean[2][0, 31:, 0])
+    assert torch.equal(dv[:, 0], clean[2][0, :, 0, 0])
+    dq = found[0][0, :, ::2]  # both maps of head 0
+    assert dq[30].isnan().all()
+    assert torch.equal(torch.cat((dq[:30], dq[31:])), torch.cat((clean[0][0, :30, ::2], clean[0][0, 31:, ::2])))
+    dk = found[1][0, 31:, ::2]
+    assert torch.equal(dk, clean[1][0, 31:, ::2])

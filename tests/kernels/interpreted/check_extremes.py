@@ -98,7 +98,9 @@ def test_rows_that_see_a_number_that_is_not_finite_are_nan(value: float, stream:
     assert torch.equal(found["output"].isnan().flatten(2).any(-1)[0], sees)
     expected = outcome(tensors, "reference", **options)
     for name in NAMES:
-        torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=1e-3 * float(expected[name].abs().max()))
+        torch.testing.assert_close(
+            found[name], expected[name], rtol=1e-3, atol=1e-3 * float(expected[name].abs().max())
+        )
 
 
 @pytest.mark.filterwarnings("ignore:invalid value")

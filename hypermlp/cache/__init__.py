@@ -85,10 +85,11 @@ class HyperCache:
         if owner is None or owner() is not layer:
             self._check_owner(owner, part, layer_idx)
             self._owners[layer_idx] = weakref.ref(layer)
-        latest = self._latest
-        if new is not None and (latest is None or length + new != latest.length):
-            self._check_turn(length, layer_idx, new)
-        self._latest = part
+        if len(self.layers) > 1:
+            latest = self._latest
+            if new is not None and (latest is None or length + new != latest.length):
+                self._check_turn(length, layer_idx, new)
+            self._latest = part
 
     @staticmethod
     def _check_owner(owner: weakref.ref[object] | None, part: LayerCache | StaticLayerCache, layer_idx: int) -> None:

@@ -162,19 +162,20 @@ class AttentionLayer(nn.Module, ABC):
         cu_seqlens: Tensor | None,
         state: LayerCache | StaticLayerCache,
     ) -> Tensor:
-        if not hidden_states.shape[1]:
+        new = hidden_states.shape[1]
+        if not new:
             return hidden_states.new_empty(hidden_states.shape)  # nothing to take in
         if cu_seqlens is not None and not state.empty:
             raise ValueError("cu_seqlens is for the first call of a cache: later tokens come as a batch of its rows")
-        valid = self._new_tokens_mask(attention_mask, hidden_states, state)
-        if hidden_states.shape[1] == 1 and not state.empty:
+        valid = None if attention_mask is None else self._new_tokens_mask(attention_mask, hidden_states, state)
+        if new == 1 and not state.empty:
             return self._step(hidden_states[:, 0], valid, state)[:, None]
         inside = within_bounds(hidden_states.shape[1], cu_seqlens, hidden_states.device)
         x = zero_padded(zero_padded(hidden_states, valid), inside)
         offset = self._rotary_offset(x, valid, cu_seqlens) if state.empty else state.offset(valid)
         gates = self.gates(x)
         q = self.queries(x, gates, offset)
-        state.check(q, x.shape[1])
+        state.check(q, new)
         if state.empty:
             k, v = (zero_padded(y, valid) for y in self.keys_values(x, cu_seqlens, offset))
             o = self.attend(q, k, v, gates, valid, cu_seqlens)

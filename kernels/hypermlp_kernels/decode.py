@@ -149,7 +149,7 @@ def decode_selection_kernel(
     ASM: tl.constexpr, ACC: tl.constexpr,
     BN: tl.constexpr, BS: tl.constexpr, BR1: tl.constexpr, BR2: tl.constexpr,
 ):  # fmt: skip
-    """``a`` ``[B, H, slots]`` before the norm, and the parts of ``rho^2`` ``[B, H, splits, 2]`` and ``z2`` ``[.., R]``."""
+    """``a`` ``[B, H, slots]`` before the norm; parts of ``rho^2`` ``[B, H, splits, 2]`` and of ``z2`` ``[.., R]``."""
     i_b, i_h, i_split = row_and_split(num_heads, batch)
     num_maps = num_heads * 2 if GLU else num_heads
     i_map = i_b * num_maps + i_h

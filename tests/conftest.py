@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils import _device
 
+from hypermlp.ops import native
+
 # remembered by PyTorch on first use: it must be the true functions that it remembers
 _device._device_constructors()
 
@@ -45,6 +47,16 @@ def _one_thread_and_seed() -> Iterator[None]:
     torch.manual_seed(0)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _native_needs_a_compiler(request: pytest.FixtureRequest) -> None:
+    """A test of the native path is skipped, and never quietly of another path, where it cannot be built."""
+    chosen = getattr(request.node, "callspec", None)
+    if chosen is not None and "native" in (x for x in chosen.params.values() if isinstance(x, str)):
+        reason = native.unavailable("cpu", torch.float32)
+        if reason is not None:
+            pytest.skip(f"the native path is not there: {reason}")
 
 
 class _Deprecations(logging.Handler):

@@ -1,4 +1,4 @@
-"""The chunked path as an operator of PyTorch: opcheck, compile, export, shapes without memory."""
+"""The chunked and the native path as operators of PyTorch: opcheck, compile, export, shapes without memory."""
 
 from __future__ import annotations
 
@@ -46,9 +46,14 @@ SEEN = {
 
 @pytest.mark.parametrize("chosen", CASES.values(), ids=CASES.keys())
 @pytest.mark.parametrize("seen", SEEN.values(), ids=SEEN.keys())
-def test_opcheck_of_the_forward(chosen, seen):
+@pytest.mark.parametrize("path", BACKENDS[1:])
+def test_opcheck_of_the_forward(path, chosen, seen):
     case = make_case(length=5, **chosen).map(lambda x: x.requires_grad_())
-    torch.library.opcheck(torch.ops.hypermlp.chunked_forward.default, forward_args(case, *seen))
+    torch.library.opcheck(operator(f"{path}_forward").default, forward_args(case, *seen))
+
+
+def operator(name: str) -> Any:
+    return getattr(torch.ops.hypermlp, name)
 
 
 def transposed(x: torch.Tensor) -> torch.Tensor:
@@ -59,26 +64,29 @@ def transposed(x: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("chosen", CASES.values(), ids=CASES.keys())
 @pytest.mark.parametrize("needs", [[True] * 11, [True, False, True] + [False, True] * 4], ids=["all", "some"])
 @pytest.mark.parametrize("change", [lambda x: x, transposed], ids=["contiguous", "transposed"])
-def test_opcheck_of_the_backward(chosen, needs, change):
+@pytest.mark.parametrize("path", BACKENDS[1:])
+def test_opcheck_of_the_backward(path, chosen, needs, change):
     case = make_case(length=5, **chosen).map(change)
     args = forward_args(case)
     needs = [need and x is not None for need, x in zip(needs, args[:11], strict=True)]
-    output = torch.ops.hypermlp.chunked_forward(*args)
+    output = operator(f"{path}_forward")(*args)
     torch.library.opcheck(
-        torch.ops.hypermlp.chunked_backward.default,
+        operator(f"{path}_backward").default,
         (torch.ones_like(output[0]), *output, needs, *args),
         test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_dynamic"),
     )
 
 
-def test_fake_shapes_dtypes_and_strides_equal_the_real_ones():
+@pytest.mark.parametrize("path", BACKENDS[1:])
+def test_fake_shapes_dtypes_and_strides_equal_the_real_ones(path):
+    forward = operator(f"{path}_forward")
     for chosen in CASES.values():
         case = make_case(length=5, batch=2, **chosen)
-        real = torch.ops.hypermlp.chunked_forward(*forward_args(case))
+        real = forward(*forward_args(case))
         with FakeTensorMode() as mode:
-            fake = torch.ops.hypermlp.chunked_forward(*forward_args(case.map(mode.from_tensor)))
+            fake = forward(*forward_args(case.map(mode.from_tensor)))
         meta = case.map(lambda x: x.to("meta"))
-        for x, y, z in zip(real, fake, torch.ops.hypermlp.chunked_forward(*forward_args(meta)), strict=True):
+        for x, y, z in zip(real, fake, forward(*forward_args(meta)), strict=True):
             assert (x.shape, x.dtype, x.stride()) == (y.shape, y.dtype, y.stride()) == (z.shape, z.dtype, z.stride())
 
 

@@ -1,4 +1,4 @@
-"""The native path's division into pieces: the same bits for any number of threads, alone or among others."""
+"""The native path's pieces: the same bits for any number of threads, and for a row alone or among others."""
 
 from __future__ import annotations
 

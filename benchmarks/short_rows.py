@@ -1,6 +1,7 @@
 """How a layer answers to the size of its input and at the start of a sequence: figures of the guide, in seconds.
 
     python benchmarks/short_rows.py
+    python benchmarks/short_rows.py --train    # does a larger eps cost anything? some minutes
 
 Prints, for freshly made layers: the largest input scale that float16 holds without a norm before the layer; how the
 output grows with the input; the spread of the input's gradient in short sequences; and what integrated gradients
@@ -8,6 +9,9 @@ leave unexplained.
 """
 
 from __future__ import annotations
+
+import sys
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -72,7 +76,59 @@ def unexplained(norm: bool, steps: int = 1000, length: int = 16) -> tuple[float,
     return abs(change - float((total * q).sum())), abs(change)
 
 
+class Block(nn.Module):
+    def __init__(self, eps: float) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.RMSNorm(WIDTH), nn.RMSNorm(WIDTH)
+        self.attention = HyperGLU(WIDTH, max_lag=64, mix_rank=8, eps=eps)
+        self.mlp = nn.Sequential(nn.Linear(WIDTH, 2 * WIDTH), nn.GELU(), nn.Linear(2 * WIDTH, WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+def train(eps: float, seed: int, steps: int = 250) -> tuple[float, float]:
+    """Validation loss in nats and the largest gradient norm of two blocks on the bytes of this repository's text."""
+    root = Path(__file__).resolve().parent.parent
+    files = sorted([*root.glob("docs/*.md"), *root.glob("hypermlp/**/*.py")])
+    data = torch.tensor(list(b"".join(file.read_bytes() for file in files)))
+    bounds = {"train": (0, int(0.9 * len(data))), "validate": (int(0.9 * len(data)), len(data))}
+    torch.manual_seed(seed)
+    ends = nn.Embedding(256, WIDTH), nn.RMSNorm(WIDTH), nn.Linear(WIDTH, 256)
+    model = nn.Sequential(ends[0], Block(eps), Block(eps), *ends[1:])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+
+    def loss(part: str, generator: torch.Generator) -> Tensor:
+        first, stop = bounds[part]
+        starts = torch.randint(first, stop - 65, (16,), generator=generator).tolist()
+        tokens = torch.stack([data[start : start + 65] for start in starts])
+        return nn.functional.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+
+    generator, largest = torch.Generator().manual_seed(seed), 0.0
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss("train", generator).backward()
+        largest = max(largest, float(nn.utils.clip_grad_norm_(model.parameters(), 1.0)))
+        optimizer.step()
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        return sum(float(loss("validate", generator)) for _ in range(20)) / 20, largest
+
+
+def compare_training() -> None:
+    for eps in (1e-12, 0.1, 1.0):
+        losses, largest = zip(*(train(eps, seed) for seed in range(3)), strict=True)
+        print(
+            f"eps={eps:g}: validation {sum(losses) / 3:.3f} nats ({min(losses):.3f} to {max(losses):.3f}), "
+            f"largest gradient norm {max(largest):.2f}"
+        )
+
+
 def main() -> None:
+    if "--train" in sys.argv[1:]:
+        compare_training()
+        return
     for name in ("HyperGLU", "HyperMLP"):
         print(f"{name}: output at input scales 1, 4, 16, 64:", *(f"{x:.3g}" for x in growth(name)))
         print(f"{name}: float16, no norm before it, is not finite from an input scale of", float16_limit(name))

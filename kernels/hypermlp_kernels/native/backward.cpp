@@ -326,7 +326,7 @@ struct Plan {
   Array<GroupSums> groups;    // [groups, heads]
   Array<KeySums> key_sums;    // [pieces, heads]: of the pieces that are no whole sequence
   Array<Space> spaces;
-  long bytes;
+  Workspace space;
 
   Plan(const Call& call, void* memory)
       : sizes(call),
@@ -335,8 +335,8 @@ struct Plan {
         readout(call.heads),
         groups(pieces.groups() * call.heads),
         key_sums(pieces.count() * call.heads),
-        spaces(workers(call)) {
-    Workspace space(memory);
+        spaces(workers(call)),
+        space(memory) {
     for (long x = 0; x < call.maps * call.heads; ++x) routing.add(space, sizes.tables, sizes.rank1, true);
     for (long h = 0; h < call.heads; ++h) readout.add(space, sizes.tables, sizes.rank2, true);
     for (long g = 0; g < pieces.groups(); ++g)
@@ -344,7 +344,6 @@ struct Plan {
     for (long p = 0; p < pieces.count(); ++p)
       for (long h = 0; h < call.heads; ++h) key_sums.add(space, call, sizes, pieces[p].whole ? 0 : tokens_of(call, pieces[p]));
     for (long w = 0; w < workers(call); ++w) spaces.add(space, call, sizes);
-    bytes = space.used();
   }
 
  private:
@@ -390,7 +389,7 @@ void add_keys(const Call& call, const Sizes& sizes, const Piece& piece, long hea
 
 using namespace hypermlp;
 
-extern "C" int64_t hypermlp_backward_bytes(const Call* call) { return Plan(*call, nullptr).bytes; }
+extern "C" int64_t hypermlp_backward_bytes(const Call* call) { return Plan(*call, nullptr).space.used(); }
 
 // dk, dv and the tables' gradients must come as zeros
 extern "C" void hypermlp_backward(Call* call) {

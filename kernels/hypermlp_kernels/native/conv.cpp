@@ -23,15 +23,14 @@ constexpr long ROWS_AT_ONCE = 256;
 constexpr int MOST = 4;  // taps of one pass over a row
 
 struct Plan {
-  long blocks, tasks, bytes;  // of rows in a batch row, and in all
-  real *taps, *sums;          // [size, channels], lag 0 first; [tasks, size, channels]
+  long blocks, tasks;  // of rows in a batch row, and in all
+  Workspace space;
+  real *taps, *sums;  // [size, channels], lag 0 first; [tasks, size, channels]
 
   Plan(const ConvCall& call, void* memory)
-      : blocks((call.length + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE), tasks(blocks * call.batch) {
-    Workspace space(memory);
+      : blocks((call.length + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE), tasks(blocks * call.batch), space(memory) {
     taps = space.take(call.size * call.channels);
     sums = space.take(call.dtaps ? tasks * call.size * call.channels : 0);
-    bytes = space.used();
     if (!memory) return;
     for (long c = 0; c < call.channels; ++c)
       for (long r = 0; r < call.size; ++r) taps[r * call.channels + c] = call.taps[c * call.size + call.size - 1 - r];
@@ -102,7 +101,7 @@ void add_taps(const ConvCall& call, const Plan& plan) {
 
 using namespace hypermlp;
 
-extern "C" int64_t hypermlp_conv_bytes(const ConvCall* call) { return Plan(*call, nullptr).bytes; }
+extern "C" int64_t hypermlp_conv_bytes(const ConvCall* call) { return Plan(*call, nullptr).space.used(); }
 
 extern "C" void hypermlp_conv(ConvCall* call) {
   const Plan plan(*call, call->workspace);

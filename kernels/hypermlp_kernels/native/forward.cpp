@@ -155,15 +155,18 @@ struct Plan {
   Pieces pieces;
   Array<Tables> routing, readout;
   Array<Space> spaces;
-  long bytes;
+  Workspace space;
 
   explicit Plan(const Call& call, void* memory)
-      : sizes(call), pieces(call, groups(call)), routing(call.maps * call.heads), readout(call.heads), spaces(workers(call)) {
-    Workspace space(memory);
+      : sizes(call),
+        pieces(call, groups(call)),
+        routing(call.maps * call.heads),
+        readout(call.heads),
+        spaces(workers(call)),
+        space(memory) {
     for (long x = 0; x < call.maps * call.heads; ++x) routing.add(space, sizes.tables, sizes.rank1, false);
     for (long h = 0; h < call.heads; ++h) readout.add(space, sizes.tables, sizes.rank2, false);
     for (long w = 0; w < workers(call); ++w) spaces.add(space, sizes);
-    bytes = space.used();
   }
 
   static long groups(const Call& call) { return max(32 / call.heads, min(call.num_sequences, 64)); }
@@ -176,7 +179,7 @@ struct Plan {
 
 using namespace hypermlp;
 
-extern "C" int64_t hypermlp_forward_bytes(const Call* call) { return Plan(*call, nullptr).bytes; }
+extern "C" int64_t hypermlp_forward_bytes(const Call* call) { return Plan(*call, nullptr).space.used(); }
 
 extern "C" void hypermlp_forward(Call* call) {
   Plan plan(*call, call->workspace);

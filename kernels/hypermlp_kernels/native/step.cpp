@@ -238,14 +238,13 @@ class Step {
 };
 
 struct Plan {
-  long slots = 0, bytes;
+  long slots = 0;
   Array<Space> spaces;
+  Workspace space;
 
-  Plan(const StepCall& call, void* memory) : spaces(max(1, call.threads)) {
+  Plan(const StepCall& call, void* memory) : spaces(max(1, call.threads)), space(memory) {
     for (long n = 0; n < call.num_segments; ++n) slots += call.segments[n].count;
-    Workspace space(memory);
     for (long w = 0; w < max(1, call.threads); ++w) spaces.add(space, call, slots);
-    bytes = space.used();
   }
 };
 
@@ -254,7 +253,7 @@ struct Plan {
 
 using namespace hypermlp;
 
-extern "C" int64_t hypermlp_step_bytes(const StepCall* call) { return Plan(*call, nullptr).bytes; }
+extern "C" int64_t hypermlp_step_bytes(const StepCall* call) { return Plan(*call, nullptr).space.used(); }
 
 extern "C" void hypermlp_step(StepCall* call) {
   Plan plan(*call, call->workspace);

@@ -16,6 +16,7 @@
 #endif
 #ifdef GUARDED
 extern "C" void __asan_poison_memory_region(void const volatile*, size_t);
+extern "C" void __asan_unpoison_memory_region(void const volatile*, size_t);
 #endif
 
 namespace hypermlp {
@@ -23,6 +24,13 @@ namespace hypermlp {
 class Workspace {
  public:
   explicit Workspace(void* memory) : base_(static_cast<char*>(memory)) {}
+#ifdef GUARDED
+  ~Workspace() {
+    if (base_) __asan_unpoison_memory_region(base_, used_);
+  }
+#endif
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
 
   // `count` reals on a cache line of their own, after `before` more that may be read and written too
   real* take(long count, long before = 0) {

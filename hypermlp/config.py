@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypedDict, get_args
 
 import torch
 
@@ -39,6 +39,29 @@ class MixConfig:
                 raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
         if not (self.rank or self.diag or self.identity):
             raise ValueError("a mixing without rank, diag and identity maps everything to zero: switch one on")
+
+
+class HyperFields(TypedDict, total=False):
+    """The keywords of a layer's constructor, for editors and type checkers: fields of :class:`HyperConfig`."""
+
+    qk_dim: int | None
+    v_dim: int | None
+    mix_rank: int
+    max_lag: int | None
+    conv_size: int | None
+    causal: bool
+    layout: Layout | None
+    routing_mix: MixConfig | bool | None
+    readout_mix: MixConfig | bool | None
+    q_gate: bool | None
+    output_gate: bool | None
+    gate_activation: GateActivation
+    norm: bool
+    eps: float
+    rope: bool
+    rope_theta: float
+    bias: bool
+    conv_init: ConvInit
 
 
 @dataclass(frozen=True)
@@ -184,6 +207,11 @@ class HyperConfig:
     def v_width(self) -> int:
         """Value width ``V`` of one head."""
         return self.v_dim // self.num_heads
+
+    @property
+    def window(self) -> int | None:
+        """Tokens a query sees, itself included; None for all of its sequence."""
+        return self.max_lag if self.layout == "lag" else None
 
     @cached_property
     def gate_widths(self) -> tuple[int, int, int, int]:

@@ -197,7 +197,7 @@ class _CachedReader:
 
     def __init__(self, model: LanguageModel, text: _Text) -> None:
         self.model, self.text, self.cache = model, text, HyperCache(max_crop=0)
-        windowed = model.config.attention.max_lag is not None and model.config.attention.layout == "lag"
+        windowed = model.config.attention.window is not None
         self.context = None if windowed else _fits(model)
 
     def first(self) -> Tensor:

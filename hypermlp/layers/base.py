@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from hypermlp.cache import CacheSpec, HyperCache, LayerCache, StaticLayerCache
-from hypermlp.config import HyperConfig
+from hypermlp.config import HyperConfig, HyperFields, Mixer
 from hypermlp.layers.feature_mixing import GateProjection, Gates
 from hypermlp.layers.projection import Projection, start_afresh
 from hypermlp.layers.rotary import rotate
@@ -30,19 +31,58 @@ class AttentionLayer(nn.Module, ABC):
     in ``config``, a :class:`~hypermlp.HyperConfig`.
     """
 
+    mixer: ClassVar[Mixer]
+
     def __init__(
         self,
-        config: HyperConfig,
+        hidden_size: int,
+        num_heads: int = 2,
         *,
-        backend: Backend,
-        layer_idx: int | None,
-        device: torch.device | str | None,
-        dtype: torch.dtype | None,
+        backend: Backend = "auto",
+        layer_idx: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **fields: Unpack[HyperFields],
     ) -> None:
+        """A layer of ``[B, T, hidden_size]`` to the same; ``fields`` are those of :class:`~hypermlp.HyperConfig`.
+
+        Args:
+            hidden_size: width ``D`` of the model.
+            num_heads: heads; the paper uses 2.
+            backend: path of the operator, see :func:`hypermlp.ops.hyper_attention`; ``"triton"`` takes the fused
+                kernel for the convolutions too. Softmax attention is PyTorch's whatever it says.
+            layer_idx: place in a model, for caches.
+            device, dtype: of the parameters.
+            qk_dim: total score width. ``hidden_size / 4`` by default; of the baselines ``hidden_size``.
+            v_dim: total value width, ``hidden_size`` by default.
+            mix_rank: rank of both sequence mixings, 16 by default, 0 for none. The baselines have no mixing.
+            max_lag: lags the tables know, 2048 by default. A longer sequence is, exactly, a window over the last
+                ``max_lag`` tokens. Of the baselines the window alone, None by default for none.
+            conv_size: taps of the causal convolutions on key and value inputs, 4 by default, 0 for none; the
+                baselines have none by default.
+            causal: hide later tokens, True by default. If not, tables are indexed by position and a sequence may
+                not be longer than ``max_lag``.
+            layout: what rows of the tables stand for, ``"lag"`` or ``"position"``. By default by lag if causal.
+            routing_mix: first sequence mixing: True (the default), False, or a :class:`~hypermlp.MixConfig`.
+            readout_mix: second sequence mixing, likewise.
+            q_gate: multiply queries by an input-conditioned gate: True by default, False of the baselines.
+            output_gate: multiply the heads' output by one, likewise.
+            gate_activation: ``"sigmoid"`` or ``"identity"``, for these gates and the mixings' cores.
+            norm: divide by the L2 norm of the (gate) map's row, True by default.
+            eps: smallest value of that norm, 1e-12 by default.
+            rope: rotate queries and keys; the paper finds no gain from it in hyper layers.
+            rope_theta: base of its frequencies, 10000 by default.
+            bias: biases in the four projections, False by default.
+            conv_init: ``"identity"``, or ``"paper"`` for the authors' start.
+
+        Raises:
+            ValueError, TypeError: naming the argument, its value and the remedy.
+        """
         super().__init__()
+        config = HyperConfig(hidden_size, num_heads, self.mixer, **fields)  # type: ignore[arg-type]
         self.config, self.backend, self.layer_idx = config, backend, layer_idx
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        hidden, qk_dim, v_dim = config.hidden_size, config.qk_dim, config.v_dim
+        hidden, qk_dim, v_dim = hidden_size, config.qk_dim, config.v_dim
         self.q_proj = Projection(hidden, qk_dim, bias=config.bias, gain=config.query_gain, **factory)
         self.k_proj = Projection(hidden, qk_dim, bias=config.bias, **factory)
         self.v_proj = Projection(hidden, v_dim, bias=config.bias, **factory)
@@ -51,6 +91,10 @@ class AttentionLayer(nn.Module, ABC):
         self.v_conv = self._conv(factory)
         widths = config.gate_widths
         self.gate = GateProjection(hidden, widths, config.gate_activation, **factory) if any(widths) else None
+        self._add_parts(factory)
+
+    def _add_parts(self, factory: dict[str, Any]) -> None:
+        """Modules that a kind of layer has beside these; ``factory`` says where and of which dtype."""
 
     @property
     def config(self) -> HyperConfig:

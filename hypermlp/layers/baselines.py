@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hypermlp.config import ConvInit, GateActivation, HyperConfig, Mixer
+from hypermlp.config import Mixer
 from hypermlp.layers.base import AttentionLayer
 from hypermlp.layers.feature_mixing import Gates
 from hypermlp.layers.operator_layer import OperatorLayer
-from hypermlp.ops.attention import Backend
 from hypermlp.ops.decode import Past
 from hypermlp.ops.varlen import key_spans
 
@@ -23,57 +22,11 @@ class SoftmaxAttention(AttentionLayer):
     Plain by default, ``4 * hidden_size^2`` parameters; rotation, convolutions and gates are the
     hyper layers' own, so that a comparison changes one thing at a time.
 
-    Args:
-        hidden_size: width ``D`` of the model.
-        num_heads: heads.
-        qk_dim: total score width, ``hidden_size`` by default.
-        v_dim: total value width, ``hidden_size`` by default.
-        mix_rank: taken so that layers can be swapped, without effect: there is no mixing here.
-        max_lag: a window over the last ``max_lag`` tokens; None for none.
-        conv_size: taps of the causal convolutions on key and value inputs, 0 for none.
-        causal: hide later tokens.
-        q_gate, output_gate, gate_activation, rope, rope_theta, bias, conv_init, layer_idx, device, dtype: see
-            :class:`~hypermlp.HyperMLP`.
-        backend: ``"triton"`` takes the fused kernel for the convolutions; for attention PyTorch chooses its own.
-
     Shape:
         ``[B, T, hidden_size]`` to ``[B, T, hidden_size]``.
     """
 
-    mixer: Mixer = "softmax"
-
-    def __init__(
-        self,
-        hidden_size: int,
-        num_heads: int = 2,
-        *,
-        qk_dim: int | None = None,
-        v_dim: int | None = None,
-        mix_rank: int = 0,
-        max_lag: int | None = None,
-        conv_size: int = 0,
-        causal: bool = True,
-        q_gate: bool = False,
-        output_gate: bool = False,
-        gate_activation: GateActivation = "sigmoid",
-        norm: bool = True,
-        eps: float = 1e-12,
-        rope: bool = False,
-        rope_theta: float = 10000.0,
-        bias: bool = False,
-        conv_init: ConvInit = "identity",
-        backend: Backend = "auto",
-        layer_idx: int | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        options: dict[str, Any] = {
-            "qk_dim": qk_dim, "v_dim": v_dim, "mix_rank": mix_rank, "max_lag": max_lag, "conv_size": conv_size,
-            "causal": causal, "q_gate": q_gate, "output_gate": output_gate, "gate_activation": gate_activation,
-            "norm": norm, "eps": eps, "rope": rope, "rope_theta": rope_theta, "bias": bias, "conv_init": conv_init,
-        }  # fmt: skip
-        config = HyperConfig(hidden_size, num_heads, self.mixer, **options)
-        super().__init__(config, backend=backend, layer_idx=layer_idx, device=device, dtype=dtype)
+    mixer: ClassVar[Mixer] = "softmax"
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, gates: Gates, attention_mask: Tensor | None, cu_seqlens: Tensor | None
@@ -121,7 +74,7 @@ def _joined(past: Past, batch: int) -> list[Tensor]:
 class ReLUAttention(OperatorLayer, SoftmaxAttention):
     """ReLU attention with L2 normalisation: HyperMLP without sequence mixing.
 
-    Arguments of :class:`SoftmaxAttention`; ``norm`` and ``eps`` as in :class:`~hypermlp.HyperMLP`.
+    Plain by default, as :class:`SoftmaxAttention`; ``norm`` and ``eps`` as in :class:`~hypermlp.HyperMLP`.
     """
 
-    mixer: Mixer = "relu"
+    mixer: ClassVar[Mixer] = "relu"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 
 from hypermlp.config import HyperConfig
@@ -10,7 +12,9 @@ from hypermlp.layers.baselines import ReLUAttention, SoftmaxAttention
 from hypermlp.layers.hyper import HyperGLU, HyperMLP
 from hypermlp.ops.attention import Backend
 
-_HYPER_ONLY = {"layout", "routing_mix", "readout_mix"}
+_CLASSES: dict[str, type[AttentionLayer]] = {
+    cls.mixer: cls for cls in (HyperGLU, HyperMLP, ReLUAttention, SoftmaxAttention)
+}
 
 
 def build_layer(
@@ -22,16 +26,6 @@ def build_layer(
     dtype: torch.dtype | None = None,
 ) -> AttentionLayer:
     """The layer that ``config`` describes, newly initialised."""
-    classes: dict[str, type[HyperMLP | SoftmaxAttention]] = {
-        "hyperglu": HyperGLU,
-        "hypermlp": HyperMLP,
-        "relu": ReLUAttention,
-        "softmax": SoftmaxAttention,
-    }
-    cls = classes[config.mixer]
-    options = config.to_dict()
-    del options["mixer"]
-    if cls.mixer in ("relu", "softmax"):
-        options = {name: value for name, value in options.items() if name not in _HYPER_ONLY}
-    layer: AttentionLayer = cls(**options, backend=backend, layer_idx=layer_idx, device=device, dtype=dtype)
-    return layer
+    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    cls = _CLASSES[fields.pop("mixer")]
+    return cls(**fields, backend=backend, layer_idx=layer_idx, device=device, dtype=dtype)

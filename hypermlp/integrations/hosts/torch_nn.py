@@ -203,8 +203,7 @@ class HyperSelfAttention(nn.Module):
                 f"attn_mask must be [{length}, {length}] or [{batch * self.num_heads}, {length}, {length}], "
                 f"got {tuple(attn_mask.shape)}"
             )
-        window = config.max_lag if config.layout == "lag" else None
-        valid = padding(seen, "attn_mask", causal=config.causal, window=window, remedy=_remedy(config.causal))
+        valid = padding(seen, "attn_mask", causal=config.causal, window=config.window, remedy=_remedy(config.causal))
         return valid.expand(batch, -1)
 
     def extra_repr(self) -> str:

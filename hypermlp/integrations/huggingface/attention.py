@@ -88,9 +88,8 @@ class HuggingFaceAttention(nn.Module):
         cache = one_cache(cache=cache, past_key_values=past_key_values, layer_past=layer_past)
         part = self._part(cache, hidden_states.shape[1])
         first = 0 if part is None else part.first_column(hidden_states.shape[1])
-        window = c.max_lag if c.layout == "lag" else None
         told = document_bounds(hidden_states, cu_seq_lens_q, cu_seq_lens_k, seq_idx)
-        tokens = read_mask(attention_mask, hidden_states, first, causal=c.causal, window=window, told=told)
+        tokens = read_mask(attention_mask, hidden_states, first, causal=c.causal, window=c.window, told=told)
         if part is not None and not self._cacheable(hidden_states, tokens, part):
             part = None
         call = Call(self.mixer, tokens.valid, tokens.cu_seqlens, part)

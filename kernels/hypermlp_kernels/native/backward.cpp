@@ -16,7 +16,7 @@ struct Needs {
       : keys(call.dk), scores(call.dq || call.dk || any(call.d_routing)), readout(scores || any(call.d_readout)) {}
 };
 
-// gradients of keys and values of a piece, which counts them from its first key's origin
+// gradients of keys and values of a piece, from its first key on
 struct KeySums {
   real *keys[Keys::MAPS], *values;
   long tokens;
@@ -34,12 +34,12 @@ struct KeySums {
 
 struct Space {  // of one worker
   real *score[Keys::MAPS], *gate_map, *softplus, *slope, *a, *weights;
-  real *q, *z, *gate, *gated, *e, *grad_o, *finite_grad_o, *turned, *out;
+  real *q, *z, *gate, *gated, *e, *grad_o, *finite_grad_o, *o, *turned, *out;
   Keys keys;
   KeySums sums;
 
-  Space(Workspace& space, const Call& call, const Sizes& sizes)
-      : keys(space, sizes, true), sums(space, call, sizes, sizes.tokens) {
+  Space(Workspace& space, const Call& call, const Sizes& sizes, long tokens)
+      : keys(space, sizes, tokens, true), sums(space, call, sizes, tokens) {
     auto map = [&] { return space.take(Layout::map_size(sizes.columns), Layout::MARGIN); };
     for (long m = 0; m < sizes.maps; ++m) score[m] = map();
     gate_map = map(), a = map(), weights = map();
@@ -52,6 +52,7 @@ struct Space {  // of one worker
     e = space.take(TILE * sizes.rank_padded);
     grad_o = space.take(TILE * sizes.v_padded);
     finite_grad_o = space.take(TILE * sizes.v_padded);
+    o = space.take(TILE * sizes.v_padded);
     turned = space.take(TILE * KEYS_AT_ONCE);
     out = space.take(TILE * sizes.qk_padded);
   }
@@ -69,13 +70,20 @@ struct GroupSums {
 class Backward {
  public:
   Backward(const Call& call, const Sizes& sizes, const Tables* routing, const Tables* readout, const GroupSums& into,
-           Space& space)
-      : call_(call), sizes_(sizes), needs_(call), routing_(routing), readout_(readout), into_(into), s_(space) {}
+           const Keys& keys, Space& space)
+      : call_(call),
+        sizes_(sizes),
+        needs_(call),
+        routing_(routing),
+        readout_(readout),
+        into_(into),
+        keys_(keys),
+        s_(space) {}
 
   void run(const Piece& piece, long head, const KeySums& sums) {
     const Sequence& sequence = call_.sequences[piece.sequence];
     const Layout layout(call_, sequence);
-    s_.keys.fill(call_, sizes_, piece, head);
+    first_key_ = layout.first_key(piece.begin);
     sums.clear(sizes_);
     for (long first = piece.begin; first < piece.end; first += TILE)
       run_tile(Tile(layout, first, piece.end, Layout::pitch(sizes_.columns)), sequence, head, sums);
@@ -88,7 +96,7 @@ class Backward {
     for (int m = 0; m < sizes_.maps; ++m) {
       const long index = m * call_.heads + head;
       read_queries(t, s, index);
-      scores(t, s_.keys, m, s_.q, sizes_.qk, s_.score[m]);
+      scores(t, keys_, m, s_.q, sizes_.qk, s_.score[m]);
       restore(t, s, call_.routing, routing_[index], sizes_.maps * call_.heads, index, call_.z1);
       m == 0 ? mix_gate_map(t, s, routing_[index]) : mix_scale_map(t, s, routing_[index]);
     }
@@ -119,20 +127,23 @@ class Backward {
 
   // grad_o / rho, and for rho's own gradient the row sums of (grad_o / rho) o
   void read_grad_o(const Tile& t, const Sequence& s, long head, real* pull, real* rho) const {
-    const long row = sizes_.v_padded, count = sizes_.v;
+    const long row = sizes_.v_padded, count = sizes_.v, o_rows = call_.length - call_.past;
     read_rows(call_, REAL, call_.grad_o, s, t, head, count, row, s_.grad_o);
-    const Rows o(call_, call_.o, s, t, call_.heads, head, count), all_rho(call_, call_.rho, s, t, call_.heads, head, 1);
+    read_rows(call_, REAL, {call_.o, o_rows * call_.heads * count, call_.heads * count, count}, s, t, head, count, row, s_.o);
+    const Rows all_rho(call_, call_.rho, s, t, call_.heads, head, 1);
     for (int r = 0; r < t.padded; ++r) {
       pull[r] = 0, rho[r] = 1;
       if (r >= t.rows) continue;
       rho[r] = all_rho.data[r * all_rho.distance];
-      real* grad = s_.grad_o + r * row;
-      real total = 0;
-      for (long c = 0; c < count; ++c) {
-        grad[c] /= rho[r];
-        total += grad[c] * o.data[r * o.distance + c];
-      }
-      if (call_.norm && rho[r] > real(call_.eps)) pull[r] = total;
+      real *grad = s_.grad_o + r * row, *o = s_.o + r * row;
+      vec total[VECTORS] = {};
+      for (long c = 0; c < row; c += BLOCK)
+        UNROLL for (int n = 0; n < VECTORS; ++n) {
+          const vec scaled = load(grad + c + n * W) / rho[r];
+          store(grad + c + n * W, scaled);
+          total[n] += scaled * load(o + c + n * W);
+        }
+      for (int n = 0; n < VECTORS && call_.norm && rho[r] > real(call_.eps); ++n) pull[r] += sum(total[n]);
     }
     std::memcpy(s_.finite_grad_o, s_.grad_o, t.padded * row * sizeof(real));
     make_finite(s_.finite_grad_o, t.padded * row);
@@ -154,7 +165,7 @@ class Backward {
   void mix_gate_map(const Tile& t, const Sequence& s, const Tables& tables) const {
     const real *map = s_.score[0], *scale = tables.scale + t.beside(tables.length);
     real *gate = s_.gate_map, *a = sizes_.maps == 1 ? s_.a : nullptr;
-    const Visible visible(t, s.holes ? s_.keys.valid : nullptr);
+    const Visible visible(t, s.holes ? keys_.valid : nullptr);
     expand(t, s_.gated, tables, tables.up_turned, [&](long r, long x, vec(&u)[GROUP]) __attribute__((always_inline)) {
       UNROLL for (int n = 0; n < GROUP; ++n) {
         const long at = place(t, r, x, n);
@@ -169,7 +180,7 @@ class Backward {
   void mix_scale_map(const Tile& t, const Sequence& s, const Tables& tables) const {
     const real *map = s_.score[1], *gate = s_.gate_map, *scale = tables.scale + t.beside(tables.length);
     real *softplus_map = s_.softplus, *slope = s_.slope, *a = s_.a;
-    const Visible visible(t, s.holes ? s_.keys.valid : nullptr);
+    const Visible visible(t, s.holes ? keys_.valid : nullptr);
     expand(t, s_.gated, tables, tables.up_turned, [&](long r, long x, vec(&u)[GROUP]) __attribute__((always_inline)) {
       vec y[GROUP], positive[GROUP], sigmoid[GROUP];
       UNROLL for (int n = 0; n < GROUP; ++n)
@@ -201,7 +212,7 @@ class Backward {
       const long count = min(KEYS_AT_ONCE, t.key_end - j);
       for (int r = 0; r < t.rows; ++r)
         std::memcpy(s_.turned + r * KEYS_AT_ONCE, t.keys(w) + r * t.key_pitch + j, count * sizeof(real));
-      product<true>(count, row, t.rows, s_.turned, 1, KEYS_AT_ONCE, s_.finite_grad_o, row, sums + (j - s_.keys.origin) * row,
+      product<true>(count, row, t.rows, s_.turned, 1, KEYS_AT_ONCE, s_.finite_grad_o, row, sums + (j - first_key_) * row,
                     row);
     }
     mark(t, sums);
@@ -212,15 +223,15 @@ class Backward {
     for (long i = 0; i < t.rows * row; ++i) {
       if (finite(s_.grad_o[i])) continue;
       const long r = i / row, shift = t.by_lag ? t.first + r - (t.width - 1) : 0;
-      for (long x = t.begin(r); x < t.end(r); ++x) sums[(x + shift - s_.keys.origin) * row + i % row] = NAN;
+      for (long x = t.begin(r); x < t.end(r); ++x) sums[(x + shift - first_key_) * row + i % row] = NAN;
     }
   }
 
   // dw = (grad_o / rho) v^T
   void weights_gradient(const Tile& t) const {
-    const long skipped = (t.key_begin - s_.keys.origin) / BLOCK * BLOCK, row = sizes_.v_padded;
-    for (long j = skipped + s_.keys.origin; j < t.key_end; j += BLOCK)
-      product<false>(t.padded, BLOCK, sizes_.v, s_.grad_o, row, 1, s_.keys.turned_values + (j - s_.keys.origin) * sizes_.v,
+    const long skipped = (t.key_begin - keys_.origin) / BLOCK * BLOCK, row = sizes_.v_padded;
+    for (long j = skipped + keys_.origin; j < t.key_end; j += BLOCK)
+      product<false>(t.padded, BLOCK, sizes_.v, s_.grad_o, row, 1, keys_.turned_values + (j - keys_.origin) * sizes_.v,
                      BLOCK, t.keys(s_.weights) + j, t.key_pitch);
     t.hide_columns(s_.weights);
   }
@@ -297,18 +308,17 @@ class Backward {
 
   // dq = ds k, dk += ds^T q
   void queries_keys_gradient(const Tile& t, const Sequence& s, long index, int m, real* ds, real* sums) const {
-    const Keys& keys = s_.keys;
     const long row = sizes_.qk_padded;
     if (call_.dq) {
-      long_product(t.padded, row, t.key_begin - keys.origin, t.key_end - keys.origin, From::START, t.keys(ds) + keys.origin,
-                   t.key_pitch, keys.rows[m], row, BLOCK, s_.out, row);
+      long_product(t.padded, row, t.key_begin - keys_.origin, t.key_end - keys_.origin, From::START, t.keys(ds) + keys_.origin,
+                   t.key_pitch, keys_.rows[m], row, BLOCK, s_.out, row);
       copy_rows(t, s_.out, row, sizes_.qk, Rows(call_, call_.dq, s, t, sizes_.maps * call_.heads, index, sizes_.qk));
     }
     if (!sums) return;
     read_rows(call_, Type(call_.type), call_.q, s, t, index, sizes_.qk, row, s_.q);
     make_finite(s_.q, t.padded * row);
     product<true>(t.key_end - t.key_begin, row, t.rows, t.keys(ds) + t.key_begin, 1, t.key_pitch, s_.q, row,
-                  sums + (t.key_begin - keys.origin) * row, row);
+                  sums + (t.key_begin - first_key_) * row, row);
   }
 
   const Call& call_;
@@ -316,12 +326,15 @@ class Backward {
   const Needs needs_;
   const Tables *routing_, *readout_;
   const GroupSums& into_;
+  const Keys& keys_;
   Space& s_;
+  long first_key_ = 0;
 };
 
 struct Plan {
   Sizes sizes;
   Pieces pieces;
+  SharedKeys shared;
   Array<Tables> routing, readout;
   Array<GroupSums> groups;    // [groups, heads]
   Array<KeySums> key_sums;    // [pieces, heads]: of the pieces that are no whole sequence
@@ -331,6 +344,7 @@ struct Plan {
   Plan(const Call& call, void* memory)
       : sizes(call),
         pieces(call, wanted_groups(call)),
+        shared(call, pieces),
         routing(call.maps * call.heads),
         readout(call.heads),
         groups(pieces.groups() * call.heads),
@@ -343,7 +357,8 @@ struct Plan {
       for (long h = 0; h < call.heads; ++h) groups.add(space, call, sizes, columns_of(call, g));
     for (long p = 0; p < pieces.count(); ++p)
       for (long h = 0; h < call.heads; ++h) key_sums.add(space, call, sizes, pieces[p].whole ? 0 : tokens_of(call, pieces[p]));
-    for (long w = 0; w < workers(call); ++w) spaces.add(space, call, sizes);
+    shared.take(space, sizes, true);
+    for (long w = 0; w < workers(call); ++w) spaces.add(space, call, sizes, pieces.any_whole() ? sizes.tokens : 0);
   }
 
  private:
@@ -363,7 +378,7 @@ struct Plan {
   }
   static long tokens_of(const Call& call, const Piece& piece) {
     const Layout layout(call, call.sequences[piece.sequence]);
-    return layout.last_key(piece.end) - layout.first_key(piece.begin) / CUT * CUT;
+    return layout.last_key(piece.end) - layout.first_key(piece.begin);
   }
 };
 
@@ -371,16 +386,16 @@ struct Plan {
 void add_keys(const Call& call, const Sizes& sizes, const Piece& piece, long head, const KeySums& sums) {
   const Sequence& s = call.sequences[piece.sequence];
   const Layout layout(call, s);
-  const long origin = layout.first_key(piece.begin) / CUT * CUT;
-  for (long j = layout.first_key(piece.begin); j < layout.last_key(piece.end); ++j) {
+  const long first = layout.first_key(piece.begin);
+  for (long j = first; j < layout.last_key(piece.end); ++j) {
     const long token = s.batch * call.length + s.start + j;
     auto add = [&](real* to, const real* from, long width) {
       for (long c = 0; c < width; ++c) to[c] += from[c];
     };
     for (long m = 0; m < sizes.maps && call.dk; ++m)
       add(call.dk + (token * sizes.maps * call.heads + m * call.heads + head) * sizes.qk,
-          sums.keys[m] + (j - origin) * sizes.qk_padded, sizes.qk);
-    if (call.dv) add(call.dv + (token * call.heads + head) * sizes.v, sums.values + (j - origin) * sizes.v_padded, sizes.v);
+          sums.keys[m] + (j - first) * sizes.qk_padded, sizes.qk);
+    if (call.dv) add(call.dv + (token * call.heads + head) * sizes.v, sums.values + (j - first) * sizes.v_padded, sizes.v);
   }
 }
 
@@ -396,31 +411,35 @@ extern "C" void hypermlp_backward(Call* call) {
   Plan plan(*call, call->workspace);
   const Sizes& sizes = plan.sizes;
   const long maps = call->maps * call->heads, heads = call->heads;
-  const long tasks[] = {maps + heads, plan.pieces.groups() * heads, maps + heads + heads};
+  const long tables = maps + heads;
+  const long tasks[] = {tables + plan.shared.count(), plan.pieces.groups() * heads, tables + heads};
 
   auto arrange = [&](long x) {
     if (x < maps)
       plan.routing[x].fill(sizes.tables, call->routing, x, call->lags);
-    else
+    else if (x < tables)
       plan.readout[x - maps].fill(sizes.tables, call->readout, x - maps, call->lags);
+    else
+      plan.shared.fill(*call, sizes, x - tables);
   };
   auto run_group = [&](long task, long worker) {
     const long group = task / heads, head = task % heads;
     GroupSums& into = plan.groups[task];
     for (long m = 0; m <= call->maps; ++m) into.maps[m].clear();
     Space& space = plan.spaces[worker];
-    Backward backward(*call, sizes, plan.routing.data(), plan.readout.data(), into, space);
     for (long p = 0; p < plan.pieces.count(); ++p) {
       const Piece& piece = plan.pieces[p];
       if (piece.group != group) continue;
-      backward.run(piece, head, piece.whole ? space.sums : plan.key_sums[p * heads + head]);
-      if (piece.whole) add_keys(*call, sizes, piece, head, space.sums);
+      const Keys& keys = plan.shared.of(*call, sizes, piece, head, space.keys);
+      const KeySums& sums = piece.whole ? space.sums : plan.key_sums[p * heads + head];
+      Backward(*call, sizes, plan.routing.data(), plan.readout.data(), into, keys, space).run(piece, head, sums);
+      if (piece.whole) add_keys(*call, sizes, piece, head, sums);
     }
   };
   // sums of the groups and pieces in their order
   auto add_up = [&](long x) {
-    if (x >= maps + heads) {
-      const long head = x - maps - heads;
+    if (x >= tables) {
+      const long head = x - tables;
       for (long p = 0; p < plan.pieces.count(); ++p)
         if (!plan.pieces[p].whole) add_keys(*call, sizes, plan.pieces[p], head, plan.key_sums[p * heads + head]);
       return;

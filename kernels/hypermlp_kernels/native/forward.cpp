@@ -11,7 +11,7 @@ struct Space {  // of one worker
   real *q, *z, *gate, *gated, *norms, *out;
   Keys keys;
 
-  Space(Workspace& space, const Sizes& sizes) : keys(space, sizes, false) {
+  Space(Workspace& space, const Sizes& sizes, long tokens) : keys(space, sizes, tokens, false) {
     for (long m = 0; m < sizes.maps; ++m) map[m] = space.take(Layout::map_size(sizes.columns), Layout::MARGIN);
     q = space.take(TILE * sizes.qk);
     z = space.take(TILE * sizes.rank_padded);
@@ -24,16 +24,15 @@ struct Space {  // of one worker
 
 class Forward {
  public:
-  Forward(const Call& call, const Sizes& sizes, const Tables* routing, const Tables* readout, Space& space)
-      : call_(call), sizes_(sizes), routing_(routing), readout_(readout), space_(space) {}
+  Forward(const Call& call, const Sizes& sizes, const Tables* routing, const Tables* readout, const Keys& keys,
+          Space& space)
+      : call_(call), sizes_(sizes), routing_(routing), readout_(readout), keys_(keys), space_(space) {}
 
-  bool run(const Piece& piece, long head) {
+  void run(const Piece& piece, long head) {
     const Sequence& sequence = call_.sequences[piece.sequence];
     const Layout layout(call_, sequence);
-    const bool bad = space_.keys.fill(call_, sizes_, piece, head);
     for (long first = piece.begin; first < piece.end; first += TILE)
       run_tile(Tile(layout, first, piece.end, Layout::pitch(sizes_.columns)), sequence, head);
-    return bad;
   }
 
  private:
@@ -42,7 +41,7 @@ class Forward {
     for (int m = 0; m < sizes_.maps; ++m) {
       const long index = m * call_.heads + head;
       read_rows(call_, Type(call_.type), call_.q, s, t, index, sizes_.qk, sizes_.qk, space_.q);
-      scores(t, space_.keys, m, space_.q, sizes_.qk, space_.map[m]);
+      scores(t, keys_, m, space_.q, sizes_.qk, space_.map[m]);
       statistic(t, s, space_.map[m], call_.routing, routing_[index], sizes_.maps * call_.heads, index, call_.z1);
       if (m == 0) {
         mix_gate_map(t, s, routing_[index]);
@@ -72,7 +71,7 @@ class Forward {
   void mix_gate_map(const Tile& t, const Sequence& s, const Tables& tables) {
     real *map = space_.map[0], *norms = space_.norms;
     const real* scale = tables.scale + t.beside(tables.length);
-    const Visible visible(t, s.holes ? space_.keys.valid : nullptr);
+    const Visible visible(t, s.holes ? keys_.valid : nullptr);
     zero(norms, t.padded * BLOCK);
     expand(t, space_.gated, tables, tables.up_turned,
            [&](long r, long x, vec(&u)[GROUP]) __attribute__((always_inline)) {
@@ -98,7 +97,7 @@ class Forward {
   void mix_scale_map(const Tile& t, const Sequence& s, const Tables& tables) {
     const real *map = space_.map[1], *scale = tables.scale + t.beside(tables.length);
     real* a = space_.map[0];
-    const Visible visible(t, s.holes ? space_.keys.valid : nullptr);
+    const Visible visible(t, s.holes ? keys_.valid : nullptr);
     expand(t, space_.gated, tables, tables.up_turned,
            [&](long r, long x, vec(&u)[GROUP]) __attribute__((always_inline)) {
              vec y[GROUP], positive[GROUP], unused[GROUP];
@@ -132,10 +131,9 @@ class Forward {
 
   // o = w v / rho
   void read_out(const Tile& t, const Sequence& s, long head, const real* rho) {
-    const Keys& keys = space_.keys;
     const long row = sizes_.v_padded;
-    long_product(t.padded, row, t.key_begin - keys.origin, t.key_end - keys.origin, From::START,
-                 t.keys(space_.map[0]) + keys.origin, t.key_pitch, keys.panels, BLOCK, keys.tokens * BLOCK, space_.out, row);
+    long_product(t.padded, row, t.key_begin - keys_.origin, t.key_end - keys_.origin, From::START,
+                 t.keys(space_.map[0]) + keys_.origin, t.key_pitch, keys_.panels, BLOCK, keys_.tokens * BLOCK, space_.out, row);
     const Rows o(call_, call_.o, s, t, call_.heads, head, sizes_.v), all_rho(call_, call_.rho, s, t, call_.heads, head, 1);
     for (int r = 0; r < t.rows; ++r) {
       for (long c = 0; c < sizes_.v; ++c) o.data[r * o.distance + c] = space_.out[r * row + c] / rho[r];
@@ -146,6 +144,7 @@ class Forward {
   const Call& call_;
   const Sizes& sizes_;
   const Tables *routing_, *readout_;
+  const Keys& keys_;
   Space& space_;
 };
 
@@ -153,6 +152,7 @@ class Forward {
 struct Plan {
   Sizes sizes;
   Pieces pieces;
+  SharedKeys shared;
   Array<Tables> routing, readout;
   Array<Space> spaces;
   Workspace space;
@@ -160,17 +160,18 @@ struct Plan {
   explicit Plan(const Call& call, void* memory)
       : sizes(call),
         pieces(call, groups(call)),
+        shared(call, pieces),
         routing(call.maps * call.heads),
         readout(call.heads),
         spaces(workers(call)),
         space(memory) {
     for (long x = 0; x < call.maps * call.heads; ++x) routing.add(space, sizes.tables, sizes.rank1, false);
     for (long h = 0; h < call.heads; ++h) readout.add(space, sizes.tables, sizes.rank2, false);
-    for (long w = 0; w < workers(call); ++w) spaces.add(space, sizes);
+    shared.take(space, sizes, false);
+    for (long w = 0; w < workers(call); ++w) spaces.add(space, sizes, pieces.any_whole() ? sizes.tokens : 0);
   }
 
   static long groups(const Call& call) { return max(32 / call.heads, min(call.num_sequences, 64)); }
-  long tasks(const Call& call) const { return pieces.count() * call.heads; }
   static long workers(const Call& call) { return max(1, call.threads); }
 };
 
@@ -184,18 +185,23 @@ extern "C" int64_t hypermlp_forward_bytes(const Call* call) { return Plan(*call,
 extern "C" void hypermlp_forward(Call* call) {
   Plan plan(*call, call->workspace);
   std::atomic<bool> nonfinite{false};
-  const long maps = call->maps * call->heads;
-  const long tasks[] = {maps + call->heads, plan.tasks(*call)};
+  const long maps = call->maps * call->heads, tables = maps + call->heads;
+  const long tasks[] = {tables + plan.shared.count(), plan.pieces.count() * call->heads};
   auto run = [&](int phase, long task, long worker) {
-    if (phase == 0) {
-      if (task < maps)
-        plan.routing[task].fill(plan.sizes.tables, call->routing, task, call->lags);
-      else
-        plan.readout[task - maps].fill(plan.sizes.tables, call->readout, task - maps, call->lags);
-      return;
+    if (phase == 1) {
+      const Piece& piece = plan.pieces[task / call->heads];
+      const long head = task % call->heads;
+      Space& space = plan.spaces[worker];
+      const Keys& keys = plan.shared.of(*call, plan.sizes, piece, head, space.keys);
+      if (keys.nonfinite) nonfinite = true;
+      Forward(*call, plan.sizes, plan.routing.data(), plan.readout.data(), keys, space).run(piece, head);
+    } else if (task < maps) {
+      plan.routing[task].fill(plan.sizes.tables, call->routing, task, call->lags);
+    } else if (task < tables) {
+      plan.readout[task - maps].fill(plan.sizes.tables, call->readout, task - maps, call->lags);
+    } else {
+      plan.shared.fill(*call, plan.sizes, task - tables);
     }
-    Forward forward(*call, plan.sizes, plan.routing.data(), plan.readout.data(), plan.spaces[worker]);
-    if (forward.run(plan.pieces[task / call->heads], task % call->heads)) nonfinite = true;
   };
   Threads<2, decltype(run)>(tasks, run).start(min(call->threads, tasks[1]));
   call->nonfinite = nonfinite;

@@ -1,5 +1,5 @@
-// Keys and values of one piece in the orders that its products read, padded with zeros to whole blocks. Tokens count from
-// `origin`, the piece's first key or up to CUT - 1 tokens before it, so that long sums are cut at the same tokens always.
+// Keys and values of a sequence's head in the orders that its products read, padded with zeros to whole blocks. Tokens count from
+// `origin`, the first that is seen or up to CUT - 1 tokens before it, so that long sums are cut at the same tokens always.
 #pragma once
 #include "gemm.h"
 #include "streams.h"
@@ -45,8 +45,9 @@ struct Keys {
   real* valid;         // 1 or 0 for each token, with room before the first
   real* scratch;       // [BLOCK, max(qk, v) padded]
   long tokens, origin;
+  bool nonfinite;  // whether a value was, and is taken for zero
 
-  Keys(Workspace& space, const Sizes& sizes, bool backward) : tokens(sizes.tokens), origin(0) {
+  Keys(Workspace& space, const Sizes& sizes, long tokens, bool backward) : tokens(tokens), origin(0), nonfinite(false) {
     for (long m = 0; m < sizes.maps; ++m) {
       turned[m] = space.take(sizes.qk * tokens);
       rows[m] = backward ? space.take(tokens * sizes.qk_padded) : nullptr;
@@ -57,12 +58,12 @@ struct Keys {
     scratch = space.take(BLOCK * max(sizes.qk_padded, sizes.v_padded));
   }
 
-  // for the piece of one head; whether a value is not finite
-  bool fill(const Call& call, const Sizes& sizes, const Piece& piece, long head) {
-    const Sequence& s = call.sequences[piece.sequence];
+  // for one head of a sequence
+  void fill(const Call& call, const Sizes& sizes, const Sequence& s, long head) {
     const Layout layout(call, s);
-    origin = layout.first_key(piece.begin) / CUT * CUT;
-    const long end = layout.last_key(piece.end);
+    // the first row's first key: earlier ones, if any, are beyond every window
+    origin = layout.first_key(max(0, call.past - s.start)) / CUT * CUT;
+    const long end = layout.length;
     bool bad = false;
     // one block beyond the end too: products read whole blocks
     for (long begin = origin; begin < end + BLOCK && begin - origin < tokens; begin += BLOCK) {
@@ -75,12 +76,12 @@ struct Keys {
       const uint8_t* mask = call.mask + s.batch * call.length + s.start;
       for (long j = 0; j < layout.length; ++j) valid[j] = mask[j] ? 1 : 0;
     }
-    return bad;
+    nonfinite = bad;
   }
 
  private:
   void read(const Call& call, const Stream& x, const Sequence& s, long head, long begin, long count, long width, long row) {
-    zero(scratch, BLOCK * row);
+    if (count < BLOCK || width < row) zero(scratch, BLOCK * row);
     for (long j = 0; j < count; ++j)
       read_row(Type(call.type), x, s.batch, s.start + begin + j, head, width, scratch + j * row);
   }
@@ -100,9 +101,38 @@ struct Keys {
     const bool bad = make_finite(scratch, BLOCK * row);
     for (long c = 0; c < row; c += BLOCK)
       for (long j = 0; j < BLOCK; ++j)
-        std::memcpy(panels + c * tokens + (at + j) * BLOCK, scratch + j * row + c, BLOCK * sizeof(real));
+        UNROLL for (int n = 0; n < VECTORS; ++n)
+          store(panels + c * tokens + (at + j) * BLOCK + n * W, load(scratch + j * row + c + n * W));
     return bad;
   }
+};
+
+// Those of the sequences that are cut into pieces, which share them. A whole sequence's are made by who needs them.
+class SharedKeys {
+ public:
+  SharedKeys(const Call& call, const Pieces& pieces) : heads_(call.heads), cut_(pieces.count()), keys_(pieces.count() * heads_) {
+    for (long p = 0; p < pieces.count(); ++p)
+      if (!pieces[p].whole && (p == 0 || pieces[p].sequence != pieces[p - 1].sequence)) cut_.add(pieces[p].sequence);
+  }
+  void take(Workspace& space, const Sizes& sizes, bool backward) {
+    for (long i = 0; i < count(); ++i) keys_.add(space, sizes, sizes.tokens, backward);
+  }
+  long count() const { return cut_.count() * heads_; }
+  void fill(const Call& call, const Sizes& sizes, long i) {
+    keys_[i].fill(call, sizes, call.sequences[cut_[i / heads_]], i % heads_);
+  }
+  // a piece's, in `own` if it is a whole sequence
+  const Keys& of(const Call& call, const Sizes& sizes, const Piece& piece, long head, Keys& own) {
+    for (long i = 0; i < cut_.count(); ++i)
+      if (cut_[i] == piece.sequence) return keys_[i * heads_ + head];
+    own.fill(call, sizes, call.sequences[piece.sequence], head);
+    return own;
+  }
+
+ private:
+  long heads_;
+  Array<long> cut_;
+  Array<Keys> keys_;
 };
 
 }  // namespace hypermlp

@@ -35,11 +35,17 @@ inline void read_row(Type type, const Stream& x, long batch, long t, long head, 
   }
 }
 
-// zero in place of what is not finite; whether there was any
+// zero in place of what is not finite, in whole blocks; whether there was any
 inline bool make_finite(real* x, long count) {
-  real bad = 0;
-  for (long i = 0; i < count; ++i) bad += x[i] - x[i];
-  if (bad == 0) return false;
+  vec bad[VECTORS] = {};
+  for (long i = 0; i < count; i += BLOCK)
+    UNROLL for (int n = 0; n < VECTORS; ++n) {
+      const vec y = load(x + i + n * W);
+      bad[n] += y - y;
+    }
+  real total = 0;
+  for (int n = 0; n < VECTORS; ++n) total += sum(bad[n]);
+  if (total == 0) return false;
   for (long i = 0; i < count; ++i)
     if (!finite(x[i])) x[i] = 0;
   return true;

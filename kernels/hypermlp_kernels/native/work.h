@@ -50,6 +50,11 @@ class Pieces {
 
   long count() const { return count_; }
   long groups() const { return groups_; }
+  bool any_whole() const {
+    for (long i = 0; i < count_; ++i)
+      if (data_[i].whole) return true;
+    return false;
+  }
   const Piece& operator[](long i) const { return data_[i]; }
 
  private:

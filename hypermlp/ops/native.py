@@ -19,7 +19,7 @@ from hypermlp.ops.decode import Past
 from hypermlp.ops.library import backward_operator, chunked_backward_of, forward_operator
 from hypermlp.ops.mixing import SequenceMix
 from hypermlp.ops.modes import values_readable
-from hypermlp.ops.nonfinite import without_nonfinite
+from hypermlp.ops.nonfinite import Spans, made_finite
 from hypermlp.ops.tiling import Options
 from hypermlp.ops.varlen import segments
 
@@ -77,15 +77,14 @@ def forward(
         return chunked.forward(q, k, v, routing_mix, readout_mix, options, attention_mask, cu_seqlens)
     from hypermlp_kernels.native import launch
 
-    q, k, v, routing_mix, readout_mix, marked = without_nonfinite(
-        q, k, v, routing_mix, readout_mix, partial(options.key_spans, k.shape[1], cu_seqlens, k.device)
-    )
-    o, z1, rho, z2, _ = launch.forward(
+    o, z1, rho, z2, nonfinite = launch.forward(
         q, k, v, launch.Mix(*routing_mix), launch.Mix(*readout_mix), **_keywords(k, options, attention_mask, cu_seqlens)
     )
-    if marked is not None:
-        o.masked_fill_(marked.unsqueeze(-1), float("nan"))
-    return o, z1, rho, z2
+    if not nonfinite:
+        return o, z1, rho, z2
+    streams, marked = made_finite(q, k, v, routing_mix, readout_mix, _spans(k, options, cu_seqlens))
+    o, z1, rho, z2 = forward(*streams, options, attention_mask, cu_seqlens)
+    return o.masked_fill_(marked.unsqueeze(-1), float("nan")), z1, rho, z2
 
 
 def backward(
@@ -109,16 +108,20 @@ def backward(
         )
     from hypermlp_kernels.native import launch
 
-    q, k, v, routing_mix, readout_mix, marked = without_nonfinite(
-        q, k, v, routing_mix, readout_mix, partial(options.key_spans, k.shape[1], cu_seqlens, k.device)
-    )
-    if marked is not None:
-        grad_o, o = (x.masked_fill(marked.unsqueeze(-1), 0) for x in (grad_o, o))
-    return launch.backward(
+    grads, nonfinite = launch.backward(
         grad_o, o, statistics, q, k, v, launch.Mix(*routing_mix), launch.Mix(*readout_mix),
         launch.Needs(needs.q, needs.k, needs.v, *(launch.MixNeeds(*mix) for mix in needs[3:])),
         **_keywords(k, options, attention_mask, cu_seqlens),
     )  # fmt: skip
+    if not nonfinite:
+        return grads
+    streams, marked = made_finite(q, k, v, routing_mix, readout_mix, _spans(k, options, cu_seqlens))
+    grad_o, o = (x.masked_fill(marked.unsqueeze(-1), 0) for x in (grad_o, o))
+    return backward(grad_o, o, statistics, *streams, needs, options, attention_mask, cu_seqlens)
+
+
+def _spans(k: Tensor, options: Options, cu_seqlens: Tensor | None) -> Spans:
+    return partial(options.key_spans, k.shape[1], cu_seqlens, k.device)
 
 
 def _keywords(k: Tensor, options: Options, attention_mask: Tensor | None, cu_seqlens: Tensor | None) -> dict[str, Any]:

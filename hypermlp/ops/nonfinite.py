@@ -51,8 +51,16 @@ def without_nonfinite(
     sums = torch.stack([x.sum() for x in (q, k, v, *gates) if x is not None])
     if bool(torch.isfinite(sums).all()):
         return Finite(q, k, v, routing_mix, readout_mix, None)
-    marked = rows_that_see_nonfinite(q, k, v, gates, *spans())
-    return Finite(finite(q), finite(k), finite(v), finite_gate(routing_mix), finite_gate(readout_mix), marked)
+    streams, marked = made_finite(q, k, v, routing_mix, readout_mix, spans)
+    return Finite(*streams, marked)
+
+
+def made_finite(
+    q: Tensor, k: Tensor, v: Tensor, routing_mix: SequenceMix, readout_mix: SequenceMix, spans: Spans
+) -> tuple[tuple[Tensor, Tensor, Tensor, SequenceMix, SequenceMix], Tensor]:
+    """The streams with zeros in place of NaN and infinities, and the rows that see one, bool ``[B, m, H]``."""
+    marked = rows_that_see_nonfinite(q, k, v, (routing_mix.gate, readout_mix.gate), *spans())
+    return (finite(q), finite(k), finite(v), finite_gate(routing_mix), finite_gate(readout_mix)), marked
 
 
 def rows_that_see_nonfinite(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hypermlp.ops import SequenceMix, hyper_attention
-from hypermlp.ops.decode import Past, decode_block, decode_step
+from hypermlp.ops import SequenceMix, decode, hyper_attention, native
+from hypermlp.ops.decode import Past, decode_block
+from hypermlp.ops.library import chunked_forward
 from hypermlp.ops.tiling import Options
 from tests.helpers import BACKENDS, evaluate, make_case, tiles
 
@@ -78,34 +79,42 @@ def past_of(case, newest):
     return q[:, -newest:], keys, values, mixes, options
 
 
-def step(case, segments=1):
+def step(case, backend, segments=1):
     q, keys, values, mixes, options = past_of(case, 1)
     mixes = [m if m.gate is None else m._replace(gate=m.gate[:, 0]) for m in mixes]
     cuts = [keys.shape[2]] if segments == 1 else [11, keys.shape[2] - 11]
     past = Past(list(keys.split(cuts, 2)), list(values.split(cuts, 1)), None)
-    o = decode_step(q.flatten(1), past, *mixes, options)
+    path = native if backend == "native" else decode
+    o = path.decode_step(q.flatten(1), past, *mixes, options)
     return o.view(q.shape[0], *case.tensors["v"].shape[2:])
 
 
-def block(case):
+def block(case, backend):
     q, keys, values, mixes, options = past_of(case, 5)
-    return decode_block(q, Past([keys], [values], None), *mixes, options)[:, -1]
+    forward = {"chunked": chunked_forward, "native": native.native_forward}[backend]
+    return decode_block(q, Past([keys], [values], None), *mixes, options, forward)[:, -1]
 
 
-STEPS = {"step": step, "step over two segments": lambda c: step(c, 2), "block": block}
+STEPS = {"step": step, "step over two segments": lambda c, backend: step(c, backend, 2), "block": block}
 
 
-@pytest.mark.parametrize("run", STEPS.values(), ids=STEPS)
+def every_step(test):
+    """``run`` a step or a block; on the path of blocks ``backend="chunked"`` steps are PyTorch's own operators."""
+    test = pytest.mark.parametrize("backend", ["chunked", "native"])(test)
+    return pytest.mark.parametrize("run", STEPS.values(), ids=STEPS)(test)
+
+
+@every_step
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("selection", ["relu", "glu"])
 @pytest.mark.parametrize("large", [False, True])
 @torch.no_grad()
-def test_steps_keep_the_precision_of_the_whole_run(run, dtype, selection, large):
+def test_steps_keep_the_precision_of_the_whole_run(run, backend, dtype, selection, large):
     """Twice its error, and two roundings: of the result, and of the product with the values in bfloat16."""
     case = make_case(length=40, batch=2, qk=8, v=16, selection=selection)
     case = (beyond_float16(case) if large else case).map(lambda x: x.to(dtype))
     exact = case.map(lambda x: x.double()).run("reference")[:, -1]
-    whole, found = case.run("chunked")[:, -1], run(case)
+    whole, found = case.run(backend)[:, -1], run(case, backend)
     assert found.dtype == dtype
 
     def error(x):
@@ -114,28 +123,28 @@ def test_steps_keep_the_precision_of_the_whole_run(run, dtype, selection, large)
     assert error(found) <= 2 * error(whole) + 2 * torch.finfo(dtype).eps * float(exact.abs().max())
 
 
-@pytest.mark.parametrize("run", STEPS.values(), ids=STEPS)
+@every_step
 @pytest.mark.parametrize("selection", ["relu", "glu"])
 @pytest.mark.parametrize("size", SIZES)
 @torch.no_grad()
-def test_steps_normalise_scores_of_any_size(run, selection, size):
+def test_steps_normalise_scores_of_any_size(run, backend, selection, size):
     case = scaled(make_case(length=40, batch=2, qk=8, selection=selection, dtype=torch.float32, eps=1e-37), size)
     exact = case.map(lambda x: x.double()).run("reference")[:, -1]
-    assert (run(case).double() - exact).abs().max() <= 1e-4 * exact.abs().max()
+    assert (run(case, backend).double() - exact).abs().max() <= 1e-4 * exact.abs().max()
 
 
-@pytest.mark.parametrize("run", STEPS.values(), ids=STEPS)
+@every_step
 @pytest.mark.parametrize("chosen", [{}, {"selection": "relu"}, {"norm": False}, {"norm": False, "selection": "relu"}])
 @pytest.mark.parametrize("stream", ["q", "k", "v", "routing.gate", "readout.gate"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("channel", [0, 2])
 @torch.no_grad()
-def test_a_step_that_sees_a_number_that_is_not_finite_says_so(run, chosen, stream, value, channel):
+def test_a_step_that_sees_a_number_that_is_not_finite_says_so(run, backend, chosen, stream, value, channel):
     case = make_case(length=20, batch=2, qk=4, dtype=torch.float32, heads=1, **chosen)
-    clean = run(case)
+    clean = run(case, backend)
     x = case.tensors[stream].clone()
     x[0, 7 if stream in ("k", "v") else -1, :, min(channel, x.shape[3] - 1)] = value
-    found = run(case.with_tensors({stream: x}))
+    found = run(case.with_tensors({stream: x}), backend)
     bad = ~found[0, 0].isfinite()
     assert bad[channel] if stream == "v" and run is not block else bad.all()
     assert torch.equal(found[1], clean[1])
@@ -155,5 +164,5 @@ def test_a_score_of_minus_infinity_is_not_taken_for_one_that_selects_nothing(bac
     assert o[0, 1].isnan().all()
     case = make_case(length=2, heads=1, qk=1, v=3, selection=selection, routing=("identity",), readout=("identity",))
     streams = {"q": q, "k": torch.ones_like(q), "v": torch.ones(1, 2, 1, 3)}
-    assert step(case.with_tensors(streams)).isnan().all()
+    assert step(case.with_tensors(streams), backend).isnan().all()
     assert SequenceMix() == case.mixes()[0]

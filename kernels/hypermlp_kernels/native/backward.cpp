@@ -1,6 +1,7 @@
 // The operator's backward: each tile's maps are made again from the saved statistics. docs/mathematics.md derives it.
 // A gradient that was not asked for is not computed.
 #include "maps.h"
+#include "norm.h"
 #include "softplus.h"
 
 namespace hypermlp {
@@ -37,6 +38,7 @@ struct Space {  // of one worker
   real *q, *z, *gate, *gated, *e, *grad_o, *finite_grad_o, *o, *turned, *out;
   Keys keys;
   KeySums sums;
+  bool nonfinite = false;
 
   Space(Workspace& space, const Call& call, const Sizes& sizes, long tokens)
       : keys(space, sizes, tokens, true), sums(space, call, sizes, tokens) {
@@ -67,6 +69,11 @@ struct GroupSums {
   }
 };
 
+// of a tile's rows: rho in the row's unit, and for its gradient the row sum of (grad_o / rho) o
+struct Norms {
+  real rho[TILE], unit[TILE], pull[TILE];
+};
+
 class Backward {
  public:
   Backward(const Call& call, const Sizes& sizes, const Tables* routing, const Tables* readout, const GroupSums& into,
@@ -84,6 +91,7 @@ class Backward {
     const Sequence& sequence = call_.sequences[piece.sequence];
     const Layout layout(call_, sequence);
     first_key_ = layout.first_key(piece.begin);
+    s_.nonfinite |= keys_.nonfinite;
     sums.clear(sizes_);
     for (long first = piece.begin; first < piece.end; first += TILE)
       run_tile(Tile(layout, first, piece.end, Layout::pitch(sizes_.columns)), sequence, head, sums);
@@ -91,14 +99,14 @@ class Backward {
 
  private:
   void run_tile(const Tile& t, const Sequence& s, long head, const KeySums& sums) {
-    real pull[TILE], rho[TILE];
-    read_grad_o(t, s, head, pull, rho);
+    Norms norms;
+    read_grad_o(t, s, head, norms);
     for (int m = 0; m < sizes_.maps; ++m) {
       const long index = m * call_.heads + head;
       read_queries(t, s, index);
       scores(t, keys_, m, s_.q, sizes_.qk, s_.score[m]);
       restore(t, s, call_.routing, routing_[index], sizes_.maps * call_.heads, index, call_.z1);
-      m == 0 ? mix_gate_map(t, s, routing_[index]) : mix_scale_map(t, s, routing_[index]);
+      m == 0 ? mix_gate_map(t, s, routing_[index], norms) : mix_scale_map(t, s, routing_[index]);
     }
     restore(t, s, call_.readout, readout_[head], call_.heads, head, call_.z2);
     if (sums.values) values_gradient(t, readout_[head], sums.values);
@@ -107,7 +115,7 @@ class Backward {
     mix_backward(t, s, call_.readout, readout_[head], into_.maps.data()[sizes_.maps], call_.heads, head, s_.a, s_.weights,
                  call_.d_readout.gate);
     if (!needs_.scores) return;
-    selection_backward(t, readout_[head], pull, rho);
+    selection_backward(t, readout_[head], norms);
     for (int m = 0; m < sizes_.maps; ++m) {
       const long index = m * call_.heads + head;
       const Tables& tables = routing_[index];
@@ -122,28 +130,29 @@ class Backward {
   }
 
   void read_queries(const Tile& t, const Sequence& s, long index) const {
-    read_rows(call_, Type(call_.type), call_.q, s, t, index, sizes_.qk, sizes_.qk, s_.q);
+    s_.nonfinite |= !read_rows(call_, Type(call_.type), call_.q, s, t, index, sizes_.qk, sizes_.qk, s_.q);
   }
 
-  // grad_o / rho, and for rho's own gradient the row sums of (grad_o / rho) o
-  void read_grad_o(const Tile& t, const Sequence& s, long head, real* pull, real* rho) const {
+  // grad_o / rho, and the norms
+  void read_grad_o(const Tile& t, const Sequence& s, long head, Norms& norms) const {
     const long row = sizes_.v_padded, count = sizes_.v, o_rows = call_.length - call_.past;
     read_rows(call_, REAL, call_.grad_o, s, t, head, count, row, s_.grad_o);
     read_rows(call_, REAL, {call_.o, o_rows * call_.heads * count, call_.heads * count, count}, s, t, head, count, row, s_.o);
     const Rows all_rho(call_, call_.rho, s, t, call_.heads, head, 1);
     for (int r = 0; r < t.padded; ++r) {
-      pull[r] = 0, rho[r] = 1;
+      norms.pull[r] = 0, norms.rho[r] = norms.unit[r] = 1;
       if (r >= t.rows) continue;
-      rho[r] = all_rho.data[r * all_rho.distance];
+      const real whole = all_rho.data[r * all_rho.distance], unit = row_unit(whole), rho = whole / unit;
+      norms.rho[r] = rho, norms.unit[r] = unit;
       real *grad = s_.grad_o + r * row, *o = s_.o + r * row;
       vec total[VECTORS] = {};
       for (long c = 0; c < row; c += BLOCK)
         UNROLL for (int n = 0; n < VECTORS; ++n) {
-          const vec scaled = load(grad + c + n * W) / rho[r];
+          const vec scaled = load(grad + c + n * W) / rho;
           store(grad + c + n * W, scaled);
           total[n] += scaled * load(o + c + n * W);
         }
-      for (int n = 0; n < VECTORS && call_.norm && rho[r] > real(call_.eps); ++n) pull[r] += sum(total[n]);
+      for (int n = 0; n < VECTORS && call_.norm && whole > real(call_.eps); ++n) norms.pull[r] += sum(total[n]);
     }
     std::memcpy(s_.finite_grad_o, s_.grad_o, t.padded * row * sizeof(real));
     make_finite(s_.finite_grad_o, t.padded * row);
@@ -157,12 +166,14 @@ class Backward {
     zero(s_.z, t.padded * tables.padded);
     for (int r = 0; r < t.rows; ++r)
       std::memcpy(s_.z + r * tables.padded, from.data + r * from.distance, tables.rank * sizeof(real));
-    if (mix.gate.data) read_rows(call_, Type(call_.type), mix.gate, s, t, index, tables.rank, tables.padded, s_.gate);
+    if (mix.gate.data)
+      s_.nonfinite |=
+          !read_rows(call_, Type(call_.type), mix.gate, s, t, index, tables.rank, tables.padded, s_.gate);
     gated(t, s_.z, mix.gate.data ? s_.gate : nullptr, tables.padded, s_.gated);
   }
 
-  // g, and for one map a = relu(g)
-  void mix_gate_map(const Tile& t, const Sequence& s, const Tables& tables) const {
+  // g in the row's unit, and for one map a = relu(g)
+  void mix_gate_map(const Tile& t, const Sequence& s, const Tables& tables, const Norms& norms) const {
     const real *map = s_.score[0], *scale = tables.scale + t.beside(tables.length);
     real *gate = s_.gate_map, *a = sizes_.maps == 1 ? s_.a : nullptr;
     const Visible visible(t, s.holes ? keys_.valid : nullptr);
@@ -174,6 +185,8 @@ class Backward {
         if (a) store(a + at, relu(y));
       }
     });
+    divide_rows(t, norms.unit, gate);
+    if (a) divide_rows(t, norms.unit, a);
   }
 
   // softplus(u), the slope sigmoid(u) relu(g), and a = softplus(u) relu(g)
@@ -271,12 +284,12 @@ class Backward {
   }
 
   // From dw: da = dw * scale + gated down^T; du = da sigmoid(u) relu(g) in place of the slope, and in place of dw
-  // dg = da softplus(u) where g > 0, less rho's pull, g / rho times the row sum.
-  void selection_backward(const Tile& t, const Tables& tables, const real* pull, const real* rho) const {
+  // dg = da softplus(u) where g > 0, less rho's pull, g / rho times the row sum; g and rho are in the row's unit.
+  void selection_backward(const Tile& t, const Tables& tables, const Norms& norms) const {
     const real *gate = s_.gate_map, *softplus_map = s_.softplus, *scale = tables.scale + t.beside(tables.length);
     real *dw = s_.weights, *slope = s_.slope;
     real inverse[TILE];
-    for (int r = 0; r < t.padded; ++r) inverse[r] = 1 / rho[r];
+    for (int r = 0; r < t.padded; ++r) inverse[r] = 1 / norms.rho[r];
     expand(t, s_.gated, tables, tables.down_turned, [&](long r, long x, vec(&u)[GROUP]) __attribute__((always_inline)) {
       UNROLL for (int n = 0; n < GROUP; ++n) {
         const long at = place(t, r, x, n);
@@ -289,9 +302,10 @@ class Backward {
         }
         // as PyTorch's own: a gate that is not a number passes it on
         dg = select(g <= real(0), vec{}, dg);
-        store(dw + at, dg - g * inverse[r + row_of(n)] * pull[r + row_of(n)]);
+        store(dw + at, dg - g * inverse[r + row_of(n)] * norms.pull[r + row_of(n)]);
       }
     });
+    divide_rows(t, norms.unit, dw);
   }
 
   // ds = dy * scale + gated down^T, in place
@@ -316,7 +330,6 @@ class Backward {
     }
     if (!sums) return;
     read_rows(call_, Type(call_.type), call_.q, s, t, index, sizes_.qk, row, s_.q);
-    make_finite(s_.q, t.padded * row);
     product<true>(t.key_end - t.key_begin, row, t.rows, t.keys(ds) + t.key_begin, 1, t.key_pitch, s_.q, row,
                   sums + (t.key_begin - first_key_) * row, row);
   }
@@ -456,4 +469,5 @@ extern "C" void hypermlp_backward(Call* call) {
     phase == 0 ? arrange(task) : phase == 1 ? run_group(task, worker) : add_up(task);
   };
   Threads<3, decltype(run)>(tasks, run).start(min(call->threads, tasks[1]));
+  for (long w = 0; w < plan.spaces.count(); ++w) call->nonfinite |= plan.spaces[w].nonfinite;
 }

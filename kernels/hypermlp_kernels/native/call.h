@@ -48,7 +48,9 @@ struct Call {
   real *dq, *dk, *dv;
   MixGrads d_routing, d_readout;
   void* workspace;
-  int64_t nonfinite;  // set where a value is not finite: it was taken for zero, and the caller marks who sees it
+  // set where q, k, values or a gate is not finite: zero times infinity reached rows that do not see it, and the caller
+  // comes again with zeros in its place
+  int64_t nonfinite;
 };
 
 }  // namespace hypermlp

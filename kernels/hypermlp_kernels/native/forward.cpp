@@ -10,6 +10,7 @@ struct Space {  // of one worker
   real* map[Keys::MAPS];
   real *q, *z, *gate, *gated, *norms, *out;
   Keys keys;
+  bool nonfinite = false;
 
   Space(Workspace& space, const Sizes& sizes, long tokens) : keys(space, sizes, tokens, false) {
     for (long m = 0; m < sizes.maps; ++m) map[m] = space.take(Layout::map_size(sizes.columns), Layout::MARGIN);
@@ -31,21 +32,23 @@ class Forward {
   void run(const Piece& piece, long head) {
     const Sequence& sequence = call_.sequences[piece.sequence];
     const Layout layout(call_, sequence);
+    space_.nonfinite |= keys_.nonfinite;
     for (long first = piece.begin; first < piece.end; first += TILE)
       run_tile(Tile(layout, first, piece.end, Layout::pitch(sizes_.columns)), sequence, head);
   }
 
  private:
   void run_tile(const Tile& t, const Sequence& s, long head) {
-    real rho[TILE];
+    real rho[TILE], units[TILE];
     for (int m = 0; m < sizes_.maps; ++m) {
       const long index = m * call_.heads + head;
-      read_rows(call_, Type(call_.type), call_.q, s, t, index, sizes_.qk, sizes_.qk, space_.q);
+      space_.nonfinite |= !read_rows(call_, Type(call_.type), call_.q, s, t, index, sizes_.qk, sizes_.qk, space_.q);
       scores(t, keys_, m, space_.q, sizes_.qk, space_.map[m]);
       statistic(t, s, space_.map[m], call_.routing, routing_[index], sizes_.maps * call_.heads, index, call_.z1);
       if (m == 0) {
         mix_gate_map(t, s, routing_[index]);
-        norms(t, rho);
+        norms(t, rho, units);
+        divide_rows(t, units, space_.map[0]);
       } else {
         mix_scale_map(t, s, routing_[index]);
       }
@@ -53,7 +56,7 @@ class Forward {
     if (sizes_.maps == 1) rectify(t);
     statistic(t, s, space_.map[0], call_.readout, readout_[head], call_.heads, head, call_.z2);
     mix_readout(t, readout_[head]);
-    read_out(t, s, head, rho);
+    read_out(t, s, head, rho, units);
   }
 
   // z of a map, kept for the backward, and gate * z
@@ -63,7 +66,8 @@ class Forward {
     gather(t, map, tables, tables.down, space_.z);
     copy_rows(t, space_.z, tables.padded, tables.rank, Rows(call_, kept, s, t, heads, head, tables.rank));
     if (mix.gate.data)
-      read_rows(call_, Type(call_.type), mix.gate, s, t, head, tables.rank, tables.padded, space_.gate);
+      space_.nonfinite |=
+          !read_rows(call_, Type(call_.type), mix.gate, s, t, head, tables.rank, tables.padded, space_.gate);
     gated(t, space_.z, mix.gate.data ? space_.gate : nullptr, tables.padded, space_.gated);
   }
 
@@ -83,13 +87,14 @@ class Forward {
              }
            });
   }
-  void norms(const Tile& t, real* rho) const {
+  void norms(const Tile& t, real* rho, real* units) const {
     for (int r = 0; r < t.padded; ++r) {
       const real eps = call_.eps;
-      rho[r] = 1;
+      rho[r] = units[r] = 1;
       if (!call_.norm || r >= t.rows) continue;
       const real norm = row_norm(space_.norms + r * BLOCK, space_.map[0] + r * t.pitch, t.width);
       rho[r] = norm < eps ? eps : norm;
+      units[r] = row_unit(rho[r]);
     }
   }
 
@@ -129,14 +134,15 @@ class Forward {
     t.hide(map);
   }
 
-  // o = w v / rho
-  void read_out(const Tile& t, const Sequence& s, long head, const real* rho) {
+  // o = w v / rho, in the row's unit
+  void read_out(const Tile& t, const Sequence& s, long head, const real* rho, const real* units) {
     const long row = sizes_.v_padded;
     long_product(t.padded, row, t.key_begin - keys_.origin, t.key_end - keys_.origin, From::START,
                  t.keys(space_.map[0]) + keys_.origin, t.key_pitch, keys_.panels, BLOCK, keys_.tokens * BLOCK, space_.out, row);
     const Rows o(call_, call_.o, s, t, call_.heads, head, sizes_.v), all_rho(call_, call_.rho, s, t, call_.heads, head, 1);
     for (int r = 0; r < t.rows; ++r) {
-      for (long c = 0; c < sizes_.v; ++c) o.data[r * o.distance + c] = space_.out[r * row + c] / rho[r];
+      const real norm = rho[r] / units[r];
+      for (long c = 0; c < sizes_.v; ++c) o.data[r * o.distance + c] = space_.out[r * row + c] / norm;
       all_rho.data[r * all_rho.distance] = rho[r];
     }
   }
@@ -184,7 +190,6 @@ extern "C" int64_t hypermlp_forward_bytes(const Call* call) { return Plan(*call,
 
 extern "C" void hypermlp_forward(Call* call) {
   Plan plan(*call, call->workspace);
-  std::atomic<bool> nonfinite{false};
   const long maps = call->maps * call->heads, tables = maps + call->heads;
   const long tasks[] = {tables + plan.shared.count(), plan.pieces.count() * call->heads};
   auto run = [&](int phase, long task, long worker) {
@@ -193,7 +198,6 @@ extern "C" void hypermlp_forward(Call* call) {
       const long head = task % call->heads;
       Space& space = plan.spaces[worker];
       const Keys& keys = plan.shared.of(*call, plan.sizes, piece, head, space.keys);
-      if (keys.nonfinite) nonfinite = true;
       Forward(*call, plan.sizes, plan.routing.data(), plan.readout.data(), keys, space).run(piece, head);
     } else if (task < maps) {
       plan.routing[task].fill(plan.sizes.tables, call->routing, task, call->lags);
@@ -204,5 +208,5 @@ extern "C" void hypermlp_forward(Call* call) {
     }
   };
   Threads<2, decltype(run)>(tasks, run).start(min(call->threads, tasks[1]));
-  call->nonfinite = nonfinite;
+  for (long w = 0; w < plan.spaces.count(); ++w) call->nonfinite |= plan.spaces[w].nonfinite;
 }

@@ -39,13 +39,13 @@ struct Sizes {
 struct Keys {
   static constexpr int MAPS = 2;
   real* turned[MAPS];  // [qk, tokens]
-  real* rows[MAPS];    // [tokens, qk_padded], what is not finite taken for zero
-  real* panels;        // values, finite too: blocks of columns [v_padded / BLOCK, tokens, BLOCK]
-  real* turned_values; // values as they are: blocks of tokens [tokens / BLOCK, v, BLOCK]
+  real* rows[MAPS];    // [tokens, qk_padded]
+  real* panels;        // values: blocks of columns [v_padded / BLOCK, tokens, BLOCK]
+  real* turned_values; // values too: blocks of tokens [tokens / BLOCK, v, BLOCK]
   real* valid;         // 1 or 0 for each token, with room before the first
   real* scratch;       // [BLOCK, max(qk, v) padded]
   long tokens, origin;
-  bool nonfinite;  // whether a value was, and is taken for zero
+  bool nonfinite;  // whether a key or a value that was read is
 
   Keys(Workspace& space, const Sizes& sizes, long tokens, bool backward) : tokens(tokens), origin(0), nonfinite(false) {
     for (long m = 0; m < sizes.maps; ++m) {
@@ -64,19 +64,18 @@ struct Keys {
     // the first row's first key: earlier ones, if any, are beyond every window
     origin = layout.first_key(max(0, call.past - s.start)) / CUT * CUT;
     const long end = layout.length;
-    bool bad = false;
+    nonfinite = false;
     // one block beyond the end too: products read whole blocks
     for (long begin = origin; begin < end + BLOCK && begin - origin < tokens; begin += BLOCK) {
       const long count = max(0, min(BLOCK, end - begin));
       for (long m = 0; m < sizes.maps; ++m) fill_keys(call, sizes, s, m, m * call.heads + head, begin, count);
-      bad |= fill_values(call, sizes, s, head, begin, count);
+      fill_values(call, sizes, s, head, begin, count);
     }
     if (s.holes) {
       zero(valid - 2 * BLOCK - TILE, tokens + 3 * BLOCK + TILE);
       const uint8_t* mask = call.mask + s.batch * call.length + s.start;
       for (long j = 0; j < layout.length; ++j) valid[j] = mask[j] ? 1 : 0;
     }
-    nonfinite = bad;
   }
 
  private:
@@ -84,26 +83,23 @@ struct Keys {
     if (count < BLOCK || width < row) zero(scratch, BLOCK * row);
     for (long j = 0; j < count; ++j)
       read_row(Type(call.type), x, s.batch, s.start + begin + j, head, width, scratch + j * row);
+    nonfinite |= !all_finite(scratch, BLOCK * row);
   }
   void fill_keys(const Call& call, const Sizes& sizes, const Sequence& s, long m, long head, long begin, long count) {
     const long row = sizes.qk_padded, at = begin - origin;
     read(call, call.k, s, head, begin, count, sizes.qk, row);
     transpose(scratch, row, BLOCK, sizes.qk, turned[m] + at, tokens);
-    if (!rows[m]) return;
-    make_finite(scratch, BLOCK * row);
-    std::memcpy(rows[m] + at * row, scratch, BLOCK * row * sizeof(real));
+    if (rows[m]) std::memcpy(rows[m] + at * row, scratch, BLOCK * row * sizeof(real));
   }
-  bool fill_values(const Call& call, const Sizes& sizes, const Sequence& s, long head, long begin, long count) {
+  void fill_values(const Call& call, const Sizes& sizes, const Sequence& s, long head, long begin, long count) {
     const long row = sizes.v_padded, at = begin - origin;
     read(call, call.values, s, head, begin, count, sizes.v, row);
     if (turned_values) transpose(scratch, row, BLOCK, sizes.v, turned_values + at * sizes.v, BLOCK);
-    if (!panels) return false;
-    const bool bad = make_finite(scratch, BLOCK * row);
+    if (!panels) return;
     for (long c = 0; c < row; c += BLOCK)
       for (long j = 0; j < BLOCK; ++j)
         UNROLL for (int n = 0; n < VECTORS; ++n)
           store(panels + c * tokens + (at + j) * BLOCK + n * W, load(scratch + j * row + c + n * W));
-    return bad;
   }
 };
 

@@ -139,9 +139,9 @@ def forward(
     spans: Sequence[Span],
     attention_mask: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, bool]:
-    """``(o, z1, rho, z2)`` in float32, or float64 for float64, and whether a value is not finite.
+    """``(o, z1, rho, z2)`` in float32, or float64 for float64, and whether a number of the streams is not finite.
 
-    Such a value is taken for zero: which rows see it is for the caller to mark.
+    The rest is then of no use: call again with zeros in place of such numbers, and mark the rows that see one.
 
     Args:
         q: ``[B, m, S*H, K]``, the last ``m`` tokens' queries, on a CPU, of any float dtype.
@@ -175,8 +175,10 @@ def backward(
     options: Options,
     spans: Sequence[Span],
     attention_mask: Tensor | None,
-) -> tuple[Tensor | None, ...]:
+) -> tuple[tuple[Tensor | None, ...], bool]:
     """Gradients of ``q, k, v`` and of both mixings' ``diag, down, up, gate``, in float32, or float64 for float64.
+
+    And whether a number of the streams is not finite, as in the forward.
 
     Args:
         grad_o: ``[B, T, H, V]``.
@@ -204,4 +206,4 @@ def backward(
         grads += found
     if call.num_sequences:
         x.run("backward")
-    return tuple(grads)
+    return tuple(grads), bool(call.nonfinite)

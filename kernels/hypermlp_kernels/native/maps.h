@@ -67,12 +67,19 @@ inline void gated(const Tile& t, const real* z, const real* gate, long padded, r
   for (long i = 0; i < t.padded * padded; ++i) out[i] = gate ? z[i] * gate[i] : z[i];
 }
 
-// the tile's rows of a stream [padded, row], zero beyond `width` and beyond the last row
-inline void read_rows(const Call& call, Type type, const Stream& x, const Sequence& s, const Tile& t, long head, long width,
+// divides rows by their units, which are 1 for nearly all
+inline void divide_rows(const Tile& t, const real* units, real* map) {
+  for (int r = 0; r < t.rows; ++r)
+    for (long x = 0; x < t.width && units[r] != 1; ++x) map[r * t.pitch + x] /= units[r];
+}
+
+// the tile's rows of a stream [padded, row], zero beyond `width` and beyond the last row; whether they are finite
+inline bool read_rows(const Call& call, Type type, const Stream& x, const Sequence& s, const Tile& t, long head, long width,
                       long row, real* out) {
   zero(out, t.padded * row);
   for (int r = 0; r < t.rows; ++r)
     read_row(type, x, s.batch, s.start + t.first + r - call.past, head, width, out + r * row);
+  return all_finite(out, t.padded * row);
 }
 
 // where a tile's rows of a dense [B, length - past, heads, width] begin, and how far apart they are

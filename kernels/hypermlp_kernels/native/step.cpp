@@ -83,11 +83,12 @@ class Step {
       mix(call_.routing, batch, index, s_.map[m]);
     }
     real* a = s_.map[0];
-    const real rho = norm(a);
+    const real rho = norm(a), unit = call_.norm ? row_unit(rho) : 1;
+    for (long c = 0; c < columns_ && unit != 1; ++c) a[c] /= unit;
     select_weights(a);
     mix(call_.readout, batch, head, a);
     to_slots(a, s_.slots);
-    read_values(batch, head, rho);
+    read_values(batch, head, rho / unit);
   }
 
  private:
@@ -201,14 +202,15 @@ class Step {
     const real found = row_norm(squares, gate, columns_), eps = call_.eps;
     return found < eps ? eps : found;
   }
+  // A score of minus infinity selects nothing in relu and softplus: NaN, made of zero times infinity, stays one.
   void select_weights(real* gate) const {
     for (long c = 0; c < padded_; c += BLOCK) {
       vec u[VECTORS], positive[VECTORS], unused[VECTORS];
       UNROLL for (int n = 0; n < VECTORS; ++n) u[n] = call_.maps == 2 ? load(s_.map[1] + c + n * W) : vec{};
       if (call_.maps == 2) softplus<false>(u, positive, unused);
       UNROLL for (int n = 0; n < VECTORS; ++n) {
-        const vec open = relu(load(gate + c + n * W));
-        store(gate + c + n * W, call_.maps == 2 ? open * positive[n] : open);
+        const vec g = load(gate + c + n * W), open = relu(g) + g * real(0);
+        store(gate + c + n * W, call_.maps == 2 ? open * (positive[n] + u[n] * real(0)) : open);
       }
     }
   }

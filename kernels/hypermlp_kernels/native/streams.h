@@ -35,20 +35,25 @@ inline void read_row(Type type, const Stream& x, long batch, long t, long head, 
   }
 }
 
-// zero in place of what is not finite, in whole blocks; whether there was any
-inline bool make_finite(real* x, long count) {
+inline bool all_finite(const real* x, long count) {
   vec bad[VECTORS] = {};
-  for (long i = 0; i < count; i += BLOCK)
+  real total = 0;
+  long i = 0;
+  for (; i + BLOCK <= count; i += BLOCK)
     UNROLL for (int n = 0; n < VECTORS; ++n) {
       const vec y = load(x + i + n * W);
       bad[n] += y - y;
     }
-  real total = 0;
+  for (; i < count; ++i) total += x[i] - x[i];
   for (int n = 0; n < VECTORS; ++n) total += sum(bad[n]);
-  if (total == 0) return false;
+  return total == 0;
+}
+
+// zero in place of what is not finite
+inline void make_finite(real* x, long count) {
+  if (all_finite(x, count)) return;
   for (long i = 0; i < count; ++i)
     if (!finite(x[i])) x[i] = 0;
-  return true;
 }
 
 }  // namespace hypermlp

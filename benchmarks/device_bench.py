@@ -10,21 +10,21 @@ from typing import Any
 
 import torch
 
-from hypermlp.bench import decode_report, operator_report
-from hypermlp.bench import report as layer_report
-from hypermlp.bench.decode_runner import DecodeSettings
-from hypermlp.bench.decode_runner import run as run_decode
-from hypermlp.bench.decoding import DECODE_PROVIDERS, DECODE_PROVIDERS_ON_GPU, DecodeCase
-from hypermlp.bench.measure import MODES, Mode
-from hypermlp.bench.models import ModelCase, ModelSettings
-from hypermlp.bench.models import markdown as model_markdown
-from hypermlp.bench.models import run as run_models
-from hypermlp.bench.operator_runner import OperatorSettings
-from hypermlp.bench.operator_runner import run as run_operators
-from hypermlp.bench.operators import OPERATOR_PROVIDERS, OperatorCase
-from hypermlp.bench.providers import ATTENTION_PROVIDERS, LAYER_PROVIDERS_ON_GPU, Case
-from hypermlp.bench.runner import Settings, passed
-from hypermlp.bench.runner import run as run_layers
+from hypermlp_lab.bench import decode_report, operator_report
+from hypermlp_lab.bench import report as layer_report
+from hypermlp_lab.bench.decode_runner import DecodeSettings
+from hypermlp_lab.bench.decode_runner import run as run_decode
+from hypermlp_lab.bench.decoding import DECODE_PROVIDERS, DECODE_PROVIDERS_ON_GPU, DecodeCase
+from hypermlp_lab.bench.measure import MODES, Mode
+from hypermlp_lab.bench.models import ModelCase, ModelSettings
+from hypermlp_lab.bench.models import markdown as model_markdown
+from hypermlp_lab.bench.models import run as run_models
+from hypermlp_lab.bench.operator_runner import OperatorSettings
+from hypermlp_lab.bench.operator_runner import run as run_operators
+from hypermlp_lab.bench.operators import OPERATOR_PROVIDERS, OperatorCase
+from hypermlp_lab.bench.providers import ATTENTION_PROVIDERS, LAYER_PROVIDERS_ON_GPU, Case
+from hypermlp_lab.bench.runner import Settings, passed
+from hypermlp_lab.bench.runner import run as run_layers
 
 Report = dict[str, Any]
 Measure = Callable[[str, float, Path], tuple[Report, str]]

@@ -107,7 +107,7 @@ def _sanitizer_notes(output: str, status: int | None) -> dict[str, Any]:
 
 def facts() -> dict[str, Any]:
     """Hardware and versions, asked for in another process: this one stays clear of CUDA."""
-    program = "import json; from hypermlp.bench.environment import describe; print(json.dumps(describe('cuda')))"
+    program = "import json; from hypermlp_lab.bench.environment import describe; print(json.dumps(describe('cuda')))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     if done.returncode:
         return {"error": done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "no output"}

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from hypermlp.bench import decode_report, report
+from hypermlp_lab.bench import decode_report, report
 
 _ROOT = Path(__file__).resolve().parent.parent
 _MARKER = re.compile(r"^<!-- benchmark: ([\w-]+) -->$", re.MULTILINE)

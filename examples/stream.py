@@ -19,9 +19,9 @@ import torch
 from hypermlp import HyperCache
 from hypermlp.generation import encode, sample
 from hypermlp.models import LanguageModel
-from hypermlp.training.checkpoint import load_model
-from hypermlp.training.data import load_corpus
-from hypermlp.training.recipe import byte_model
+from hypermlp_lab.training.checkpoint import load_model
+from hypermlp_lab.training.data import load_corpus
+from hypermlp_lab.training.recipe import byte_model
 
 
 def train_tiny(max_lag: int, seconds: float) -> LanguageModel:

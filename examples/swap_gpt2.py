@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from hypermlp import restore_attention, swap_attention
-from hypermlp.training import load_corpus
+from hypermlp_lab.training import load_corpus
 
 SMALL = {"vocab_size": 256, "n_embd": 128, "n_layer": 3, "n_head": 4}  # bytes are its tokens
 

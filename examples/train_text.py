@@ -17,8 +17,8 @@ import torch
 
 from hypermlp.generation import decode, encode, generate
 from hypermlp.models import LanguageModel
-from hypermlp.training import Trainer, TrainingConfig, load_corpus
-from hypermlp.training.recipe import byte_model
+from hypermlp_lab.training import Trainer, TrainingConfig, load_corpus
+from hypermlp_lab.training.recipe import byte_model
 
 
 class Lines:

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-from hypermlp.bench.decode_runner import DecodeSettings
-from hypermlp.bench.decode_runner import run as run_decode
-from hypermlp.bench.decoding import DECODE_PROVIDERS, DecodeCase
-from hypermlp.bench.providers import ATTENTION_PROVIDERS, Case
-from hypermlp.bench.runner import Settings, run
+from hypermlp_lab.bench.decode_runner import DecodeSettings
+from hypermlp_lab.bench.decode_runner import run as run_decode
+from hypermlp_lab.bench.decoding import DECODE_PROVIDERS, DecodeCase
+from hypermlp_lab.bench.providers import ATTENTION_PROVIDERS, Case
+from hypermlp_lab.bench.runner import Settings, run
 
 ROOT = Path(__file__).resolve().parent.parent
 

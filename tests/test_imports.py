@@ -31,9 +31,9 @@ FLOORS = (
     {"hypermlp.integrations", "hypermlp.distributed"},
     {"hypermlp.models"},
     {"hypermlp.generation"},
-    {"hypermlp.bench", "hypermlp.training"},
-    {"hypermlp.commands"},
-    {"hypermlp.cli", "hypermlp.__init__"},
+    {"hypermlp_lab.bench", "hypermlp_lab.training"},
+    {"hypermlp_lab.commands"},
+    {"hypermlp_lab.cli", "hypermlp.__init__"},
     {"benchmarks", "tools"},
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
@@ -88,8 +88,8 @@ def test_the_check_sees_an_import_upwards():
     assert "hypermlp.ops" in {room(name) for name in names}
     assert not upwards("hypermlp.layers.hyper", names)
     assert upwards("hypermlp.ops.attention", names) == {"hypermlp.config", "hypermlp.layers"}
-    assert upwards("hypermlp.bench.runner", {"hypermlp.training.trainer", "tools.kernels.report"}) == {
-        "hypermlp.training", "tools",
+    assert upwards("hypermlp_lab.bench.runner", {"hypermlp_lab.training.trainer", "tools.kernels.report"}) == {
+        "hypermlp_lab.training", "tools",
     }  # fmt: skip
 
 
@@ -104,7 +104,7 @@ def test_kernels_know_tensors_and_triton_alone():
 
 
 def test_importing_the_library_loads_no_extra_and_touches_no_gpu():
-    heavy = ["matplotlib", "transformers", "typer", "rich", "safetensors", "hypermlp.cli"]
+    heavy = ["matplotlib", "transformers", "typer", "rich", "safetensors", "hypermlp_lab.cli"]
     program = (
         "import sys, torch; before = set(sys.modules); import hypermlp; "
         "layer = hypermlp.HyperGLU(16, max_lag=4); layer(torch.randn(1, 3, 16)); "

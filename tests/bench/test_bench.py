@@ -11,10 +11,10 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from hypermlp import HyperGLU
-from hypermlp.bench import command, gate, report, runner
-from hypermlp.bench.measure import MODES, Contestant, extra_peak_bytes, interleaved
-from hypermlp.bench.providers import ATTENTION_PROVIDERS, Case, Provider, count_parameters
-from hypermlp.bench.runner import Settings, passed, run
+from hypermlp_lab.bench import command, gate, report, runner
+from hypermlp_lab.bench.measure import MODES, Contestant, extra_peak_bytes, interleaved
+from hypermlp_lab.bench.providers import ATTENTION_PROVIDERS, Case, Provider, count_parameters
+from hypermlp_lab.bench.runner import Settings, passed, run
 
 CASE = Case(length=1, hidden_size=64)
 SETTINGS = Settings(lengths=(8, 24), case=CASE, repeats=2, seconds=60.0)
@@ -217,7 +217,7 @@ def test_environment_names_no_machine() -> None:
     import platform
     from pathlib import Path
 
-    from hypermlp.bench.environment import describe
+    from hypermlp_lab.bench.environment import describe
 
     text = json.dumps(describe())
     assert set(describe()) >= {"cpu", "cores", "python", "torch", "commit"}

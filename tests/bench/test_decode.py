@@ -12,11 +12,11 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from hypermlp import HyperGLU
-from hypermlp.bench import command, decode_report, decode_runner
-from hypermlp.bench.decode_runner import DecodeSettings, run
-from hypermlp.bench.decoding import COMPILED_PROVIDERS, DECODE_PROVIDERS, DecodeCase, DecodeProvider, Session, check
-from hypermlp.bench.providers import count_parameters
-from hypermlp.bench.runner import passed
+from hypermlp_lab.bench import command, decode_report, decode_runner
+from hypermlp_lab.bench.decode_runner import DecodeSettings, run
+from hypermlp_lab.bench.decoding import COMPILED_PROVIDERS, DECODE_PROVIDERS, DecodeCase, DecodeProvider, Session, check
+from hypermlp_lab.bench.providers import count_parameters
+from hypermlp_lab.bench.runner import passed
 
 CASE = DecodeCase(1, hidden_size=16, window=12, steps=4)
 SETTINGS = DecodeSettings((8, 40), CASE, threads=1, repeats=2, recompute_limit=8)

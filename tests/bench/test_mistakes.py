@@ -3,8 +3,8 @@
 import pytest
 from typer import testing as typer_testing
 
-from hypermlp import cli
-from hypermlp.bench import command
+from hypermlp_lab import cli
+from hypermlp_lab.bench import command
 
 
 @pytest.fixture

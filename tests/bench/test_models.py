@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hypermlp.bench import models
-from hypermlp.bench.models import ModelCase, ModelSettings, TrainingStep, check, markdown, run
+from hypermlp_lab.bench import models
+from hypermlp_lab.bench.models import ModelCase, ModelSettings, TrainingStep, check, markdown, run
 
 CASE = ModelCase(24, 2, "demo", "cpu", torch.float32)
 

@@ -15,10 +15,10 @@ from torch.nn.attention import SDPBackend
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
-from hypermlp.bench import clock, command, operator_report, operators
-from hypermlp.bench.operator_runner import OperatorSettings, check, run
-from hypermlp.bench.operators import OPERATOR_PROVIDERS, OperatorCase, OperatorProvider
-from hypermlp.bench.runner import passed
+from hypermlp_lab.bench import clock, command, operator_report, operators
+from hypermlp_lab.bench.operator_runner import OperatorSettings, check, run
+from hypermlp_lab.bench.operators import OPERATOR_PROVIDERS, OperatorCase, OperatorProvider
+from hypermlp_lab.bench.runner import passed
 
 CASE = OperatorCase(1, hidden_size=32, num_heads=2, batch=2, mix_rank=4, head_width=16)
 SETTINGS = OperatorSettings((8, 20), CASE, gate_lengths=(30,), repeats=2, seconds=60.0)
@@ -232,7 +232,7 @@ def test_what_no_graph_can_hold_is_timed_without(monkeypatch: pytest.MonkeyPatch
                 raise RuntimeError("operation not permitted when stream is capturing")
             return super().prepare(call, graph)
 
-    monkeypatch.setattr("hypermlp.bench.operator_runner.clock_for", lambda device: Reluctant())
+    monkeypatch.setattr("hypermlp_lab.bench.operator_runner.clock_for", lambda device: Reluctant())
     report = silent([BY_NAME["sdpa"], BY_NAME["chunked"]], replace(SETTINGS, lengths=(8,)))
     launched = {row["provider"]: row["launched"] for row in report["rows"]}
     assert launched["chunked"] == "eager"

@@ -1,10 +1,10 @@
 import pytest
 from typer import testing as typer_testing
 
-from hypermlp import cli
+from hypermlp_lab import cli
 from hypermlp.models import LanguageModel
-from hypermlp.training import Trainer, TrainingConfig, load_corpus
-from hypermlp.training.recipe import byte_model
+from hypermlp_lab.training import Trainer, TrainingConfig, load_corpus
+from hypermlp_lab.training.recipe import byte_model
 
 TINY = ["--hidden-size", "16", "--layers", "1", "--seq-len", "32", "--batch-size", "2", "--device", "cpu"]
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from hypermlp.generation import decode, generate
-from hypermlp.training.checkpoint import load_model
-from hypermlp.training.demo import printable
+from hypermlp_lab.training.checkpoint import load_model
+from hypermlp_lab.training.demo import printable
 
 
 @pytest.mark.parametrize("stream", [[], ["--stream"]])
@@ -25,7 +25,7 @@ def test_generate_at_the_smallest_temperature_is_greedy(command, trained):
 
 def test_generate_from_bytes_that_are_no_utf8(trained):
     """In a process: how arguments come is the operating system's affair."""
-    command = [sys.executable, "-c", "from hypermlp.cli import main; main()", "generate"]
+    command = [sys.executable, "-c", "from hypermlp_lab.cli import main; main()", "generate"]
     arguments = [str(trained), "--max-new-tokens", "4", "--temperature", "0", "--prompt", b"a\xffb"]
     result = subprocess.run([*command, *arguments], capture_output=True, check=True)
     expected = generate(load_model(trained), torch.tensor([list(b"a\xffb")]), 4, temperature=0)
@@ -35,7 +35,7 @@ def test_generate_from_bytes_that_are_no_utf8(trained):
 def test_the_bytes_of_one_character_in_prompt_and_text(command, trained, monkeypatch):
     whole = "\N{SNOWMAN}".encode()
     steps = [torch.tensor([byte]) for byte in whole[2:]]
-    monkeypatch.setattr("hypermlp.commands.stream_tokens", lambda *args, **options: iter(steps))
+    monkeypatch.setattr("hypermlp_lab.commands.stream_tokens", lambda *args, **options: iter(steps))
     prompt = whole[:2].decode(errors="surrogateescape")
     for more in ([], ["--stream"]):
         assert command("generate", trained, "--prompt", prompt, *more).output == "\N{SNOWMAN}\n"
@@ -43,7 +43,7 @@ def test_the_bytes_of_one_character_in_prompt_and_text(command, trained, monkeyp
 
 def test_samples_come_in_groups_that_fit_into_memory(command, trained, monkeypatch):
     """As many as asked for, no two groups alike, and the first before the last is drawn."""
-    monkeypatch.setattr("hypermlp.commands._SAMPLES_AT_ONCE", 2)
+    monkeypatch.setattr("hypermlp_lab.commands._SAMPLES_AT_ONCE", 2)
     arguments = ["generate", trained, "--prompt", "a", "--max-new-tokens", 8, "--seed", 3]
     lines = command(*arguments, "--samples", 5).output
     assert lines == command(*arguments, "--samples", 5).output
@@ -95,7 +95,7 @@ def test_generate_mistakes_get_one_line(command, trained, arguments, message):
 
 
 def test_out_of_memory_is_one_line(command, trained, monkeypatch):
-    monkeypatch.setattr("hypermlp.commands.load_model", lambda *args, **options: torch.empty(10**15))
+    monkeypatch.setattr("hypermlp_lab.commands.load_model", lambda *args, **options: torch.empty(10**15))
     result = command("generate", trained)
     assert result.exit_code == 2
     assert "out of memory" in result.output

@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from hypermlp import cli
+from hypermlp_lab import cli
 from tests.cli.conftest import TINY
 
 

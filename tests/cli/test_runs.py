@@ -6,9 +6,9 @@ import sys
 import pytest
 import torch
 
-from hypermlp.training import Trainer
-from hypermlp.training.checkpoint import load_model
-from hypermlp.training.files import FolderLock
+from hypermlp_lab.training import Trainer
+from hypermlp_lab.training.checkpoint import load_model
+from hypermlp_lab.training.files import FolderLock
 from tests.cli.conftest import TINY
 
 
@@ -194,7 +194,7 @@ def test_train_interrupt_resume_generate(command, corpus, tmp_path, monkeypatch)
 
 def test_importing_the_library_needs_no_extra():
     code = (
-        "import sys, hypermlp, hypermlp.models, hypermlp.training, hypermlp.generation, hypermlp.cli\n"
+        "import sys, hypermlp, hypermlp.models, hypermlp_lab.training, hypermlp.generation, hypermlp_lab.cli\n"
         "found = {'typer', 'rich', 'safetensors', 'matplotlib'} & set(sys.modules)\n"
         "assert not found, found"
     )

@@ -5,7 +5,7 @@ import torch
 import traffic
 from traffic import ByteCounter, Traffic, count, layer_traffic
 
-from hypermlp.bench.providers import Case, hyperglu, softmax_wide
+from hypermlp_lab.bench.providers import Case, hyperglu, softmax_wide
 from hypermlp.layers.short_conv import ShortConv
 
 

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from hypermlp.models import LanguageModel
-from hypermlp.training import Trainer, TrainingConfig, load_corpus
-from hypermlp.training.recipe import byte_model
+from hypermlp_lab.training import Trainer, TrainingConfig, load_corpus
+from hypermlp_lab.training.recipe import byte_model
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import threading
 import pytest
 import torch
 
-from hypermlp.training import checkpoint
-from hypermlp.training.checkpoint import CheckpointError
-from hypermlp.training.files import FolderLock
+from hypermlp_lab.training import checkpoint
+from hypermlp_lab.training.checkpoint import CheckpointError
+from hypermlp_lab.training.files import FolderLock
 from tests.training.runs import assert_kept, bytes_of, names, same, steps
 
 
@@ -118,7 +118,7 @@ class TestOtherRuns:
 HOLD = """
 import sys, time
 from pathlib import Path
-from hypermlp.training.files import FolderLock
+from hypermlp_lab.training.files import FolderLock
 with FolderLock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

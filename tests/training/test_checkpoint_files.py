@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from hypermlp.models import LanguageModel
-from hypermlp.training import checkpoint
-from hypermlp.training.checkpoint import CheckpointError
-from hypermlp.training.files import replace_file
+from hypermlp_lab.training import checkpoint
+from hypermlp_lab.training.checkpoint import CheckpointError
+from hypermlp_lab.training.files import replace_file
 from tests.training.runs import assert_kept, bytes_of, names, same, steps
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from hypermlp.training import load_corpus, standard_library
+from hypermlp_lab.training import load_corpus, standard_library
 
 
 def text_of(tokens):

@@ -3,8 +3,8 @@ import io
 import pytest
 from rich.console import Console
 
-from hypermlp.training.display import TrainingDisplay
-from hypermlp.training.report import RunReport, table, verdict
+from hypermlp_lab.training.display import TrainingDisplay
+from hypermlp_lab.training.report import RunReport, table, verdict
 
 
 def shown(terminal, start=0):

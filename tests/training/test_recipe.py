@@ -1,7 +1,7 @@
 import pytest
 
 from hypermlp.models import LanguageModel
-from hypermlp.training.recipe import byte_model, match_parameters, parameter_count
+from hypermlp_lab.training.recipe import byte_model, match_parameters, parameter_count
 
 
 @pytest.mark.parametrize("shape", [(128, 3, 256), (64, 2, 128), (32, 1, 64), (96, 4, 512)])

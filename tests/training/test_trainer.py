@@ -8,8 +8,8 @@ import torch
 
 from hypermlp import HyperConfig
 from hypermlp.models import LanguageModel, LanguageModelConfig
-from hypermlp.training import TrainingConfig, checkpoint
-from hypermlp.training.optimizer import build_optimizer, learning_rate
+from hypermlp_lab.training import TrainingConfig, checkpoint
+from hypermlp_lab.training.optimizer import build_optimizer, learning_rate
 
 
 class Interrupting:

@@ -28,7 +28,7 @@ from torch.utils._pytree import tree_leaves
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 
-from hypermlp.bench.providers import Case, hyperglu, softmax_wide  # noqa: E402
+from hypermlp_lab.bench.providers import Case, hyperglu, softmax_wide  # noqa: E402
 from hypermlp.layers import AttentionLayer  # noqa: E402
 from hypermlp.layers.feature_mixing import GateProjection, Gates  # noqa: E402
 

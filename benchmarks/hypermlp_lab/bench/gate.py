@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from hypermlp.bench.providers import Case, Provider
+from hypermlp_lab.bench.providers import Case, Provider
 from hypermlp.layers import AttentionLayer
 
 # several tiles of the chunked path, the last one short

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hypermlp.bench.gate import GATE_LENGTH, MOST_ROUNDING, TOLERANCE, Verdict, randomise, relative_error
-from hypermlp.bench.providers import Case, Provider, by_dense_softmax, by_reference, hyperglu, softmax, softmax_wide
+from hypermlp_lab.bench.gate import GATE_LENGTH, MOST_ROUNDING, TOLERANCE, Verdict, randomise, relative_error
+from hypermlp_lab.bench.providers import Case, Provider, by_dense_softmax, by_reference, hyperglu, softmax, softmax_wide
 from hypermlp.cache import HyperCache, StaticLayerCache
 from hypermlp.layers import AttentionLayer, HyperGLU
 

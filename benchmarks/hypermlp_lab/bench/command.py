@@ -13,25 +13,25 @@ import torch
 import typer
 from rich.console import Console
 
-from hypermlp.bench import decode_report, operator_report
-from hypermlp.bench import report as reports
-from hypermlp.bench.decode_runner import DecodeSettings
-from hypermlp.bench.decode_runner import run as run_decode
-from hypermlp.bench.decoding import (
+from hypermlp_lab.bench import decode_report, operator_report
+from hypermlp_lab.bench import report as reports
+from hypermlp_lab.bench.decode_runner import DecodeSettings
+from hypermlp_lab.bench.decode_runner import run as run_decode
+from hypermlp_lab.bench.decoding import (
     COMPILED_PROVIDERS,
     DECODE_PROVIDERS,
     DECODE_PROVIDERS_ON_GPU,
     DecodeCase,
     DecodeProvider,
 )
-from hypermlp.bench.measure import MODES
-from hypermlp.bench.operator_runner import OperatorSettings
-from hypermlp.bench.operator_runner import run as run_operators
-from hypermlp.bench.operators import OPERATOR_PROVIDERS, OperatorCase, OperatorProvider
-from hypermlp.bench.providers import ATTENTION_PROVIDERS, LAYER_PROVIDERS_ON_GPU, Case, Provider
-from hypermlp.bench.runner import Settings, passed, run
-from hypermlp.console import chosen_device, user_errors
-from hypermlp.training.files import make_folder
+from hypermlp_lab.bench.measure import MODES
+from hypermlp_lab.bench.operator_runner import OperatorSettings
+from hypermlp_lab.bench.operator_runner import run as run_operators
+from hypermlp_lab.bench.operators import OPERATOR_PROVIDERS, OperatorCase, OperatorProvider
+from hypermlp_lab.bench.providers import ATTENTION_PROVIDERS, LAYER_PROVIDERS_ON_GPU, Case, Provider
+from hypermlp_lab.bench.runner import Settings, passed, run
+from hypermlp_lab.console import chosen_device, user_errors
+from hypermlp_lab.training.files import make_folder
 
 app = typer.Typer(help="Measure speed and memory, after checking that what is measured is correct.")
 

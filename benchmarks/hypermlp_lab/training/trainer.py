@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from hypermlp.models import LanguageModel, next_token_loss
-from hypermlp.training import checkpoint
-from hypermlp.training.config import TrainingConfig
-from hypermlp.training.data import Corpus
-from hypermlp.training.files import FolderLock
-from hypermlp.training.interrupt import StopRequest
-from hypermlp.training.memory import peak_memory, reset_peak_memory
-from hypermlp.training.optimizer import build_optimizer, learning_rate
+from hypermlp_lab.training import checkpoint
+from hypermlp_lab.training.config import TrainingConfig
+from hypermlp_lab.training.data import Corpus
+from hypermlp_lab.training.files import FolderLock
+from hypermlp_lab.training.interrupt import StopRequest
+from hypermlp_lab.training.memory import peak_memory, reset_peak_memory
+from hypermlp_lab.training.optimizer import build_optimizer, learning_rate
 
 
 class Watcher(Protocol):
@@ -107,7 +107,7 @@ class Trainer:
 
         Raises:
             ValueError: it belongs to another model, data or training configuration, or does not load
-                (:class:`~hypermlp.training.checkpoint.CheckpointError`); the trainer is as it was.
+                (:class:`~hypermlp_lab.training.checkpoint.CheckpointError`); the trainer is as it was.
         """
         folder = None if self.out is None else checkpoint.latest_checkpoint(self.out)
         if folder is None:

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from hypermlp.bench.decoding import DecodeCase, DecodeProvider, Session, check
-from hypermlp.bench.environment import describe
-from hypermlp.bench.measure import synchronize
-from hypermlp.bench.providers import count_parameters
-from hypermlp.bench.runner import SCHEMA, Log, add_ratios, plain, quartiles, rounds, skipped_row, threads
+from hypermlp_lab.bench.decoding import DecodeCase, DecodeProvider, Session, check
+from hypermlp_lab.bench.environment import describe
+from hypermlp_lab.bench.measure import synchronize
+from hypermlp_lab.bench.providers import count_parameters
+from hypermlp_lab.bench.runner import SCHEMA, Log, add_ratios, plain, quartiles, rounds, skipped_row, threads
 from hypermlp.cache import CacheSpec
 
 MODE = "decode"
@@ -47,7 +47,7 @@ def run(providers: Sequence[DecodeProvider], settings: DecodeSettings, log: Log 
     """Check, then time, every provider at every context.
 
     Returns:
-        A report of plain values like that of :func:`hypermlp.bench.runner.run`, with one row for
+        A report of plain values like that of :func:`hypermlp_lab.bench.runner.run`, with one row for
         each provider and context.
     """
     shortest = min(settings.lengths, default=settings.case.steps + 1)

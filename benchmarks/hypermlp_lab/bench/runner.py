@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from hypermlp.bench import gate
-from hypermlp.bench.environment import describe
-from hypermlp.bench.measure import MODES, Contestant, Mode, extra_peak_bytes, interleaved, time_call
-from hypermlp.bench.providers import Case, Provider, count_parameters
+from hypermlp_lab.bench import gate
+from hypermlp_lab.bench.environment import describe
+from hypermlp_lab.bench.measure import MODES, Contestant, Mode, extra_peak_bytes, interleaved, time_call
+from hypermlp_lab.bench.providers import Case, Provider, count_parameters
 
 SCHEMA = 1
 _MIN_ROUNDS = 3

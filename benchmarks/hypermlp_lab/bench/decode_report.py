@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hypermlp.bench import report as common
+from hypermlp_lab.bench import report as common
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hypermlp.bench.clock import Clock, clock_for
-from hypermlp.bench.environment import describe
-from hypermlp.bench.gate import GATE_LENGTH, Verdict, judge, relative_error
-from hypermlp.bench.measure import MODES, Mode, extra_peak_bytes
-from hypermlp.bench.operators import Call, OperatorCase, OperatorProvider
-from hypermlp.bench.runner import SCHEMA, Log, add_ratios, out_of_memory, plain, quartiles, rounds, skipped_row, threads
+from hypermlp_lab.bench.clock import Clock, clock_for
+from hypermlp_lab.bench.environment import describe
+from hypermlp_lab.bench.gate import GATE_LENGTH, Verdict, judge, relative_error
+from hypermlp_lab.bench.measure import MODES, Mode, extra_peak_bytes
+from hypermlp_lab.bench.operators import Call, OperatorCase, OperatorProvider
+from hypermlp_lab.bench.runner import SCHEMA, Log, add_ratios, out_of_memory, plain, quartiles, rounds, skipped_row, threads
 
 Report = dict[str, Any]
 _CEILING_ROUNDS = 30

@@ -11,15 +11,15 @@ from rich.console import Console
 from hypermlp.generation import decode, generate
 from hypermlp.models import LanguageModel, LanguageModelConfig
 from hypermlp.ops.attention import Backend
-from hypermlp.training import report
-from hypermlp.training.checkpoint import delete_checkpoints, latest_checkpoint
-from hypermlp.training.config import TrainingConfig
-from hypermlp.training.data import Corpus
-from hypermlp.training.display import TrainingDisplay
-from hypermlp.training.files import FolderLock, naming
-from hypermlp.training.memory import check_memory
-from hypermlp.training.recipe import byte_model, match_parameters, parameter_count
-from hypermlp.training.trainer import Trainer
+from hypermlp_lab.training import report
+from hypermlp_lab.training.checkpoint import delete_checkpoints, latest_checkpoint
+from hypermlp_lab.training.config import TrainingConfig
+from hypermlp_lab.training.data import Corpus
+from hypermlp_lab.training.display import TrainingDisplay
+from hypermlp_lab.training.files import FolderLock, naming
+from hypermlp_lab.training.memory import check_memory
+from hypermlp_lab.training.recipe import byte_model, match_parameters, parameter_count
+from hypermlp_lab.training.trainer import Trainer
 
 _REPORT, _CURVES = "report.json", "curves.png"
 _REMEDY = "add --fresh (make demo FRESH=1) to delete that demo and train anew, or choose another --out"

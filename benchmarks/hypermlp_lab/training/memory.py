@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from hypermlp.models import LanguageModelConfig
-from hypermlp.training.config import TrainingConfig
-from hypermlp.training.recipe import parameter_count
+from hypermlp_lab.training.config import TrainingConfig
+from hypermlp_lab.training.recipe import parameter_count
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 # of a container

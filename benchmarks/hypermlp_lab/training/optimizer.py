@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from hypermlp.training.config import TrainingConfig
+from hypermlp_lab.training.config import TrainingConfig
 
 _BETAS = (0.9, 0.95)
 # share of the highest learning rate that the cosine ends at

@@ -13,7 +13,7 @@ _LINE_EVERY = 15.0
 
 
 class TrainingDisplay:
-    """A :class:`~hypermlp.training.trainer.Watcher` for people, used as a context.
+    """A :class:`~hypermlp_lab.training.trainer.Watcher` for people, used as a context.
 
     Args:
         console: where to write.

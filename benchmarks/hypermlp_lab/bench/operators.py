@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from hypermlp.bench.measure import Mode
-from hypermlp.bench.providers import REFERENCE_MAPS, Case
+from hypermlp_lab.bench.measure import Mode
+from hypermlp_lab.bench.providers import REFERENCE_MAPS, Case
 from hypermlp.ops import SequenceMix, hyper_attention
 from hypermlp.ops.flops import backward_flops, forward_flops, visible_pairs
 
@@ -58,7 +58,7 @@ class OperatorProvider:
         build: the call for a case, compiled or prepared as its users would.
         exact: the same function computed another way, for the gate.
         flops: of one call: products of matrices, each recomputed map of a backward counted once.
-        peak_bytes: see :class:`hypermlp.bench.providers.Provider`.
+        peak_bytes: see :class:`hypermlp_lab.bench.providers.Provider`.
         device: the kind of device it needs; None for any.
         graph: whether a CUDA graph may hold it: no waiting for the device, a moderate number of kernels.
         baseline: whether the others are compared with it.

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hypermlp.bench.measure import MODES
+from hypermlp_lab.bench.measure import MODES
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hypermlp.training.files import replace_file
-from hypermlp.training.trainer import Trainer
+from hypermlp_lab.training.files import replace_file
+from hypermlp_lab.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -28,7 +28,7 @@ class RunReport:
         bits_per_byte: on the validation windows, after the last step.
         tokens_per_second: of training, evaluations apart.
         peak_memory: bytes, None if not known.
-        history: see :class:`~hypermlp.training.trainer.Progress`.
+        history: see :class:`~hypermlp_lab.training.trainer.Progress`.
         model, training: the configurations.
     """
 

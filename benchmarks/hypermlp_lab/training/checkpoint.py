@@ -23,8 +23,8 @@ from torch import Tensor
 
 from hypermlp.models import LanguageModel, LanguageModelConfig
 from hypermlp.ops.attention import Backend
-from hypermlp.training.files import make_folder, naming, read_json, sync_folder, write_synced
-from hypermlp.training.recipe import parameter_count
+from hypermlp_lab.training.files import make_folder, naming, read_json, sync_folder, write_synced
+from hypermlp_lab.training.recipe import parameter_count
 
 _WEIGHTS, _CONFIG, TRAINER = "model.safetensors", "config.json", "trainer.pt"
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -87,7 +87,7 @@ def check_newest(out: Path, after: Path | None) -> None:
     if newest is not None and (after is None or _step(newest) > _step(after)):
         raise ValueError(
             f"{newest} exists: resume() goes on from it; to start anew choose another folder, or delete it with "
-            "hypermlp.training.checkpoint.delete_checkpoints"
+            "hypermlp_lab.training.checkpoint.delete_checkpoints"
         )
 
 

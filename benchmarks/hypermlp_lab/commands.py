@@ -15,19 +15,19 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from hypermlp.console import chosen_device, user_errors
+from hypermlp_lab.console import chosen_device, user_errors
 from hypermlp.generation import decode, encode
 from hypermlp.generation import stream as stream_tokens
 from hypermlp.models import LanguageModel
 from hypermlp.ops.attention import Backend
-from hypermlp.training import Trainer, TrainingConfig, load_corpus, report
-from hypermlp.training.checkpoint import delete_checkpoints, latest_checkpoint, load_model
-from hypermlp.training.config import Precision
-from hypermlp.training.demo import Demo, printable, save_curves
-from hypermlp.training.display import TrainingDisplay
-from hypermlp.training.files import naming, read_json, replace_file
-from hypermlp.training.memory import check_memory
-from hypermlp.training.recipe import BYTE_VOCAB, byte_model
+from hypermlp_lab.training import Trainer, TrainingConfig, load_corpus, report
+from hypermlp_lab.training.checkpoint import delete_checkpoints, latest_checkpoint, load_model
+from hypermlp_lab.training.config import Precision
+from hypermlp_lab.training.demo import Demo, printable, save_curves
+from hypermlp_lab.training.display import TrainingDisplay
+from hypermlp_lab.training.files import naming, read_json, replace_file
+from hypermlp_lab.training.memory import check_memory
+from hypermlp_lab.training.recipe import BYTE_VOCAB, byte_model
 
 app = typer.Typer(
     help="HyperMLP and HyperGLU attention: train, compare and sample small language models.",

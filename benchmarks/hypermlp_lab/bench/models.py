@@ -13,12 +13,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from hypermlp.bench.clock import clock_for
-from hypermlp.bench.environment import describe
-from hypermlp.bench.gate import Verdict
-from hypermlp.bench.measure import extra_peak_bytes
-from hypermlp.bench.report import header, markdown_tables, table_rows
-from hypermlp.bench.runner import SCHEMA, Log, add_ratios, out_of_memory, quartiles, rounds, skipped_row
+from hypermlp_lab.bench.clock import clock_for
+from hypermlp_lab.bench.environment import describe
+from hypermlp_lab.bench.gate import Verdict
+from hypermlp_lab.bench.measure import extra_peak_bytes
+from hypermlp_lab.bench.report import header, markdown_tables, table_rows
+from hypermlp_lab.bench.runner import SCHEMA, Log, add_ratios, out_of_memory, quartiles, rounds, skipped_row
 from hypermlp.budget import match_intermediate_size
 from hypermlp.config import HyperConfig
 from hypermlp.layers import AttentionLayer
@@ -137,7 +137,7 @@ class ModelSettings:
 
 
 def run(settings: ModelSettings, providers: Sequence[str] = tuple(PROVIDERS), log: Log = print) -> dict[str, Any]:
-    """Check, then time, every provider on every case; a report like that of :func:`hypermlp.bench.runner.run`."""
+    """Check, then time, every provider on every case; a report like that of :func:`hypermlp_lab.bench.runner.run`."""
     environment = describe(settings.cases[0].device)
     rows: list[dict[str, Any]] = []
     verdicts: dict[str, Verdict] = {}

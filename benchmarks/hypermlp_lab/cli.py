@@ -23,7 +23,7 @@ def main() -> None:
 
 def build_app() -> typer.Typer:
     """The command line with all its commands."""
-    app: typer.Typer = import_module("hypermlp.commands").app
-    if find_spec("hypermlp.bench") is not None:
-        app.add_typer(import_module("hypermlp.bench.command").app, name="bench")
+    app: typer.Typer = import_module("hypermlp_lab.commands").app
+    if find_spec("hypermlp_lab.bench") is not None:
+        app.add_typer(import_module("hypermlp_lab.bench.command").app, name="bench")
     return app

@@ -18,7 +18,7 @@ STAGES ?=
 .PHONY: demo test test-all test-hf-oldest test-hf-newest test-torch-oldest test-torch-newest constraints lint format \
 	bench docs pictures kernel-report device-check clean
 
-demo: $(VENV)/.bench
+demo: $(VENV)/.lab
 	$(BIN)/hypermlp demo $(if $(STEPS),--steps $(STEPS)) $(if $(DATA),--data "$(DATA)") $(if $(FRESH),--fresh)
 
 test: $(VENV)/.test
@@ -55,24 +55,24 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.bench
+bench: $(VENV)/.lab
 	$(BIN)/hypermlp bench attention --out benchmarks/results/attention-cpu.json --plot docs/pictures/attention-cpu.png
 	$(BIN)/hypermlp bench decode --compiled --out benchmarks/results/decode-cpu.json --plot docs/pictures/decode-cpu.png
 
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-pictures: $(VENV)/.bench
+pictures: $(VENV)/.lab
 	$(BIN)/python docs/pictures/lag_layout.py
 	$(BIN)/python docs/pictures/cache_ring.py
 
-kernel-report: $(VENV)/.bench
+kernel-report: $(VENV)/.lab
 	$(BIN)/python tools/kernels/report.py
 	$(BIN)/python tools/kernels/report_backward.py
 
 # on a machine with a GPU: no virtual environment and no network, the Python there needs torch, triton, einops, pytest
 device-check:
-	PYTHONPATH=.:kernels $(PYTHON) -m benchmarks.device_check $(if $(STAGES),--only $(STAGES))
+	PYTHONPATH=.:kernels:benchmarks $(PYTHON) -m benchmarks.device_check $(if $(STAGES),--only $(STAGES))
 
 clean:
 	rm -rf $(VENV) .venv-* build dist site

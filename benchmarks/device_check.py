@@ -133,7 +133,8 @@ def main(arguments: list[str] | None = None, log: Callable[[str], None] = print)
     if unknown:
         parser.error(f"no stages {sorted(unknown)}, there are {[stage.name for stage in chosen]}")
     os.chdir(ROOT)
-    path = [str(ROOT), str(ROOT / "kernels"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    sources = [str(ROOT / folder) for folder in ("", "kernels", "benchmarks")]
+    path = [*sources, *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ |= {"PYTHONPATH": os.pathsep.join(path), "PYTHONUNBUFFERED": "1"}
     environment = facts()
     if options.commit and not environment.get("commit"):

@@ -17,8 +17,9 @@ from pathlib import Path
 import torch
 
 from hypermlp import HyperCache
-from hypermlp.generation import encode, sample
+from hypermlp.generation import sample
 from hypermlp.models import LanguageModel
+from hypermlp_lab.text import encode
 from hypermlp_lab.training.checkpoint import load_model
 from hypermlp_lab.training.data import load_corpus
 from hypermlp_lab.training.recipe import byte_model

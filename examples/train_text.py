@@ -15,8 +15,9 @@ from pathlib import Path
 
 import torch
 
-from hypermlp.generation import decode, encode, generate
+from hypermlp.generation import generate
 from hypermlp.models import LanguageModel
+from hypermlp_lab.text import decode, encode
 from hypermlp_lab.training import Trainer, TrainingConfig, load_corpus
 from hypermlp_lab.training.recipe import byte_model
 

@@ -10,13 +10,12 @@ from hypermlp.generation import (
     apply_temperature,
     apply_top_k,
     apply_top_p,
-    decode,
-    encode,
     generate,
     sample,
     stream,
 )
 from hypermlp.models import LanguageModel, LanguageModelConfig
+from hypermlp_lab.text import decode, encode
 
 
 @pytest.fixture

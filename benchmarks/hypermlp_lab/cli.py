@@ -1,4 +1,4 @@
-"""``hypermlp``: the command line. What it needs beyond the library is the extra ``cli``."""
+"""``hypermlp``: the command line. What it needs beyond the library is the extra ``lab``."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ def main() -> None:
     """Entry point."""
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:
-        sys.exit(f'hypermlp: the commands need {", ".join(missing)}: pip install "hypermlp[cli]"')
+        sys.exit(f'hypermlp: the commands need {", ".join(missing)}: pip install "hypermlp[lab]"')
     build_app()()
 
 
 def build_app() -> typer.Typer:
     """The command line with all its commands."""
     app: typer.Typer = import_module("hypermlp_lab.commands").app
-    if find_spec("hypermlp_lab.bench") is not None:
-        app.add_typer(import_module("hypermlp_lab.bench.command").app, name="bench")
+    app.add_typer(import_module("hypermlp_lab.bench.command").app, name="bench")
     return app

@@ -15,11 +15,11 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from hypermlp_lab.console import chosen_device, user_errors
-from hypermlp.generation import decode, encode
 from hypermlp.generation import stream as stream_tokens
 from hypermlp.models import LanguageModel
 from hypermlp.ops.attention import Backend
+from hypermlp_lab.console import chosen_device, user_errors
+from hypermlp_lab.text import decode, encode
 from hypermlp_lab.training import Trainer, TrainingConfig, load_corpus, report
 from hypermlp_lab.training.checkpoint import delete_checkpoints, latest_checkpoint, load_model
 from hypermlp_lab.training.config import Precision

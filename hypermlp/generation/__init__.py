@@ -2,15 +2,12 @@
 
 from hypermlp.generation.loop import generate, stream
 from hypermlp.generation.sampling import apply_repetition_penalty, apply_temperature, apply_top_k, apply_top_p, sample
-from hypermlp.generation.text import decode, encode
 
 __all__ = [
     "apply_repetition_penalty",
     "apply_temperature",
     "apply_top_k",
     "apply_top_p",
-    "decode",
-    "encode",
     "generate",
     "sample",
     "stream",

@@ -1,8 +1,8 @@
 import pytest
 from typer import testing as typer_testing
 
-from hypermlp_lab import cli
 from hypermlp.models import LanguageModel
+from hypermlp_lab import cli
 from hypermlp_lab.training import Trainer, TrainingConfig, load_corpus
 from hypermlp_lab.training.recipe import byte_model
 

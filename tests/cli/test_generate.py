@@ -4,7 +4,8 @@ import sys
 import pytest
 import torch
 
-from hypermlp.generation import decode, generate
+from hypermlp.generation import generate
+from hypermlp_lab.text import decode
 from hypermlp_lab.training.checkpoint import load_model
 from hypermlp_lab.training.demo import printable
 

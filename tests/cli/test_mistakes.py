@@ -102,5 +102,5 @@ def test_a_full_disk_is_one_line(command, corpus, tmp_path, monkeypatch, kind):
 
 def test_missing_extra_is_one_clear_line(monkeypatch):
     monkeypatch.setattr(cli, "find_spec", lambda name: None if name == "typer" else object())
-    with pytest.raises(SystemExit, match=r'need typer: pip install "hypermlp\[cli\]"'):
+    with pytest.raises(SystemExit, match=r'need typer: pip install "hypermlp\[lab\]"'):
         cli.main()

@@ -51,7 +51,7 @@ def test_with_workers_the_others_go_on(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_device_tests_work_in_the_interpreter() -> None:
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), str(ROOT / "benchmarks")])
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": paths}
     chosen = "T17 or autocast or expanded or highest or (nonfinite and v) or (parts and glu)"
     command = [sys.executable, "-m", "pytest", "tests/kernels/device", "-m", "", "-k", chosen, "-p", "no:cacheprovider"]

@@ -5,8 +5,8 @@ import torch
 import traffic
 from traffic import ByteCounter, Traffic, count, layer_traffic
 
-from hypermlp_lab.bench.providers import Case, hyperglu, softmax_wide
 from hypermlp.layers.short_conv import ShortConv
+from hypermlp_lab.bench.providers import Case, hyperglu, softmax_wide
 
 
 def counted(function, *inputs: torch.Tensor) -> int:

@@ -26,11 +26,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
+sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "benchmarks")]
 
-from hypermlp_lab.bench.providers import Case, hyperglu, softmax_wide  # noqa: E402
 from hypermlp.layers import AttentionLayer  # noqa: E402
 from hypermlp.layers.feature_mixing import GateProjection, Gates  # noqa: E402
+from hypermlp_lab.bench.providers import Case, hyperglu, softmax_wide  # noqa: E402
 
 # these look at the shape of their input, or leave their output unwritten
 _SHAPE_ALONE = ("new_empty", "empty_like", "new_zeros", "zeros_like", "new_ones", "ones_like", "full_like", "new_full")

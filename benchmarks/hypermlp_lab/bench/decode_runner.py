@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
+from hypermlp.cache import CacheSpec
 from hypermlp_lab.bench.decoding import DecodeCase, DecodeProvider, Session, check
 from hypermlp_lab.bench.environment import describe
 from hypermlp_lab.bench.measure import synchronize
 from hypermlp_lab.bench.providers import count_parameters
 from hypermlp_lab.bench.runner import SCHEMA, Log, add_ratios, plain, quartiles, rounds, skipped_row, threads
-from hypermlp.cache import CacheSpec
 
 MODE = "decode"
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hypermlp_lab.bench.gate import GATE_LENGTH, MOST_ROUNDING, TOLERANCE, Verdict, randomise, relative_error
-from hypermlp_lab.bench.providers import Case, Provider, by_dense_softmax, by_reference, hyperglu, softmax, softmax_wide
 from hypermlp.cache import HyperCache, StaticLayerCache
 from hypermlp.layers import AttentionLayer, HyperGLU
+from hypermlp_lab.bench.gate import GATE_LENGTH, MOST_ROUNDING, TOLERANCE, Verdict, randomise, relative_error
+from hypermlp_lab.bench.providers import Case, Provider, by_dense_softmax, by_reference, hyperglu, softmax, softmax_wide
 
 # smaller than what the gate decodes, so that the ring of a window wraps (its capacity is window + steps)
 _GATE_WINDOW, _GATE_STEPS = 64, 40

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+_LANGUAGES = (".py", ".cpp", ".h")
+
 
 def describe(device: str = "cpu") -> dict[str, Any]:
     """Processor, accelerator, versions and, in a checkout, the commit."""
@@ -53,15 +55,17 @@ def _installed(package: str) -> str | None:
 
 
 def _sources() -> str:
-    """Digest of the library's and the kernels' source: names the code where there is no commit to name."""
-    library = Path(__file__).resolve().parents[1]
-    kernels = find_spec("hypermlp_kernels")
-    folders = [library, *map(Path, (kernels and kernels.submodule_search_locations) or ())]
+    """Digest of all source that is measured or measures: names the code where there is no commit to name."""
     digest = sha256()
-    for folder in folders:
-        for file in sorted(folder.rglob("*.py")):
+    for folder in _source_folders():
+        for file in sorted(file for file in folder.rglob("*") if file.suffix in _LANGUAGES):
             digest.update(str(file.relative_to(folder)).encode() + file.read_bytes())
     return digest.hexdigest()[:12]
+
+
+def _source_folders() -> list[Path]:
+    specs = [find_spec(package) for package in ("hypermlp", "hypermlp_kernels", "hypermlp_lab")]
+    return [Path(folder) for spec in specs if spec for folder in spec.submodule_search_locations or ()]
 
 
 def _cpu_model() -> str:

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from hypermlp_lab.bench.providers import Case, Provider
 from hypermlp.layers import AttentionLayer
+from hypermlp_lab.bench.providers import Case, Provider
 
 # several tiles of the chunked path, the last one short
 GATE_LENGTH = 150

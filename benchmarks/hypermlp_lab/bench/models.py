@@ -13,17 +13,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from hypermlp.budget import match_intermediate_size
+from hypermlp.config import HyperConfig
+from hypermlp.layers import AttentionLayer
+from hypermlp.models import LanguageModel, LanguageModelConfig
+from hypermlp.ops.attention import Backend
 from hypermlp_lab.bench.clock import clock_for
 from hypermlp_lab.bench.environment import describe
 from hypermlp_lab.bench.gate import Verdict
 from hypermlp_lab.bench.measure import extra_peak_bytes
 from hypermlp_lab.bench.report import header, markdown_tables, table_rows
 from hypermlp_lab.bench.runner import SCHEMA, Log, add_ratios, out_of_memory, quartiles, rounds, skipped_row
-from hypermlp.budget import match_intermediate_size
-from hypermlp.config import HyperConfig
-from hypermlp.layers import AttentionLayer
-from hypermlp.models import LanguageModel, LanguageModelConfig
-from hypermlp.ops.attention import Backend
 
 Size = Literal["demo", "gpt2"]
 _GATE_LENGTH, _GATE_BATCH = 128, 2

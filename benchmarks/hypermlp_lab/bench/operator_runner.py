@@ -16,7 +16,17 @@ from hypermlp_lab.bench.environment import describe
 from hypermlp_lab.bench.gate import GATE_LENGTH, Verdict, judge, relative_error
 from hypermlp_lab.bench.measure import MODES, Mode, extra_peak_bytes
 from hypermlp_lab.bench.operators import Call, OperatorCase, OperatorProvider
-from hypermlp_lab.bench.runner import SCHEMA, Log, add_ratios, out_of_memory, plain, quartiles, rounds, skipped_row, threads
+from hypermlp_lab.bench.runner import (
+    SCHEMA,
+    Log,
+    add_ratios,
+    out_of_memory,
+    plain,
+    quartiles,
+    rounds,
+    skipped_row,
+    threads,
+)
 
 Report = dict[str, Any]
 _CEILING_ROUNDS = 30

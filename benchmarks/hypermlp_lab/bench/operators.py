@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from hypermlp_lab.bench.measure import Mode
-from hypermlp_lab.bench.providers import REFERENCE_MAPS, Case
 from hypermlp.ops import SequenceMix, hyper_attention
 from hypermlp.ops.flops import backward_flops, forward_flops, visible_pairs
+from hypermlp_lab.bench.measure import Mode
+from hypermlp_lab.bench.providers import REFERENCE_MAPS, Case
 
 Call = Callable[[list[Tensor]], Tensor]
 _MAPS = 2  # HyperGLU's score maps of a head

@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from hypermlp.generation import decode, generate
+from hypermlp.generation import generate
 from hypermlp.models import LanguageModel, LanguageModelConfig
 from hypermlp.ops.attention import Backend
+from hypermlp_lab.text import decode
 from hypermlp_lab.training import report
 from hypermlp_lab.training.checkpoint import delete_checkpoints, latest_checkpoint
 from hypermlp_lab.training.config import TrainingConfig
@@ -179,7 +180,7 @@ def save_curves(file: Path, reports: list[report.RunReport], title: str, console
     except ModuleNotFoundError as error:
         if error.name != "matplotlib":
             raise
-        message = 'No picture of the curves: matplotlib is missing, pip install "hypermlp[viz]"'
+        message = 'No picture of the curves: matplotlib is missing, pip install "hypermlp[lab]"'
     console.print(message, highlight=False, markup=False)
 
 

@@ -1,0 +1,1 @@
+"""What a user of the repository runs; a package, because others install one of this name into ``site-packages``."""

@@ -77,6 +77,8 @@ def unexplained(norm: bool, steps: int = 1000, length: int = 16) -> tuple[float,
 
 
 class Block(nn.Module):
+    """A pre-norm block with a layer of this `eps`."""
+
     def __init__(self, eps: float) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.RMSNorm(WIDTH), nn.RMSNorm(WIDTH)

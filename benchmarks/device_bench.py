@@ -5,85 +5,74 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hypermlp_lab.bench import decode_report, operator_report
-from hypermlp_lab.bench import report as layer_report
-from hypermlp_lab.bench.decode_runner import DecodeSettings
-from hypermlp_lab.bench.decode_runner import run as run_decode
-from hypermlp_lab.bench.decoding import DECODE_PROVIDERS, DECODE_PROVIDERS_ON_GPU, DecodeCase
+from hypermlp_lab.bench.decoding import DECODE_PROVIDERS, DECODE_PROVIDERS_ON_GPU, DecodeBenchmark, DecodeCase
+from hypermlp_lab.bench.layers import ATTENTION_PROVIDERS, LAYER_PROVIDERS_ON_GPU, LayerBenchmark, LayerCase
 from hypermlp_lab.bench.measure import MODES, Mode
-from hypermlp_lab.bench.models import ModelCase, ModelSettings
-from hypermlp_lab.bench.models import markdown as model_markdown
-from hypermlp_lab.bench.models import run as run_models
-from hypermlp_lab.bench.operator_runner import OperatorSettings
-from hypermlp_lab.bench.operator_runner import run as run_operators
+from hypermlp_lab.bench.models import MODEL_PROVIDERS, ModelBenchmark, ModelCase
+from hypermlp_lab.bench.operator_benchmark import OperatorBenchmark
 from hypermlp_lab.bench.operators import OPERATOR_PROVIDERS, OperatorCase
-from hypermlp_lab.bench.providers import ATTENTION_PROVIDERS, LAYER_PROVIDERS_ON_GPU, Case
-from hypermlp_lab.bench.runner import Settings, passed
-from hypermlp_lab.bench.runner import run as run_layers
+from hypermlp_lab.bench.report import markdown, write_json
+from hypermlp_lab.bench.run import Benchmark, Settings, passed, run
 
-Report = dict[str, Any]
-Measure = Callable[[str, float, Path], tuple[Report, str]]
+# from the device and the seconds there are
+Make = Callable[[str, float], Benchmark[Any, Any]]
 # the length that the kernels were designed at comes first: time may run out
 _LENGTHS = (4096, 1024, 16384, 8192, 32768, 2048)
 
 
-def operators(modes: tuple[Mode, ...]) -> Measure:
-    def measure(device: str, seconds: float, path: Path) -> tuple[Report, str]:
-        small = device == "cpu"
-        case = OperatorCase(1, 64 if small else 1024, 2, 1 if small else 4, device, _dtype(device))
-        settings = OperatorSettings(
-            (64, 32) if small else _LENGTHS, case, modes, gate_lengths=(150,) if small else (150, 1100),
-            seconds=0.2 if small else 2.0, total_seconds=seconds,
-        )  # fmt: skip
-        report = run_operators(OPERATOR_PROVIDERS, settings, save=lambda report: layer_report.write_json(report, path))
-        return report, operator_report.markdown(report)
-
-    return measure
-
-
-def decode(device: str, seconds: float, path: Path) -> tuple[Report, str]:
-    small = device == "cpu"
-    lengths = (64, 128) if small else (4096, 32768)
-    case = DecodeCase(1, 64 if small else 1024, 2, 1, device, _dtype(device))
-    share = seconds / (2 * len(lengths))
-    providers = DECODE_PROVIDERS if small else DECODE_PROVIDERS_ON_GPU
-    report = run_decode(providers, DecodeSettings(lengths, case, seconds=0.2 if small else min(4.0, share)))
-    return report, decode_report.markdown(report)
-
-
-def layers(device: str, seconds: float, path: Path) -> tuple[Report, str]:
-    small = device == "cpu"
-    lengths = (32, 64) if small else (1024, 4096, 16384)
-    case = Case(1, 64 if small else 1024, 2, 1 if small else 4, device, _dtype(device))
-    share = seconds / (2 * len(MODES) * len(lengths))
-    providers = ATTENTION_PROVIDERS if small else LAYER_PROVIDERS_ON_GPU
-    report = run_layers(
-        providers, Settings(lengths, case, seconds=0.2 if small else min(3.0, share), memory_limit=40 << 30)
-    )
-    return report, layer_report.markdown(report)
-
-
-def models(device: str, seconds: float, path: Path) -> tuple[Report, str]:
+def operators(modes: tuple[Mode, ...], device: str, seconds: float) -> OperatorBenchmark:
+    case = OperatorCase(device=device, dtype=_dtype(device))
+    cases, gate_lengths, share = case.at(*_LENGTHS), (150, 1100), 2.0
     if device == "cpu":
-        cases: tuple[ModelCase, ...] = (ModelCase(48, 2, "demo", device, _dtype(device)),)
-        providers = ["hyperglu-chunked", "softmax"]
-    else:
-        sizes = ((1024, 8), (4096, 2), (16384, 1))
-        cases = (*(ModelCase(length, batch) for length, batch in sizes), ModelCase(512, 32, "demo"))
-        providers = ["hyperglu-triton", "softmax"]
+        cases, gate_lengths, share = replace(case, hidden_size=64, batch=1).at(64, 32), (150,), 0.2
+    settings = Settings(
+        cases, modes, gate_lengths, repeats=50, seconds=share, longest_call=3.0, total_seconds=seconds
+    )  # fmt: skip
+    return OperatorBenchmark(OPERATOR_PROVIDERS, settings)
+
+
+def decode(device: str, seconds: float) -> DecodeBenchmark:
+    small = device == "cpu"
+    case = DecodeCase(hidden_size=64 if small else 1024, device=device, dtype=_dtype(device))
+    cases = case.at(*((64, 128) if small else (4096, 32768)))
+    share = 0.2 if small else min(4.0, seconds / (2 * len(cases)))
+    settings = Settings(cases, threads=2, repeats=30, seconds=share)
+    return DecodeBenchmark(DECODE_PROVIDERS if small else DECODE_PROVIDERS_ON_GPU, settings)
+
+
+def layers(device: str, seconds: float) -> LayerBenchmark:
+    small = device == "cpu"
+    sizes = {"hidden_size": 64, "batch": 1} if small else {"hidden_size": 1024, "batch": 4}
+    case = LayerCase(**sizes, device=device, dtype=_dtype(device))
+    cases = case.at(*((32, 64) if small else (1024, 4096, 16384)))
+    share = 0.2 if small else min(3.0, seconds / (2 * len(MODES) * len(cases)))
+    settings = Settings(cases, seconds=share, memory_limit=40 << 30)
+    return LayerBenchmark(ATTENTION_PROVIDERS if small else LAYER_PROVIDERS_ON_GPU, settings)
+
+
+def models(device: str, seconds: float) -> ModelBenchmark:
+    small = device == "cpu"
+    case = ModelCase(device=device, dtype=_dtype(device))
+    sizes = (("gpt2", 1024, 8), ("gpt2", 4096, 2), ("gpt2", 16384, 1), ("demo", 512, 32))
+    cases = tuple(
+        replace(case, size=size, length=length, batch=batch)
+        for size, length, batch in ((("demo", 48, 2),) if small else sizes)
+    )
+    left_out = "hyperglu-triton" if small else "hyperglu-chunked"
     # half for measuring, half for building and checking
-    report = run_models(ModelSettings(cases, seconds=min(8.0, seconds / (2 * len(cases)))), providers)
-    return report, model_markdown(report)
+    settings = Settings(cases, seconds=min(8.0, seconds / (2 * len(cases))))
+    return ModelBenchmark([provider for provider in MODEL_PROVIDERS if provider.name != left_out], settings)
 
 
-MEASURES: dict[str, Measure] = {
-    "attention": operators(("forward",)),
-    "training": operators(("forward+backward",)),
+BENCHMARKS: dict[str, Make] = {
+    "attention": lambda device, seconds: operators(("forward",), device, seconds),
+    "training": lambda device, seconds: operators(("forward+backward",), device, seconds),
     "decode": decode,
     "layers": layers,
     "models": models,
@@ -97,14 +86,16 @@ def _dtype(device: str) -> torch.dtype:
 def main(arguments: list[str] | None = None) -> int:
     """Status 1 where something failed its gate."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=MEASURES)
+    parser.add_argument("what", choices=BENCHMARKS)
     parser.add_argument("--out", type=Path, required=True, help="JSON to write")
     parser.add_argument("--seconds", type=float, default=100.0, help="start nothing new after these")
     parser.add_argument("--device", default="cuda", help="cpu measures tiny sizes, to try the code itself")
     options = parser.parse_args(arguments)
-    report, table = MEASURES[options.what](options.device, options.seconds, options.out)
-    layer_report.write_json(report, options.out)
-    print(table)
+    benchmark = BENCHMARKS[options.what](options.device, options.seconds)
+    # after every case, for a run that is cut off
+    report = run(benchmark, save=lambda report: write_json(report, options.out))
+    write_json(report, options.out)
+    print(markdown(report))
     return not passed(report)
 
 

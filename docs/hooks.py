@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from hypermlp_lab.bench import decode_report, report
+from hypermlp_lab.bench.report import markdown
 
 _ROOT = Path(__file__).resolve().parent.parent
 _MARKER = re.compile(r"^<!-- benchmark: ([\w-]+) -->$", re.MULTILINE)
@@ -29,6 +29,4 @@ def benchmark(name: str, root: Path = _ROOT) -> str:
         return f'!!! note "Not measured yet"\n\n    There is no `{result.relative_to(root)}`: `make bench` writes it.'
     picture = root / "docs" / "pictures" / f"{name}.png"
     image = f"![{name}: speed and memory against length](pictures/{name}.png)\n\n" if picture.exists() else ""
-    results = json.loads(result.read_text())
-    markdown = decode_report.markdown if results["benchmark"] == "decode" else report.markdown
-    return image + markdown(results)
+    return image + markdown(json.loads(result.read_text()))

@@ -13,11 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from hypermlp_lab.bench.decode_runner import DecodeSettings
-from hypermlp_lab.bench.decode_runner import run as run_decode
-from hypermlp_lab.bench.decoding import DECODE_PROVIDERS, DecodeCase
-from hypermlp_lab.bench.providers import ATTENTION_PROVIDERS, Case
-from hypermlp_lab.bench.runner import Settings, run
+from hypermlp_lab.bench.decoding import DECODE_PROVIDERS, DecodeBenchmark, DecodeCase
+from hypermlp_lab.bench.layers import ATTENTION_PROVIDERS, LayerBenchmark, LayerCase
+from hypermlp_lab.bench.run import SCHEMA, Settings, run
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -62,7 +60,8 @@ def test_results_are_filled_in(tmp_path: Path) -> None:
     hooks = load(ROOT / "docs" / "hooks.py")
     missing = hooks.benchmark("attention-cpu", tmp_path)
     assert "make bench" in missing
-    report = run(ATTENTION_PROVIDERS, Settings((8,), Case(1, hidden_size=64), repeats=1), log=lambda _: None)
+    settings = Settings(LayerCase(hidden_size=64).at(8), repeats=1)
+    report = run(LayerBenchmark(ATTENTION_PROVIDERS, settings), log=lambda _: None)
     report["rows"][0]["median_ms"] = 12345.6
     result = tmp_path / "benchmarks" / "results" / "attention-cpu.json"
     result.parent.mkdir(parents=True)
@@ -81,6 +80,7 @@ def test_performance_page_asks_for_results_that_make_bench_writes() -> None:
     names = re.findall(r"<!-- benchmark: ([\w-]+) -->", page)
     assert names
     for name in names:
+        assert json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())["schema"] == SCHEMA
         assert f"benchmarks/results/{name}.json" in makefile
         assert f"docs/pictures/{name}.png" in makefile
 
@@ -99,8 +99,8 @@ def test_lag_layout_picture_is_of_the_code(tmp_path: Path) -> None:
 
 def test_decoding_results_are_filled_in(tmp_path: Path) -> None:
     hooks = load(ROOT / "docs" / "hooks.py")
-    settings = DecodeSettings((24,), DecodeCase(1, hidden_size=16, steps=4), repeats=1, recompute_limit=8)
-    report = run_decode(DECODE_PROVIDERS, settings, log=lambda _: None)
+    settings = Settings(DecodeCase(hidden_size=16, steps=4, recompute_limit=8).at(24), repeats=1)
+    report = run(DecodeBenchmark(DECODE_PROVIDERS, settings), log=lambda _: None)
     report["rows"][0]["median_ms"] = 12345.678
     result = tmp_path / "benchmarks" / "results" / "decode-cpu.json"
     result.parent.mkdir(parents=True)

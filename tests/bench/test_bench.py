@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -11,18 +12,28 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from hypermlp import HyperGLU
-from hypermlp_lab.bench import command, gate, report, runner
-from hypermlp_lab.bench.measure import MODES, Contestant, extra_peak_bytes, interleaved
-from hypermlp_lab.bench.providers import ATTENTION_PROVIDERS, Case, Provider, count_parameters
-from hypermlp_lab.bench.runner import Settings, passed, run
+from hypermlp_lab.bench import command, gate, report
+from hypermlp_lab.bench.layers import ATTENTION_PROVIDERS, Contestant, LayerBenchmark, LayerCase, LayerProvider
+from hypermlp_lab.bench.measure import MODES, extra_peak_bytes, interleaved
+from hypermlp_lab.bench.run import Report, Settings, count_parameters, passed
+from hypermlp_lab.bench.run import run as run_benchmark
 
-CASE = Case(length=1, hidden_size=64)
-SETTINGS = Settings(lengths=(8, 24), case=CASE, repeats=2, seconds=60.0)
+CASE = LayerCase(hidden_size=64)
+SETTINGS = Settings(CASE.at(8, 24), repeats=2, seconds=60.0)
+SHORT = replace(SETTINGS, cases=CASE.at(8))
 BY_NAME = {provider.name: provider for provider in ATTENTION_PROVIDERS}
 ROW_KEYS = {
     "provider", "length", "mode", "parameters", "rounds", "median_ms", "quartiles_ms", "tokens_per_second",
     "extra_peak_bytes", "skipped", "time_ratio",
 }  # fmt: skip
+
+
+def run(providers: Sequence[LayerProvider], settings: Settings[LayerCase]) -> Report:
+    return run_benchmark(LayerBenchmark(providers, settings), log=lambda _: None)
+
+
+def check(provider: LayerProvider, case: LayerCase) -> gate.Verdict:
+    return gate.check(provider.name, LayerBenchmark([provider], Settings((case,))).trials(provider))
 
 
 class SeesTheFuture(HyperGLU):
@@ -53,7 +64,7 @@ class MakesNaN(HyperGLU):
         return super().forward(hidden_states) * float("nan")
 
 
-def broken(cls: type[HyperGLU]) -> Provider:
+def broken(cls: type[HyperGLU]) -> LayerProvider:
     good = BY_NAME["hyperglu-chunked"]
 
     def exact(layer: HyperGLU, hidden_states: Tensor) -> Tensor:
@@ -63,8 +74,8 @@ def broken(cls: type[HyperGLU]) -> Provider:
 
 
 @pytest.mark.parametrize("provider", ATTENTION_PROVIDERS, ids=lambda provider: provider.name)
-def test_every_provider_passes_the_gate(provider: Provider) -> None:
-    verdict = gate.check(provider, CASE)
+def test_every_provider_passes_the_gate(provider: LayerProvider) -> None:
+    verdict = check(provider, CASE)
     assert verdict.passed, verdict.reason
 
 
@@ -72,21 +83,21 @@ def test_every_provider_passes_the_gate(provider: Provider) -> None:
 def test_gate_holds_in_every_precision(dtype: torch.dtype) -> None:
     case = replace(CASE, dtype=dtype, hidden_size=64)
     for provider in ATTENTION_PROVIDERS:
-        verdict = gate.check(provider, case)
+        verdict = check(provider, case)
         assert verdict.passed, verdict.reason
-    verdict = gate.check(broken(SeesTheFuture), replace(case, dtype=torch.bfloat16))
+    verdict = check(broken(SeesTheFuture), replace(case, dtype=torch.bfloat16))
     assert not verdict.passed
 
 
 @pytest.mark.parametrize("cls", [SeesTheFuture, WrongGradient, MakesNaN, Crashes])
 def test_gate_catches_a_broken_provider(cls: type[HyperGLU]) -> None:
-    verdict = gate.check(broken(cls), CASE)
+    verdict = check(broken(cls), CASE)
     assert not verdict.passed
     assert verdict.reason
 
 
 def test_gate_tells_wrong_values_from_wrong_gradients() -> None:
-    verdict = gate.check(broken(WrongGradient), CASE)
+    verdict = check(broken(WrongGradient), CASE)
     assert verdict.output_error is not None
     assert verdict.output_error < 1e-5
     assert verdict.gradient_error == pytest.approx(0.01, rel=0.1)
@@ -95,7 +106,7 @@ def test_gate_tells_wrong_values_from_wrong_gradients() -> None:
 
 
 def test_a_failed_gate_leaves_no_figure() -> None:
-    result = run([broken(SeesTheFuture), BY_NAME["softmax"]], replace(SETTINGS, lengths=(8,)), log=lambda _: None)
+    result = run([broken(SeesTheFuture), BY_NAME["softmax"]], SHORT)
     assert not passed(result)
     assert {row["provider"] for row in result["rows"]} == {"softmax"}
     assert "broken failed its check" in report.markdown(result)
@@ -111,7 +122,7 @@ def test_running_out_of_memory_is_said(message: str) -> None:
 
     greedy = [broken(Greedy)]
     for providers in (greedy, [*greedy, BY_NAME["softmax"]]):
-        result = run(providers, replace(SETTINGS, lengths=(8,)), log=lambda _: None)
+        result = run(providers, SHORT)
         rows = {(row["provider"], row["mode"]): row["skipped"] for row in result["rows"]}
         assert rows.pop(("broken", "forward+backward")) == "out of memory"
         assert set(rows.values()) == {None}
@@ -125,7 +136,7 @@ def test_other_errors_are_not_hidden() -> None:
             return super().forward(hidden_states)
 
     with pytest.raises(RuntimeError, match="a bug"):
-        run([broken(Fails)], replace(SETTINGS, lengths=(8,)), log=lambda _: None)
+        run([broken(Fails)], SHORT)
 
 
 def test_rounds_interleave_and_rotate() -> None:
@@ -135,8 +146,8 @@ def test_rounds_interleave_and_rotate() -> None:
 
 def test_the_runner_times_providers_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[int, str]] = []
-    monkeypatch.setattr(runner, "time_call", lambda contestant, mode: calls.append((id(contestant), mode)) or 1.0)
-    run([BY_NAME["softmax"], BY_NAME["softmax-pc"]], replace(SETTINGS, lengths=(8,), repeats=4), log=lambda _: None)
+    monkeypatch.setattr(Contestant, "seconds", lambda self, mode: calls.append((id(self), mode)) or 1.0)
+    run([BY_NAME["softmax"], BY_NAME["softmax-pc"]], replace(SHORT, repeats=4))
     assert [mode for _, mode in calls] == [MODES[0]] * 8 + [MODES[1]] * 8
     first, second = calls[0][0], calls[1][0]
     assert first != second
@@ -144,9 +155,9 @@ def test_the_runner_times_providers_in_turn(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_rounds_stop_when_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "time_call", lambda contestant, mode: 1.0)
-    settings = replace(SETTINGS, lengths=(8,), repeats=50, seconds=0.0)
-    result = run([BY_NAME["softmax"]], settings, log=lambda _: None)
+    monkeypatch.setattr(Contestant, "seconds", lambda contestant, mode: 1.0)
+    settings = replace(SHORT, repeats=50, seconds=0.0)
+    result = run([BY_NAME["softmax"]], settings)
     assert {row["rounds"] for row in result["rows"]} == {3}
 
 
@@ -176,7 +187,7 @@ def test_a_call_leaves_no_gradient_behind() -> None:
     contestant = Contestant(layer, torch.randn(1, 8, 16))
     contestant.call("forward+backward")
     once = layer.q_proj.weight.grad.clone()
-    contestant.prepare()
+    contestant.clear()
     assert layer.q_proj.weight.grad is None
     contestant.call("forward+backward")
     torch.testing.assert_close(layer.q_proj.weight.grad, once)
@@ -184,16 +195,16 @@ def test_a_call_leaves_no_gradient_behind() -> None:
 
 @pytest.mark.parametrize("length", [512, 8192])
 def test_widened_softmax_has_the_parameters_of_hyperglu(length: int) -> None:
-    case = Case(length, hidden_size=256, device="meta")
+    case = LayerCase(length=length, hidden_size=256, device="meta")
     ours, wide = (count_parameters(BY_NAME[name].build(case)) for name in ("hyperglu-chunked", "softmax-wide"))
     assert abs(wide / ours - 1) < 0.002
 
 
 def test_report_schema() -> None:
     too_small = 9 * 4 * 8**2 * 4
-    result = run(ATTENTION_PROVIDERS, replace(SETTINGS, memory_limit=too_small), log=lambda _: None)
+    result = run(ATTENTION_PROVIDERS, replace(SETTINGS, memory_limit=too_small))
     assert json.loads(json.dumps(result)) == result
-    assert set(result) == {"schema", "benchmark", "settings", "environment", "providers", "gate", "rows"}
+    assert set(result) == {"schema", "benchmark", "settings", "environment", "timing", "providers", "gate", "rows"}
     assert len(result["rows"]) == 2 * 2 * len(ATTENTION_PROVIDERS)
     skipped = [row for row in result["rows"] if row["skipped"] is not None]
     assert {(row["provider"], row["length"]) for row in skipped} == {("hyperglu-reference", 24)}
@@ -228,7 +239,7 @@ def test_environment_names_no_machine() -> None:
 
 def test_threads_are_restored() -> None:
     before = torch.get_num_threads()
-    run([], replace(SETTINGS, threads=before + 1), log=lambda _: None)
+    run([], replace(SETTINGS, threads=before + 1))
     assert torch.get_num_threads() == before
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -12,15 +13,29 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from hypermlp import HyperGLU
-from hypermlp_lab.bench import command, decode_report, decode_runner
-from hypermlp_lab.bench.decode_runner import DecodeSettings, run
-from hypermlp_lab.bench.decoding import COMPILED_PROVIDERS, DECODE_PROVIDERS, DecodeCase, DecodeProvider, Session, check
-from hypermlp_lab.bench.providers import count_parameters
-from hypermlp_lab.bench.runner import passed
+from hypermlp_lab.bench import command, gate, report
+from hypermlp_lab.bench.decoding import (
+    COMPILED_PROVIDERS,
+    DECODE_PROVIDERS,
+    DecodeBenchmark,
+    DecodeCase,
+    DecodeProvider,
+    Session,
+)
+from hypermlp_lab.bench.run import Report, Settings, count_parameters, passed
+from hypermlp_lab.bench.run import run as run_benchmark
 
-CASE = DecodeCase(1, hidden_size=16, window=12, steps=4)
-SETTINGS = DecodeSettings((8, 40), CASE, threads=1, repeats=2, recompute_limit=8)
+CASE = DecodeCase(hidden_size=16, window=12, steps=4, recompute_limit=8)
+SETTINGS = Settings(CASE.at(8, 40), repeats=2, seconds=20.0)
 BY_NAME = {provider.name: provider for provider in (*DECODE_PROVIDERS, *COMPILED_PROVIDERS)}
+
+
+def run(providers: Sequence[DecodeProvider], settings: Settings[DecodeCase]) -> Report:
+    return run_benchmark(DecodeBenchmark(providers, settings), log=lambda _: None)
+
+
+def check(provider: DecodeProvider, case: DecodeCase) -> gate.Verdict:
+    return gate.check(provider.name, DecodeBenchmark([provider], Settings(case.at(40))).trials(provider))
 
 
 class ForgetsThePast(HyperGLU):
@@ -67,10 +82,10 @@ def test_every_compiled_provider_passes_the_gate(provider: DecodeProvider) -> No
 
 @pytest.mark.parametrize("cls", [ForgetsThePast, MakesNaN, Crashes])
 def test_a_failed_gate_leaves_no_figure(cls: type[HyperGLU]) -> None:
-    result = run([broken(cls), BY_NAME["softmax"]], SETTINGS, log=lambda _: None)
+    result = run([broken(cls), BY_NAME["softmax"]], SETTINGS)
     assert not passed(result)
     assert {row["provider"] for row in result["rows"]} == {"softmax"}
-    assert "broken failed its check" in decode_report.markdown(result)
+    assert "broken failed its check" in report.markdown(result)
 
 
 @pytest.mark.parametrize("name", ["hyperglu", "hyperglu-window", "softmax-wide"])
@@ -103,9 +118,10 @@ def test_a_compiled_session_goes_back_past_the_window_too() -> None:
 
 
 def test_report() -> None:
-    result = run(DECODE_PROVIDERS, SETTINGS, log=lambda _: None)
+    result = run(DECODE_PROVIDERS, SETTINGS)
     assert json.loads(json.dumps(result)) == result
     assert passed(result)
+    assert result["settings"]["modes"] == ["decode"]
     rows = {(row["provider"], row["length"]): row for row in result["rows"]}
     assert len(rows) == 2 * len(DECODE_PROVIDERS)
     assert "recompute-limit" in rows["hyperglu-recompute", 40].pop("skipped")
@@ -115,21 +131,21 @@ def test_report() -> None:
     sizes = [count_parameters(BY_NAME[name].build(replace(CASE, length=40))) for name in ("hyperglu", "softmax-wide")]
     assert [rows[name, 40]["parameters"] for name in ("hyperglu", "softmax-wide")] == sizes
     assert set(rows["hyperglu", 8]["time_ratio"]) == {"hyperglu-recompute", "softmax", "softmax-wide"}
-    text = decode_report.markdown(run(DECODE_PROVIDERS, SETTINGS, log=lambda _: None))
+    text = report.markdown(run(DECODE_PROVIDERS, SETTINGS))
     assert len({line.count("|") for line in text.splitlines() if line.startswith("|")}) == 1
 
 
 def test_layers_are_timed_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Session] = []
-    monkeypatch.setattr(decode_runner, "_time", lambda session: calls.append(session) or 1.0)
-    run([BY_NAME["softmax"], BY_NAME["hyperglu"]], replace(SETTINGS, lengths=(8,), repeats=2), log=lambda _: None)
+    monkeypatch.setattr(Session, "seconds", lambda session: calls.append(session) or 1.0)
+    run([BY_NAME["softmax"], BY_NAME["hyperglu"]], replace(SETTINGS, cases=CASE.at(8)))
     first, second = calls[:2]  # each once to warm up
     assert calls[2:] == [first, second, second, first]
 
 
 def test_contexts_shorter_than_what_is_timed_are_refused() -> None:
     with pytest.raises(ValueError, match="exceed the 4 tokens"):
-        run(DECODE_PROVIDERS, replace(SETTINGS, lengths=(4,)), log=lambda _: None)
+        run(DECODE_PROVIDERS, replace(SETTINGS, cases=CASE.at(4)))
     done = CliRunner().invoke(command.app, ["decode", "--lengths", "16"])
     assert done.exit_code == 2
     assert "--lengths" in done.output

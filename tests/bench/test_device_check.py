@@ -110,7 +110,7 @@ def test_stages_are_what_is_there(tmp_path: Path) -> None:
         files = [part for part in stage.command if part.startswith("tests/")]
         assert all((ROOT / file).is_file() for file in files)
         if "benchmarks.device_bench" in stage.command:
-            assert stage.command[3] in device_bench.MEASURES
+            assert stage.command[3] in device_bench.BENCHMARKS
     tested = {part for stage in stages for part in stage.command if part.startswith("tests/")}
     there = {str(path.relative_to(ROOT)) for path in (ROOT / device_check.TESTS).glob("test_*.py")}
     assert there == tested - {f"{device_check.TESTS}/sanitized.py"}

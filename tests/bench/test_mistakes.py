@@ -10,8 +10,6 @@ from hypermlp_lab.bench import command
 @pytest.fixture
 def bench(monkeypatch):
     monkeypatch.setattr(command, "run", None)  # nothing is measured
-    monkeypatch.setattr(command, "run_operators", None)
-    monkeypatch.setattr(command, "run_decode", None)
 
     def invoke(*arguments):
         result = typer_testing.CliRunner().invoke(cli.build_app(), ["bench", *map(str, arguments)])

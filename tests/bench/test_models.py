@@ -5,18 +5,28 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hypermlp_lab.bench import models
-from hypermlp_lab.bench.models import ModelCase, ModelSettings, TrainingStep, check, markdown, run
+from hypermlp_lab.bench import gate, models
+from hypermlp_lab.bench.models import MODEL_PROVIDERS, ModelBenchmark, ModelCase, TrainingStep
+from hypermlp_lab.bench.report import markdown
+from hypermlp_lab.bench.run import Report, Settings
+from hypermlp_lab.bench.run import run as run_benchmark
 
-CASE = ModelCase(24, 2, "demo", "cpu", torch.float32)
+CASE = ModelCase(length=24, batch=2, size="demo")
+BY_NAME = {provider.name: provider for provider in MODEL_PROVIDERS}
 
 
-def quiet(line: str) -> None:
-    return None
+def run() -> Report:
+    providers = [BY_NAME["hyperglu-chunked"], BY_NAME["softmax"]]
+    settings = Settings((CASE,), repeats=3, seconds=0.1)
+    return run_benchmark(ModelBenchmark(providers, settings), log=lambda line: None)
+
+
+def check(name: str) -> gate.Verdict:
+    return gate.check(name, ModelBenchmark([BY_NAME[name]], Settings((CASE,))).trials(BY_NAME[name]))
 
 
 def test_both_models_are_of_one_size() -> None:
-    for case in (CASE, ModelCase(1024, 8)):
+    for case in (CASE, ModelCase(length=1024, batch=8)):
         counts = [
             sum(p.numel() for p in models.LanguageModel(config, device="meta").parameters())
             for config in case.configs().values()
@@ -26,7 +36,7 @@ def test_both_models_are_of_one_size() -> None:
 
 
 def test_a_report_of_what_was_measured() -> None:
-    report = run(ModelSettings((CASE,), repeats=3, seconds=0.1), ["hyperglu-chunked", "softmax"], quiet)
+    report = run()
     assert [row["provider"] for row in report["rows"]] == ["hyperglu-chunked", "softmax"]
     for row in report["rows"]:
         assert row["tokens_per_second"] == pytest.approx(48 / (1e-3 * row["median_ms"]))
@@ -36,7 +46,7 @@ def test_a_report_of_what_was_measured() -> None:
 
 
 def test_a_step_learns() -> None:
-    step = TrainingStep(CASE, "hyperglu-chunked")
+    step = TrainingStep(CASE, BY_NAME["hyperglu-chunked"])
     before = step.loss().item()
     for _ in range(10):
         step()
@@ -44,16 +54,16 @@ def test_a_step_learns() -> None:
 
 
 def test_a_wrong_path_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert check(CASE, "hyperglu-chunked").passed
+    assert check("hyperglu-chunked").passed
     right = torch.ops.hypermlp.chunked_forward
     wrong = "hypermlp.ops.attention.chunked_forward"
     monkeypatch.setattr(wrong, lambda *args: tuple(1.5 * x for x in right(*args)))
-    assert not check(CASE, "hyperglu-chunked").passed
-    report = run(ModelSettings((CASE,), repeats=3, seconds=0.1), ["hyperglu-chunked", "softmax"], quiet)
+    assert not check("hyperglu-chunked").passed
+    report = run()
     assert [row["provider"] for row in report["rows"]] == ["softmax"]
 
 
 def test_a_path_that_cannot_run_here_says_why() -> None:
-    verdict = check(CASE, "hyperglu-triton")
+    verdict = check("hyperglu-triton")
     assert not verdict.passed
     assert "GPU" in verdict.reason

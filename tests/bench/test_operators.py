@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
@@ -15,16 +14,27 @@ from torch.nn.attention import SDPBackend
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
-from hypermlp_lab.bench import clock, command, operator_report, operators
-from hypermlp_lab.bench.operator_runner import OperatorSettings, check, run
+from hypermlp_lab.bench import clock, command, gate, operators
+from hypermlp_lab.bench.operator_benchmark import OperatorBenchmark
 from hypermlp_lab.bench.operators import OPERATOR_PROVIDERS, OperatorCase, OperatorProvider
-from hypermlp_lab.bench.runner import passed
+from hypermlp_lab.bench.report import markdown
+from hypermlp_lab.bench.run import Report, Settings, passed, run
 
-CASE = OperatorCase(1, hidden_size=32, num_heads=2, batch=2, mix_rank=4, head_width=16)
-SETTINGS = OperatorSettings((8, 20), CASE, gate_lengths=(30,), repeats=2, seconds=60.0)
+CASE = OperatorCase(hidden_size=32, num_heads=2, batch=2, mix_rank=4, head_width=16)
+SETTINGS = Settings(CASE.at(8, 20), gate_lengths=(30,), repeats=2, seconds=60.0)
+SHORT = replace(SETTINGS, cases=CASE.at(8))
 BY_NAME = {provider.name: provider for provider in OPERATOR_PROVIDERS}
 ON_CPU = ["chunked", "reference", "sdpa"]
-silent = partial(run, log=lambda line: None)
+
+
+def silent(
+    providers: Sequence[OperatorProvider], settings: Settings[OperatorCase], **options: Callable[..., None]
+) -> Report:
+    return run(OperatorBenchmark(providers, settings), **{"log": lambda line: None, **options})
+
+
+def check(provider: OperatorProvider, settings: Settings[OperatorCase]) -> gate.Verdict:
+    return gate.check(provider.name, OperatorBenchmark([provider], settings).trials(provider))
 
 
 def altered(change: Callable[[OperatorCase, Tensor], Tensor], name: str = "chunked") -> OperatorProvider:
@@ -35,7 +45,7 @@ def altered(change: Callable[[OperatorCase, Tensor], Tensor], name: str = "chunk
 
 def test_report() -> None:
     saved = []
-    report = run(OPERATOR_PROVIDERS, SETTINGS, log=lambda line: None, save=lambda r: saved.append(len(r["rows"])))
+    report = silent(OPERATOR_PROVIDERS, SETTINGS, save=lambda r: saved.append(len(r["rows"])))
     assert json.loads(json.dumps(report)) == report
     assert passed(report)
     assert list(report["providers"]) == ON_CPU
@@ -47,14 +57,14 @@ def test_report() -> None:
         assert row["tflops"] == pytest.approx(1e-9 * row["flops"] / row["median_ms"])
         assert row["matmul_share"] == pytest.approx(row["tflops"] / report["ceilings"]["matmul_tflops"])
         assert set(row["time_ratio"]) == {"sdpa"}
-    text = operator_report.markdown(report)
+    text = markdown(report)
     assert "matrix product ran at" in text
     assert text.count("| chunked |") == 4
 
 
 def test_every_operator_is_left_out_or_passes_the_gate() -> None:
     lines: list[str] = []
-    report = run(OPERATOR_PROVIDERS, replace(SETTINGS, lengths=()), log=lines.append)
+    report = silent(OPERATOR_PROVIDERS, SHORT, log=lines.append)
     assert {verdict["provider"] for verdict in report["gate"]} == set(ON_CPU)
     for name in set(BY_NAME) - set(ON_CPU):
         assert f"{name}: left out, it needs cuda" in lines
@@ -63,16 +73,16 @@ def test_every_operator_is_left_out_or_passes_the_gate() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
 def test_gate_holds_in_every_precision(dtype: torch.dtype) -> None:
     for name in ON_CPU:
-        verdict = check(BY_NAME[name], replace(SETTINGS, case=replace(CASE, dtype=dtype)))
+        verdict = check(BY_NAME[name], replace(SETTINGS, cases=(replace(CASE, dtype=dtype),)))
         assert verdict.passed, verdict.reason
 
 
 def test_wrong_values_get_no_figure() -> None:
     wrong = altered(lambda case, o: o + 0.01 * o.mean(1, keepdim=True))
-    report = silent([wrong, BY_NAME["sdpa"]], replace(SETTINGS, lengths=(8,)))
+    report = silent([wrong, BY_NAME["sdpa"]], SHORT)
     assert not passed(report)
     assert {row["provider"] for row in report["rows"]} == {"sdpa"}
-    assert "altered failed its check" in operator_report.markdown(report)
+    assert "altered failed its check" in markdown(report)
 
 
 def test_wrong_gradients_matter_where_they_are_measured() -> None:
@@ -141,7 +151,7 @@ def test_softmax_flops_are_the_causal_half() -> None:
 
 
 def test_equal_width() -> None:
-    case = OperatorCase(16)
+    case = OperatorCase(length=16)
     q, k, v, *_ = BY_NAME["triton"].inputs(case)
     assert q.shape == k.shape == (4, 16, 4, 64)
     assert v.shape == (4, 16, 2, 512)
@@ -232,8 +242,8 @@ def test_what_no_graph_can_hold_is_timed_without(monkeypatch: pytest.MonkeyPatch
                 raise RuntimeError("operation not permitted when stream is capturing")
             return super().prepare(call, graph)
 
-    monkeypatch.setattr("hypermlp_lab.bench.operator_runner.clock_for", lambda device: Reluctant())
-    report = silent([BY_NAME["sdpa"], BY_NAME["chunked"]], replace(SETTINGS, lengths=(8,)))
+    monkeypatch.setattr("hypermlp_lab.bench.run.clock_for", lambda device: Reluctant())
+    report = silent([BY_NAME["sdpa"], BY_NAME["chunked"]], SHORT)
     launched = {row["provider"]: row["launched"] for row in report["rows"]}
     assert launched["chunked"] == "eager"
     assert launched["sdpa"].startswith("eager, no graph: RuntimeError: operation not permitted")

@@ -6,7 +6,7 @@ import traffic
 from traffic import ByteCounter, Traffic, count, layer_traffic
 
 from hypermlp.layers.short_conv import ShortConv
-from hypermlp_lab.bench.providers import Case, hyperglu, softmax_wide
+from hypermlp_lab.bench.layers import LayerCase, hyperglu, softmax_wide
 
 
 def counted(function, *inputs: torch.Tensor) -> int:
@@ -43,7 +43,7 @@ def test_a_backward_is_counted_apart() -> None:
 @pytest.mark.parametrize(("backend", "expected"), [("auto", (13, 47)), ("triton", (2, 3))])
 def test_what_the_readme_says_of_a_convolution(backend: str, expected: tuple[int, int]) -> None:
     """In passes over ``[B, T, D]``, forward and backward."""
-    case = Case(4096, 1024, 2, 4, "cpu", torch.bfloat16)
+    case = LayerCase(length=4096, hidden_size=1024, batch=4, dtype=torch.bfloat16)
     with traffic.pretended_gpu():
         conv = ShortConv(1024, 4, dtype=case.dtype)
         x = torch.empty(4, 4096, 1024, dtype=case.dtype)
@@ -53,7 +53,7 @@ def test_what_the_readme_says_of_a_convolution(backend: str, expected: tuple[int
 
 
 def test_parts_add_up_and_the_kernels_move_less() -> None:
-    case = Case(256, 128, 2, 2, "cpu", torch.bfloat16)
+    case = LayerCase(length=256, hidden_size=128, batch=2, dtype=torch.bfloat16)
     builds = {"chunked": hyperglu("chunked"), "triton": hyperglu("triton"), "softmax": softmax_wide}
     found = {name: layer_traffic(build, case) for name, build in builds.items()}
     for parts in found.values():

@@ -30,7 +30,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "benchmarks")]
 
 from hypermlp.layers import AttentionLayer  # noqa: E402
 from hypermlp.layers.feature_mixing import GateProjection, Gates  # noqa: E402
-from hypermlp_lab.bench.providers import Case, hyperglu, softmax_wide  # noqa: E402
+from hypermlp_lab.bench.layers import LayerCase, hyperglu, softmax_wide  # noqa: E402
 
 # these look at the shape of their input, or leave their output unwritten
 _SHAPE_ALONE = ("new_empty", "empty_like", "new_zeros", "zeros_like", "new_ones", "ones_like", "full_like", "new_full")
@@ -135,7 +135,7 @@ def pretended_gpu() -> Iterator[None]:
         yield
 
 
-def layer_traffic(build: Callable[[Case], AttentionLayer], case: Case) -> dict[str, Traffic]:
+def layer_traffic(build: Callable[[LayerCase], AttentionLayer], case: LayerCase) -> dict[str, Traffic]:
     """:func:`parts` of a layer of which no number is ever computed."""
     with pretended_gpu():
         return parts(build(case), torch.empty(case.batch, case.length, case.hidden_size, dtype=case.dtype))
@@ -146,7 +146,7 @@ def main() -> None:
     for name, default in (("batch", 4), ("length", 4096), ("hidden-size", 1024)):
         parser.add_argument(f"--{name}", type=int, default=default, help="(default: %(default)s)")
     options = parser.parse_args()
-    case = Case(options.length, options.hidden_size, 2, options.batch, "cpu", torch.bfloat16)
+    case = LayerCase(length=options.length, hidden_size=options.hidden_size, batch=options.batch, dtype=torch.bfloat16)
     print("| layer | part | forward MB | backward MB | sum MB |\n| --- | --- | --- | --- | --- |")
     layers = {"HyperGLU": hyperglu("chunked"), "HyperGLU, triton": hyperglu("triton"), "softmax": softmax_wide}
     for name, build in layers.items():

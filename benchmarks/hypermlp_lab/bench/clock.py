@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gc
-import time
 from collections.abc import Callable
 from typing import Protocol
 
 import torch
+
+from hypermlp_lab.bench.measure import wall_seconds
 
 # of the second-level cache, where PyTorch does not tell its size
 _CACHE_BYTES = 64 << 20
@@ -39,9 +40,7 @@ class HostClock:
         return call, "eager"
 
     def seconds(self, call: Callable[[], object]) -> float:
-        start = time.perf_counter()
-        call()
-        return time.perf_counter() - start
+        return wall_seconds(call, torch.device("cpu"))
 
     def free_bytes(self) -> int | None:
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -13,23 +13,19 @@ import torch
 import typer
 from rich.console import Console
 
-from hypermlp_lab.bench import decode_report, operator_report
 from hypermlp_lab.bench import report as reports
-from hypermlp_lab.bench.decode_runner import DecodeSettings
-from hypermlp_lab.bench.decode_runner import run as run_decode
 from hypermlp_lab.bench.decoding import (
     COMPILED_PROVIDERS,
     DECODE_PROVIDERS,
     DECODE_PROVIDERS_ON_GPU,
+    DecodeBenchmark,
     DecodeCase,
-    DecodeProvider,
 )
+from hypermlp_lab.bench.layers import ATTENTION_PROVIDERS, LAYER_PROVIDERS_ON_GPU, LayerBenchmark, LayerCase
 from hypermlp_lab.bench.measure import MODES
-from hypermlp_lab.bench.operator_runner import OperatorSettings
-from hypermlp_lab.bench.operator_runner import run as run_operators
-from hypermlp_lab.bench.operators import OPERATOR_PROVIDERS, OperatorCase, OperatorProvider
-from hypermlp_lab.bench.providers import ATTENTION_PROVIDERS, LAYER_PROVIDERS_ON_GPU, Case, Provider
-from hypermlp_lab.bench.runner import Settings, passed, run
+from hypermlp_lab.bench.operator_benchmark import OperatorBenchmark
+from hypermlp_lab.bench.operators import OPERATOR_PROVIDERS, OperatorCase
+from hypermlp_lab.bench.run import Benchmark, Case, Provider, Settings, passed, run
 from hypermlp_lab.console import chosen_device, user_errors
 from hypermlp_lab.training.files import make_folder
 
@@ -38,9 +34,12 @@ app = typer.Typer(help="Measure speed and memory, after checking that what is me
 _PIPED_WIDTH = 170
 # more than any machine has; PyTorch takes no number beyond 32 bits
 _MOST_THREADS = 4096
+# seconds for one call of an operator; what is expected to need more is left out
+_LONGEST_CALL = 3.0
 _LAYER_LENGTHS = "512,1024,2048,4096,8192"
 _OPERATOR_LENGTHS = "1024,2048,4096,8192,16384,32768"
-_P = TypeVar("_P", Provider, DecodeProvider, OperatorProvider)
+_P = TypeVar("_P", bound=Provider)
+_C = TypeVar("_C", bound=Case)
 _DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -67,7 +66,7 @@ def attention(
     ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     dtype: Annotated[str | None, typer.Option(help=f"{', '.join(_DTYPES)}; bfloat16 on cuda.")] = None,
-    forward_only: Annotated[bool, typer.Option("--forward-only", help="Operators without their backward.")] = False,
+    forward_only: Annotated[bool, typer.Option("--forward-only", help="Without backward.")] = False,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1)] = 0,
     only: Annotated[str | None, typer.Option(help="Names, separated by commas; all by default.")] = None,
     out: Annotated[Path | None, typer.Option(help="Where to write JSON; attention-DEVICE.json by default.")] = None,
@@ -78,43 +77,31 @@ def attention(
     On the CPU whole layers are compared, on a GPU the operators alone. Each is first checked, values and
     gradients, against a float64 computation. One that fails is not timed, and the command exits with status 1.
     """
-    console = _console()
     on_gpu = torch.device(_device(device)).type == "cuda"
     operators = _is_operator(level, on_gpu)
-    precision = _dtype(dtype or ("bfloat16" if on_gpu else "float32"))
-    sizes = (hidden_size or (1024 if operators else 256), num_heads, batch or (4 if operators else 1))
-    if lengths is None:
-        lengths = _OPERATOR_LENGTHS if operators else _LAYER_LENGTHS
-    contexts = _lengths(lengths)
-    limit = None if memory_limit is None else int(_finite(memory_limit, "--memory-limit") * 2**30)
-    seconds = _finite(seconds, "--seconds")
+    contexts = _lengths((_OPERATOR_LENGTHS if operators else _LAYER_LENGTHS) if lengths is None else lengths)
+    sizes: dict[str, Any] = {
+        "hidden_size": hidden_size or (1024 if operators else 256), "num_heads": num_heads,
+        "batch": batch or (4 if operators else 1), "device": device,
+        "dtype": _dtype(dtype or ("bfloat16" if on_gpu else "float32")),
+    }  # fmt: skip
+    if memory_limit is not None or not on_gpu:
+        memory_limit = 2**30 * _finite(3.0 if memory_limit is None else memory_limit, "--memory-limit")
+    limits: dict[str, Any] = {
+        "modes": MODES[:1] if forward_only else MODES, "threads": threads, "repeats": repeats,
+        "seconds": _finite(seconds, "--seconds"), "memory_limit": None if memory_limit is None else int(memory_limit),
+        "seed": seed,
+    }  # fmt: skip
     out = out or Path(f"attention-{torch.device(device).type}.json")
     plot = plot or out.with_suffix(".png")
     _check_writable(out, plot)
-
-    def log(line: str) -> None:
-        console.print(line, highlight=False, markup=False)
-
     if operators:
-        operator_case = OperatorCase(1, *sizes, device, precision)
-        report = run_operators(
-            _chosen([p for p in OPERATOR_PROVIDERS if p.device in (None, torch.device(device).type)], only),
-            OperatorSettings(
-                contexts, operator_case, MODES[:1] if forward_only else MODES,
-                repeats=repeats, seconds=seconds, memory_limit=limit, threads=threads, seed=seed,
-            ),
-            log=log,
-        )  # fmt: skip
+        here = [p for p in OPERATOR_PROVIDERS if p.device in (None, torch.device(device).type)]
+        settings = Settings(OperatorCase(**sizes).at(*contexts), **limits, longest_call=_LONGEST_CALL)
+        _run(OperatorBenchmark(_chosen(here, only), settings), out, plot)
     else:
-        settings = Settings(
-            contexts, Case(1, *sizes, device, precision), threads, repeats, seconds,
-            3 << 30 if limit is None else limit, seed,
-        )  # fmt: skip
-        report = run(_chosen(LAYER_PROVIDERS_ON_GPU if on_gpu else ATTENTION_PROVIDERS, only), settings, log=log)
-    show = operator_report if operators else reports
-    for table in show.rich_tables(report):
-        console.print(table)
-    _finish(report, out, plot, show.plot, console)
+        providers = _chosen(LAYER_PROVIDERS_ON_GPU if on_gpu else ATTENTION_PROVIDERS, only)
+        _run(LayerBenchmark(providers, Settings(LayerCase(**sizes).at(*contexts), **limits)), out, plot)
 
 
 @app.command()
@@ -147,7 +134,6 @@ def decode(
     Decoded outputs are first checked against a float64 run over the whole context. A layer that
     fails is not timed, and the command exits with status 1.
     """
-    console = _console()
     on_gpu = torch.device(_device(device)).type == "cuda"
     seconds = _finite(seconds, "--seconds")
     out = out or Path(f"decode-{torch.device(device).type}.json")
@@ -158,25 +144,28 @@ def decode(
     contexts = _lengths(lengths)
     if min(contexts) <= steps:
         raise typer.BadParameter(f"{min(contexts)} is not more than --steps {steps}", param_hint="--lengths")
-    case = DecodeCase(1, hidden_size, num_heads, batch, _device(device), _dtype(dtype), window, steps)
-    settings = DecodeSettings(contexts, case, threads, repeats, seconds, recompute_limit, seed)
-    report = run_decode(chosen, settings, log=lambda line: console.print(line, highlight=False, markup=False))
-    console.print(decode_report.rich_table(report))
-    _finish(report, out, plot, decode_report.plot, console)
+    case = DecodeCase(
+        hidden_size=hidden_size, num_heads=num_heads, batch=batch, device=device, dtype=_dtype(dtype), window=window,
+        steps=steps, recompute_limit=recompute_limit,
+    )  # fmt: skip
+    settings = Settings(case.at(*contexts), threads=threads, repeats=repeats, seconds=seconds, seed=seed)
+    _run(DecodeBenchmark(chosen, settings), out, plot)
 
 
-def _console() -> Console:
+def _run(benchmark: Benchmark[_P, _C], out: Path, picture: Path) -> None:
+    """Measure, show, and write the results; status 1 where something was wrong."""
     # piped output has no width of its own, and a wrapped table is no table
-    return Console() if sys.stdout.isatty() else Console(width=_PIPED_WIDTH)
+    console = Console() if sys.stdout.isatty() else Console(width=_PIPED_WIDTH)
 
+    def log(line: str) -> None:
+        console.print(line, highlight=False, markup=False)
 
-def _finish(
-    report: dict[str, Any], out: Path, picture: Path, plot: Callable[[dict[str, Any], Path], None], console: Console
-) -> None:
-    """Write the results; status 1 where a layer was wrong."""
+    report = run(benchmark, log)
+    for table in reports.rich_tables(report):
+        console.print(table)
     reports.write_json(report, out)
-    plot(report, picture)
-    console.print(f"written: {out} and {picture}", highlight=False, markup=False)
+    reports.plot(report, picture)
+    log(f"written: {out} and {picture}")
     if not passed(report):
         console.print("[red]A layer failed its check: see above.[/red]")
         raise typer.Exit(1)

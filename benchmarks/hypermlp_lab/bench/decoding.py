@@ -1,39 +1,53 @@
-"""Decoding: what is compared, how its cache is filled, and the check before it is timed."""
+"""Decoding: what is compared, how its cache is filled, how it is checked and timed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hypermlp.cache import HyperCache, StaticLayerCache
+from hypermlp.cache import CacheSpec, HyperCache, StaticLayerCache
 from hypermlp.layers import AttentionLayer, HyperGLU
-from hypermlp_lab.bench.gate import GATE_LENGTH, MOST_ROUNDING, TOLERANCE, Verdict, randomise, relative_error
-from hypermlp_lab.bench.providers import Case, Provider, by_dense_softmax, by_reference, hyperglu, softmax, softmax_wide
+from hypermlp_lab.bench.gate import Errors, Trials, compare
+from hypermlp_lab.bench.layers import (
+    LayerCase,
+    LayerProvider,
+    by_dense_softmax,
+    by_reference,
+    hyperglu,
+    randomised,
+    softmax,
+    softmax_wide,
+)
+from hypermlp_lab.bench.measure import wall_seconds
+from hypermlp_lab.bench.run import Benchmark, Prepared, Settings, SkipError, count_parameters
 
 # smaller than what the gate decodes, so that the ring of a window wraps (its capacity is window + steps)
 _GATE_WINDOW, _GATE_STEPS = 64, 40
 
 
-@dataclass(frozen=True)
-class DecodeCase(Case):
+@dataclass(frozen=True, kw_only=True)
+class DecodeCase(LayerCase):
     """One context to measure; the last ``steps`` of its ``length`` tokens are decoded one by one.
 
     Attributes:
         window: ``max_lag`` of the windowed layer; the others see the whole context.
         steps: tokens timed together.
+        recompute_limit: longest context that is computed anew for every token.
     """
 
     window: int = 2048
     steps: int = 16
+    recompute_limit: int = 4096
 
 
-@dataclass(frozen=True)
-class DecodeProvider(Provider):
+@dataclass(frozen=True, kw_only=True)
+class DecodeProvider(LayerProvider):
     """A layer that decodes.
 
     Attributes:
@@ -69,6 +83,12 @@ class Session:
         if self.cache is not None and compiled:
             self._start = {name: tensor.clone() for name, tensor in self._memory().items()}
 
+    def seconds(self) -> float:
+        """Of one token, on average over those decoded; then it is back where it began."""
+        seconds = wall_seconds(self.decode, self.hidden_states.device)
+        self.rewind()
+        return seconds / self.steps
+
     @torch.inference_mode()
     def decode(self) -> Tensor:
         """Outputs of the last ``steps`` tokens, ``[B, steps, hidden_size]``."""
@@ -103,82 +123,102 @@ def compiled_step(layer: AttentionLayer) -> Callable[..., Tensor]:
     return torch.compile(layer, fullgraph=True, dynamic=False, options=options)
 
 
-def check(provider: DecodeProvider, case: DecodeCase) -> Verdict:
-    """Decoded outputs against a float64 run over the whole context by another route.
+class DecodeBenchmark(Benchmark[DecodeProvider, DecodeCase]):
+    """The time of one token after a context."""
 
-    Decodes twice, so that going back is checked too. Allowed is what the attention benchmark's gate
-    allows for outputs.
-    """
-    case = replace(case, length=GATE_LENGTH, window=_GATE_WINDOW, steps=_GATE_STEPS)
-    try:
-        error, rounding = _errors(provider, case)
-    except (RuntimeError, ValueError, TypeError) as caught:
-        return Verdict(provider.name, False, reason=f"{type(caught).__name__}: {caught}")
-    allowed = TOLERANCE[case.dtype] + 2 * min(rounding, MOST_ROUNDING)
-    # written so that a NaN fails
-    if not error <= allowed:
-        return Verdict(provider.name, False, error, reason=f"output: relative error {error:.1e}, allowed {allowed:.1e}")
-    return Verdict(provider.name, True, error)
+    name = "decode"
+
+    def __init__(self, providers: Sequence[DecodeProvider], settings: Settings[DecodeCase]) -> None:
+        for case in settings.cases:
+            if case.length <= case.steps:
+                raise ValueError(f"lengths must exceed the {case.steps} tokens timed together, got {case.length}")
+        super().__init__(providers, settings)
+
+    def modes(self, case: DecodeCase) -> Sequence[str]:
+        return ("decode",)
+
+    def begin(self, case: DecodeCase) -> None:
+        # every context compiles anew, and PyTorch keeps few compiled forms of one function
+        torch.compiler.reset()
+
+    def trials(self, provider: DecodeProvider) -> Trials:
+        case = replace(self.settings.cases[0], window=_GATE_WINDOW, steps=_GATE_STEPS)
+        return {f"T = {n}": partial(errors, provider, replace(case, length=n)) for n in self.settings.gate_lengths}
+
+    def prepare(self, provider: DecodeProvider, case: DecodeCase, mode: str) -> Prepared:
+        if not provider.cached and case.length > case.recompute_limit:
+            raise SkipError(f"takes too long beyond {case.recompute_limit} tokens (--recompute-limit)")
+        x = torch.randn(case.batch, case.length, case.hidden_size, **case.factory)
+        layer = provider.build(case)
+        session = Session(layer, x, case.steps, cached=provider.cached, compiled=provider.compiled)
+        # memory grows, and kernels are compiled or chosen, in the first one
+        session.seconds()
+
+        def figures(median: float) -> dict[str, Any]:
+            cache, numbers = session.cache, CacheSpec.of(layer.config).numbers_per_token
+            return {
+                "parameters": count_parameters(layer),
+                "cache_bytes_per_token": None if cache is None else numbers * x.itemsize,
+                "cache_bytes": None if cache is None else cache.nbytes,
+            }
+
+        return Prepared(session.seconds, figures)
 
 
-def _errors(provider: DecodeProvider, case: DecodeCase) -> tuple[float, float]:
-    """Relative errors of the decoded outputs, and of the exact route in the layer's precision."""
-    layer = provider.build(case)
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator).to(device=case.device, dtype=case.dtype)
-
-    randomise(layer, draw)
+def errors(provider: DecodeProvider, case: DecodeCase) -> Errors:
+    """Of decoded outputs, against a run over the whole context. Decodes twice, so that going back is checked too."""
+    layer, draw = randomised(provider, case)
     x = draw(case.batch, case.length, case.hidden_size)
     session = Session(layer, x, case.steps, cached=provider.cached, compiled=provider.compiled)
-    session.decode()
-    session.rewind()
-    got = session.decode()
-    with torch.no_grad():
-        want, rounded = (
-            provider.exact(deepcopy(layer).to(dtype), x.to(dtype))[:, -session.steps :]
-            for dtype in (torch.float64, case.dtype)
-        )
-    return relative_error(got, want), relative_error(rounded, want)
+
+    @torch.no_grad()
+    def evaluate(exact_in: torch.dtype | None) -> dict[str, Tensor]:
+        if exact_in is not None:
+            output = provider.exact(deepcopy(layer).to(exact_in), x.to(exact_in))
+            return {"output": output[:, -session.steps :]}
+        session.decode()
+        session.rewind()
+        return {"output": session.decode()}
+
+    return compare(evaluate, case.dtype)
 
 
-def _hyperglu_window(case: Case) -> AttentionLayer:
-    assert isinstance(case, DecodeCase)
+def _hyperglu_window(case: DecodeCase) -> AttentionLayer:
     return HyperGLU(case.hidden_size, case.num_heads, max_lag=case.window, layer_idx=0, **case.factory)
 
 
+def _ours(name: str, description: str, build: Callable[..., AttentionLayer], **options: Any) -> DecodeProvider:
+    return DecodeProvider(
+        name=name, description=f"HyperGLU {description}", build=build, exact=by_reference, **options
+    )  # fmt: skip
+
+
+def _baseline(name: str, description: str, build: Callable[..., AttentionLayer], **options: Any) -> DecodeProvider:
+    return DecodeProvider(
+        name=name, description=description, build=build, exact=by_dense_softmax, baseline=True, **options
+    )
+
+
 DECODE_PROVIDERS = (
-    DecodeProvider("hyperglu", "HyperGLU with a cache, max_lag = the context", hyperglu("auto"), by_reference),
-    DecodeProvider("hyperglu-window", "HyperGLU with a cache and a window", _hyperglu_window, by_reference),
-    DecodeProvider(
-        "hyperglu-recompute", "HyperGLU over the whole context for every token", hyperglu("auto"), by_reference,
-        baseline=True, cached=False,
+    _ours("hyperglu", "with a cache, max_lag = the context", hyperglu("auto")),
+    _ours("hyperglu-window", "with a cache and a window", _hyperglu_window),
+    _ours(
+        "hyperglu-recompute", "over the whole context for every token", hyperglu("auto"), baseline=True, cached=False
     ),
-    DecodeProvider(
-        "softmax", "softmax (SDPA) with a cache, same hidden size", softmax, by_dense_softmax, baseline=True
-    ),
-    DecodeProvider(
-        "softmax-wide", "softmax with a cache, widened to the parameters of hyperglu", softmax_wide, by_dense_softmax,
-        baseline=True,
-    ),
-)  # fmt: skip
+    _baseline("softmax", "softmax (SDPA) with a cache, same hidden size", softmax),
+    _baseline("softmax-wide", "softmax with a cache, widened to the parameters of hyperglu", softmax_wide),
+)
 # a minute of compiling for every context
 COMPILED_PROVIDERS = (
-    DecodeProvider(
-        "hyperglu-compiled", "HyperGLU, max_lag = the context, compiled with a static cache", hyperglu("auto"),
-        by_reference, compiled=True,
+    _ours(
+        "hyperglu-compiled", "with max_lag = the context, compiled with a static cache", hyperglu("auto"), compiled=True
     ),
-    DecodeProvider(
-        "hyperglu-window-compiled", "HyperGLU with a window, compiled with a static cache", _hyperglu_window,
-        by_reference, compiled=True,
-    ),
-    DecodeProvider(
-        "softmax-wide-compiled", "softmax-wide, compiled with a static cache", softmax_wide, by_dense_softmax,
-        baseline=True, compiled=True,
+    _ours("hyperglu-window-compiled", "with a window, compiled with a static cache", _hyperglu_window, compiled=True),
+    _baseline(
+        "softmax-wide-compiled", "softmax-wide, compiled with a static cache", softmax_wide, compiled=True
     ),
 )  # fmt: skip
 DECODE_PROVIDERS_ON_GPU = (
-    DecodeProvider("hyperglu-triton", "HyperGLU with a cache, fused kernels", hyperglu("triton"), by_reference),
+    _ours("hyperglu-triton", "with a cache, fused kernels", hyperglu("triton")),
     *DECODE_PROVIDERS,
 )

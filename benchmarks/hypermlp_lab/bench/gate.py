@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from copy import deepcopy
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-
-from hypermlp.layers import AttentionLayer
-from hypermlp_lab.bench.providers import Case, Provider
 
 # several tiles of the chunked path, the last one short
 GATE_LENGTH = 150
@@ -22,6 +18,10 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 1e-3, torc
 # more than this is no matter of precision
 MOST_ROUNDING = 0.1
 
+# by name, the output first: its relative error, and what is allowed
+Errors = Mapping[str, tuple[float, float]]
+Trials = Mapping[str, Callable[[], Errors]]
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -30,7 +30,7 @@ class Verdict:
     Attributes:
         provider: its name.
         passed: whether the output and every gradient are within what is allowed.
-        output_error: relative error of the output against float64; None if it raised.
+        output_error: relative error of the output; None if it raised.
         gradient_error: that of the gradient that comes closest to, or goes furthest beyond, what
             is allowed for it; ``worst_gradient`` is its name.
         reason: why it failed.
@@ -44,79 +44,57 @@ class Verdict:
     reason: str | None = None
 
 
-def check(provider: Provider, case: Case, *, length: int = GATE_LENGTH) -> Verdict:
-    """Outputs and every gradient of a provider against its exact computation in float64.
-
-    Args:
-        provider: what to check.
-        case: sizes, device and dtype of the measurement; its length is replaced.
-        length: tokens to check over.
-    """
-    try:
-        errors, rounding = _errors(provider, replace(case, length=length))
-    except (RuntimeError, ValueError, TypeError) as error:
-        return Verdict(provider.name, False, reason=f"{type(error).__name__}: {error}")
-    return judge(provider.name, errors, rounding, case.dtype)
-
-
-def judge(name: str, errors: dict[str, float], rounding: dict[str, float], dtype: torch.dtype) -> Verdict:
-    """The verdict over relative errors, by what the exact route loses in ``dtype``.
+def check(name: str, trials: Trials) -> Verdict:
+    """The verdict of the first trial that fails, or else of the last.
 
     Args:
         name: of the provider.
-        errors: of ``"output"`` and of gradients, by name.
-        rounding: what the exact route makes of each in ``dtype``.
+        trials: by where they are made (a length, a size), what computes the errors there.
+    """
+    verdict = Verdict(name, False, reason="it was not tried")
+    for where, trial in trials.items():
+        verdict = judge(name, trial)
+        if not verdict.passed:
+            return replace(verdict, reason=f"{where}: {verdict.reason}")
+    return verdict
+
+
+def judge(name: str, trial: Callable[[], Errors]) -> Verdict:
+    """The verdict of one trial."""
+    try:
+        errors = trial()
+    except Exception as error:  # whatever a kernel raises: this one gets no figure, the others do
+        return Verdict(name, False, reason=f"{type(error).__name__}: {str(error)[:500]}")
+    # written so that a NaN fails
+    wrong = [
+        f"{what}: relative error {error:.1e}, allowed {allowed:.1e}"
+        for what, (error, allowed) in errors.items() if not error <= allowed
+    ]  # fmt: skip
+    output, *gradients = errors
+
+    def excess(what: str) -> float:
+        error, allowed = errors[what]
+        return math.inf if math.isnan(error) else error / allowed
+
+    worst = max(gradients, key=excess, default=None)
+    gradient_error = None if worst is None else errors[worst][0]
+    return Verdict(name, not wrong, errors[output][0], gradient_error, worst, "; ".join(wrong) or None)
+
+
+def compare(evaluate: Callable[[torch.dtype | None], Mapping[str, Tensor]], dtype: torch.dtype) -> Errors:
+    """Errors against float64, by what the exact route loses in the precision measured.
+
+    Args:
+        evaluate: the output and gradients, by name: by the exact route in a dtype, or what is checked, for None.
         dtype: the precision measured.
     """
-    allowed = {what: TOLERANCE[dtype] + 2 * min(rounding[what], MOST_ROUNDING) for what in errors}
-    # written so that a NaN fails
-    wrong = [what for what, error in errors.items() if not error <= allowed[what]]
-    reason = "; ".join(f"{what}: relative error {errors[what]:.1e}, allowed {allowed[what]:.1e}" for what in wrong)
-    gradients = [what for what in errors if what != "output"]
-    if not gradients:
-        return Verdict(name, not wrong, errors["output"], reason=reason or None)
-    worst = max(gradients, key=lambda what: math.inf if math.isnan(errors[what]) else errors[what] / allowed[what])
-    return Verdict(name, not wrong, errors["output"], errors[worst], worst, reason or None)
+    want, rounded, got = (evaluate(route) for route in (torch.float64, dtype, None))
 
+    def both(what: str) -> tuple[float, float]:
+        rounding = relative_error(rounded[what], want[what])
+        return relative_error(got[what], want[what]), TOLERANCE[dtype] + 2 * min(rounding, MOST_ROUNDING)
 
-def _errors(provider: Provider, case: Case) -> tuple[dict[str, float], dict[str, float]]:
-    """Relative errors of the layer, and of the exact route in the layer's precision, by name."""
-    layer = provider.build(case)
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator).to(device=case.device, dtype=case.dtype)
-
-    randomise(layer, draw)
-    x, pull = (draw(case.batch, case.length, case.hidden_size) for _ in range(2))
-
-    def exact(dtype: torch.dtype) -> dict[str, Tensor]:
-        copy = deepcopy(layer).to(dtype)
-        return _value_and_gradients(copy, lambda states: provider.exact(copy, states), x.to(dtype), pull.to(dtype))
-
-    want, rounded = exact(torch.float64), exact(case.dtype)
-    got = _value_and_gradients(layer, layer, x, pull)
-    return (
-        {name: relative_error(got[name], want[name]) for name in want},
-        {name: relative_error(rounded[name], want[name]) for name in want},
-    )
-
-
-def _value_and_gradients(
-    layer: AttentionLayer, forward: Callable[[Tensor], Tensor], x: Tensor, pull: Tensor
-) -> dict[str, Tensor]:
-    x = x.detach().requires_grad_()
-    output = forward(x)
-    names, parameters = zip(*layer.named_parameters(), strict=True)
-    gradients = torch.autograd.grad(output, (x, *parameters), pull)
-    return {"output": output.detach(), **dict(zip(("hidden_states", *names), gradients, strict=True))}
-
-
-@torch.no_grad()
-def randomise(layer: AttentionLayer, draw: Callable[..., Tensor]) -> None:
-    """Move parameters away from the start, where some tables are zero and could be ignored unnoticed."""
-    for parameter in layer.parameters():
-        parameter.add_(0.05 * draw(*parameter.shape))
+    return {what: both(what) for what in want}
 
 
 def relative_error(got: Tensor, want: Tensor) -> float:

@@ -2,42 +2,23 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from operator import itemgetter
 from typing import Literal, TypeVar
 
 import torch
-from torch import Tensor, nn
 
 Mode = Literal["forward", "forward+backward"]
 MODES: tuple[Mode, ...] = ("forward", "forward+backward")
 
+_MIN_ROUNDS = 3
 _T = TypeVar("_T")
-
-
-class Contestant:
-    """A layer with its input, ready to be called again and again without leaving anything behind."""
-
-    def __init__(self, layer: nn.Module, hidden_states: Tensor) -> None:
-        self.layer, self.hidden_states = layer, hidden_states.detach().requires_grad_()
-        self.pull = torch.randn_like(hidden_states)
-
-    def prepare(self) -> None:
-        """Drop gradients, so that a call neither adds to old ones nor finds memory for new ones."""
-        self.hidden_states.grad = None
-        self.layer.zero_grad(set_to_none=True)
-
-    def call(self, mode: Mode) -> None:
-        """One call; the output is not kept. Forward alone is inference, without autograd."""
-        if mode == "forward":
-            with torch.no_grad():
-                self.layer(self.hidden_states)
-        else:
-            self.layer(self.hidden_states).backward(self.pull)
 
 
 def interleaved(items: Sequence[_T], rounds: int) -> Iterator[list[_T]]:
@@ -50,13 +31,30 @@ def interleaved(items: Sequence[_T], rounds: int) -> Iterator[list[_T]]:
         yield [*items[start:], *items[:start]]
 
 
-def time_call(contestant: Contestant, mode: Mode) -> float:
-    """Seconds of one call, with the device's queue empty before and after."""
-    contestant.prepare()
-    synchronize(contestant.hidden_states.device)
+def rounds(timers: Mapping[str, Callable[[], float]], repeats: int, seconds: float) -> dict[str, list[float]]:
+    """What each timer gave, called in turn for ``repeats`` rounds, fewer (but 3) after ``seconds``."""
+    times: dict[str, list[float]] = {name: [] for name in timers}
+    gc.collect()
+    end = time.monotonic() + seconds
+    for index, names in enumerate(interleaved(list(timers), repeats)):
+        if index >= _MIN_ROUNDS and time.monotonic() > end:
+            break
+        for name in names:
+            times[name].append(timers[name]())
+    return times
+
+
+def quartiles(times: list[float]) -> tuple[float, float, float]:
+    low, median, high = statistics.quantiles(times, n=4, method="inclusive") if len(times) > 1 else times * 3
+    return low, median, high
+
+
+def wall_seconds(call: Callable[[], object], device: torch.device) -> float:
+    """Of one call, with the device's queue empty before and after."""
+    synchronize(device)
     start = time.perf_counter()
-    contestant.call(mode)
-    synchronize(contestant.hidden_states.device)
+    call()
+    synchronize(device)
     return time.perf_counter() - start
 
 
@@ -101,3 +99,18 @@ def _native_stderr_hidden() -> Iterator[None]:
 def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    # the CPU allocator has no exception of its own
+    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

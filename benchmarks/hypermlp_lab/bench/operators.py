@@ -1,4 +1,4 @@
-"""What is compared as operators: HyperGLU's paths and PyTorch's attention at equal width, without projections."""
+"""Operators: HyperGLU's paths and PyTorch's attention at equal width, without projections."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hypermlp.ops import SequenceMix, hyper_attention
 from hypermlp.ops.flops import backward_flops, forward_flops, visible_pairs
-from hypermlp_lab.bench.measure import Mode
-from hypermlp_lab.bench.providers import REFERENCE_MAPS, Case
+from hypermlp_lab.bench.layers import LayerCase, dense_softmax, reference_bytes
+from hypermlp_lab.bench.run import Provider
 
 Call = Callable[[list[Tensor]], Tensor]
 _MAPS = 2  # HyperGLU's score maps of a head
 
 
-@dataclass(frozen=True)
-class OperatorCase(Case):
+@dataclass(frozen=True, kw_only=True)
+class OperatorCase(LayerCase):
     """One size to measure; all operators have values of ``hidden_size`` in total.
 
     Attributes:
@@ -47,33 +47,23 @@ class OperatorCase(Case):
         return self.batch * visible_pairs(self.length)
 
 
-@dataclass(frozen=True)
-class OperatorProvider:
+@dataclass(frozen=True, kw_only=True)
+class OperatorProvider(Provider):
     """An operator to measure.
 
     Attributes:
-        name: what tables and results call it.
-        description: one line for a reader.
         inputs: random inputs for a case, streams ``[B, T, heads, width]`` first.
         build: the call for a case, compiled or prepared as its users would.
         exact: the same function computed another way, for the gate.
-        flops: of one call: products of matrices, each recomputed map of a backward counted once.
-        peak_bytes: see :class:`hypermlp_lab.bench.providers.Provider`.
-        device: the kind of device it needs; None for any.
+        flops: of one call in a mode: products of matrices, each recomputed map of a backward counted once.
         graph: whether a CUDA graph may hold it: no waiting for the device, a moderate number of kernels.
-        baseline: whether the others are compared with it.
     """
 
-    name: str
-    description: str
     inputs: Callable[[OperatorCase], list[Tensor]]
     build: Callable[[OperatorCase], Call]
     exact: Call
-    flops: Callable[[OperatorCase, Mode], int]
-    peak_bytes: Callable[[OperatorCase], int] | None = None
-    device: str | None = None
+    flops: Callable[[OperatorCase, str], int]
     graph: bool = True
-    baseline: bool = False
 
 
 def _hyperglu_inputs(case: OperatorCase) -> list[Tensor]:
@@ -95,7 +85,7 @@ def _hyperglu(backend: str, tensors: list[Tensor]) -> Tensor:
     return hyper_attention(q, k, v, routing, readout, backend=cast(Any, backend))
 
 
-def _hyperglu_flops(case: OperatorCase, mode: Mode) -> int:
+def _hyperglu_flops(case: OperatorCase, mode: str) -> int:
     sizes: dict[str, Any] = {
         "num_heads": case.num_heads, "num_maps": _MAPS, "qk": case.score_width,
         "v": case.hidden_size // case.num_heads, "ranks": (case.mix_rank, case.mix_rank),
@@ -104,26 +94,18 @@ def _hyperglu_flops(case: OperatorCase, mode: Mode) -> int:
     return forward if mode == "forward" else forward + backward_flops(case.pairs, **sizes)
 
 
-def _reference_bytes(case: OperatorCase) -> int:
-    itemsize = torch.promote_types(case.dtype, torch.float32).itemsize
-    return REFERENCE_MAPS * case.batch * _MAPS * case.num_heads * case.length**2 * itemsize
-
-
 def _softmax_inputs(case: OperatorCase) -> list[Tensor]:
     shape = (case.batch, case.length, case.hidden_size // case.head_width, case.head_width)
     return [torch.randn(shape, **case.factory) for _ in "qkv"]
 
 
-def _softmax_flops(case: OperatorCase, mode: Mode) -> int:
+def _softmax_flops(case: OperatorCase, mode: str) -> int:
     # two products forward; five backward, one of them the scores again
     return (4 if mode == "forward" else 14) * case.pairs * case.hidden_size
 
 
 def _dense_softmax(tensors: list[Tensor]) -> Tensor:
-    q, k, v = tensors
-    scores = torch.einsum("bihk,bjhk->bhij", q, k) * q.shape[-1] ** -0.5
-    future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
-    return torch.einsum("bhij,bjhv->bihv", scores.masked_fill(future, float("-inf")).softmax(-1), v)
+    return dense_softmax(*tensors)
 
 
 def _sdpa(backend: SDPBackend | None) -> Callable[[OperatorCase], Call]:
@@ -158,27 +140,28 @@ def _flex(case: OperatorCase) -> Call:
 
 def _ours(backend: str, description: str, **options: Any) -> OperatorProvider:
     call = partial(_hyperglu, backend)
-    exact = partial(_hyperglu, "reference")
     return OperatorProvider(
-        backend, description, _hyperglu_inputs, lambda case: call, exact, _hyperglu_flops, **options
-    )
+        name=backend, description=f"HyperGLU, {description}", inputs=_hyperglu_inputs, build=lambda case: call,
+        exact=partial(_hyperglu, "reference"), flops=_hyperglu_flops, **options,
+    )  # fmt: skip
 
 
 def _softmax(
     name: str, description: str, build: Callable[[OperatorCase], Call], device: str | None = "cuda"
 ) -> OperatorProvider:
     return OperatorProvider(
-        name, description, _softmax_inputs, build, _dense_softmax, _softmax_flops, device=device, baseline=True
-    )
+        name=name, description=f"softmax, {description}", inputs=_softmax_inputs, build=build, exact=_dense_softmax,
+        flops=_softmax_flops, device=device, baseline=True,
+    )  # fmt: skip
 
 
 OPERATOR_PROVIDERS = (
-    _ours("triton", "HyperGLU, fused kernels", device="cuda"),
-    _ours("chunked", "HyperGLU, chunked path", graph=False),
-    _ours("reference", "HyperGLU, dense reference", peak_bytes=_reference_bytes, graph=False),
-    _softmax("sdpa", "softmax, the kernel that SDPA picks", _sdpa(None), device=None),
-    _softmax("sdpa-flash", "softmax, SDPA's FlashAttention-2", _sdpa(SDPBackend.FLASH_ATTENTION)),
-    _softmax("sdpa-cudnn", "softmax, SDPA's cuDNN kernel", _sdpa(SDPBackend.CUDNN_ATTENTION)),
-    _softmax("sdpa-efficient", "softmax, SDPA's memory-efficient kernel", _sdpa(SDPBackend.EFFICIENT_ATTENTION)),
-    _softmax("flex", "softmax, FlexAttention compiled for the length", _flex),
+    _ours("triton", "fused kernels", device="cuda"),
+    _ours("chunked", "chunked path", graph=False),
+    _ours("reference", "dense reference", peak_bytes=reference_bytes, graph=False),
+    _softmax("sdpa", "the kernel that SDPA picks", _sdpa(None), device=None),
+    _softmax("sdpa-flash", "SDPA's FlashAttention-2", _sdpa(SDPBackend.FLASH_ATTENTION)),
+    _softmax("sdpa-cudnn", "SDPA's cuDNN kernel", _sdpa(SDPBackend.CUDNN_ATTENTION)),
+    _softmax("sdpa-efficient", "SDPA's memory-efficient kernel", _sdpa(SDPBackend.EFFICIENT_ATTENTION)),
+    _softmax("flex", "FlexAttention compiled for the length", _flex),
 )

@@ -1,157 +1,280 @@
-"""A report as a table, a plot, JSON and Markdown."""
+"""A report as tables, a plot, JSON and Markdown; what each benchmark shows is data, at the end."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from hypermlp_lab.bench.measure import MODES
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+Report = dict[str, Any]
+Row = dict[str, Any]
 _MIB = 2**20
 _SIZES = {"hidden_size": "width", "num_heads": "heads", "batch": "batch"}
 # colours and markers for at most this many providers, then they repeat
-MARKERS = "osD^vP*X"
+_MARKERS = "osD^vP*X"
+_TITLES = {"forward": "Forward", "forward+backward": "Forward+backward", "decode": "Milliseconds per token"}
 
 
-def write_json(report: dict[str, Any], path: Path) -> None:
+@dataclass(frozen=True)
+class Column:
+    """A column of the table: its head, and its cell for a row that was measured."""
+
+    head: str
+    cell: Callable[[Row], str]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One quantity of the plot, against length.
+
+    Attributes:
+        label: of its axis.
+        value: of a row that was measured; None leaves the row out.
+        band: two values that the quartiles lie at.
+        ceiling: from the report, a value that nothing goes beyond, and what it is.
+    """
+
+    label: str
+    value: Callable[[Row], float | None]
+    band: Callable[[Row], Sequence[float]] | None = None
+    ceiling: Callable[[Report], tuple[float, str]] | None = None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a benchmark shows.
+
+    Attributes:
+        length, provider: heads of the first two columns.
+        before, after: the columns before and behind the ratios; the one that starts with "ms" says what was skipped.
+        panels: of the plot.
+        ratio: format of the ratios.
+        note: a sentence from the report below its tables.
+    """
+
+    length: str
+    provider: str
+    before: tuple[Column, ...]
+    after: tuple[Column, ...]
+    panels: tuple[Panel, ...]
+    ratio: str = ".2f"
+    note: Callable[[Report], str] | None = None
+
+
+def write_json(report: Report, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=1) + "\n")
 
 
-def baselines(report: dict[str, Any]) -> list[str]:
-    """Names that times are given as multiples of, in the order of the providers."""
+def modes(report: Report) -> list[str]:
+    return list(dict.fromkeys(row["mode"] for row in report["rows"]))
+
+
+def columns(report: Report) -> list[Column]:
+    """Of the tables, with a ratio for each baseline."""
+    layout = LAYOUTS[report["benchmark"]]
     named = {name for row in report["rows"] for name in row.get("time_ratio", {})}
-    return [name for name in report["providers"] if name in named]
+
+    def ratio(name: str) -> Column:
+        def cell(row: Row) -> str:
+            return format(row["time_ratio"][name], layout.ratio) if name in row["time_ratio"] else ""
+
+        return Column(f"x {name}", cell)
+
+    start = [
+        Column(layout.length, lambda row: str(row["length"])),
+        Column(layout.provider, lambda row: row["provider"]),
+    ]
+    return [*start, *layout.before, *(ratio(name) for name in report["providers"] if name in named), *layout.after]
 
 
-def header(report: dict[str, Any]) -> list[str]:
-    return [
-        "T", "layer", "parameters", "ms", "quartiles", "tokens/s",
-        *(f"x {name}" for name in baselines(report)), "extra MiB",
-    ]  # fmt: skip
+def table_rows(report: Report, mode: str) -> Iterator[list[str]]:
+    """One line of text cells for each row of a mode, by length; a skipped one says so in place of its time."""
+    shown = columns(report)
+    for row in sorted((row for row in report["rows"] if row["mode"] == mode), key=lambda row: int(row["length"])):
+        if row["skipped"] is None:
+            yield [column.cell(row) for column in shown]
+        else:
+            empty = ("skipped" if column.head.startswith("ms") else "" for column in shown[2:])
+            yield [column.cell(row) for column in shown[:2]] + list(empty)
 
 
-def table_rows(report: dict[str, Any], mode: str) -> Iterator[list[str]]:
-    """One line of text cells for each row of a mode; a skipped one says so in place of its time."""
-    width = len(header(report))
-    for row in report["rows"]:
-        if row["mode"] != mode:
-            continue
-        start = [str(row["length"]), row["provider"]]
-        if row["skipped"] is not None:
-            yield [*start, "", "skipped", *[""] * (width - 4)]
-            continue
-        low, high = row["quartiles_ms"]
-        ratios = [row["time_ratio"].get(name) for name in baselines(report)]
-        yield [
-            *start,
-            f"{row['parameters']:,}",
-            f"{row['median_ms']:.1f}",
-            f"{low:.1f} to {high:.1f}",
-            f"{row['tokens_per_second']:,.0f}",
-            *("" if ratio is None else f"{ratio:.2f}" for ratio in ratios),
-            f"{row['extra_peak_bytes'] / _MIB:.1f}",
-        ]
-
-
-def conditions(report: dict[str, Any]) -> str:
+def conditions(report: Report) -> str:
     """One sentence: on what, with what, how."""
     where, how = report["environment"], report["settings"]
     device = where["accelerator"] or f"{where['cpu']}, {how['threads']} of {where['cores']} cores"
+    sizes = (f"{word} {how[name]}" for name, word in _SIZES.items() if isinstance(how.get(name), int))
     return (
         f"{device}; {where['system']}, Python {where['python']}, PyTorch {where['torch']}, commit {where['commit']}; "
-        + ", ".join([how["dtype"], *(f"{word} {how[name]}" for name, word in _SIZES.items() if name in how)])
+        + ", ".join([how["dtype"], *sizes])
     )
 
 
-def skipped(report: dict[str, Any]) -> list[str]:
-    """Why rows were not measured, one line for each layer and length."""
+def notes(report: Report) -> list[str]:
+    """What is said below tables: a line for each layer and length that was not measured, and the layout's note."""
     reasons = {(row["provider"], row["length"]): row["skipped"] for row in report["rows"] if row["skipped"] is not None}
-    return [f"{name} at T = {length} skipped: {reason}" for (name, length), reason in reasons.items()]
+    note = LAYOUTS[report["benchmark"]].note
+    return [
+        *(f"{name} at T = {length} skipped: {reason}" for (name, length), reason in reasons.items()),
+        *([note(report)] if note else []),
+    ]
 
 
-def rich_tables(report: dict[str, Any]) -> Iterator[Table]:
-    """One table for each mode, for a terminal."""
-    for mode in MODES:
-        yield rich_table(mode, report, header(report), table_rows(report, mode))
-
-
-def rich_table(title: str, report: dict[str, Any], names: list[str], rows: Iterable[list[str]]) -> Table:
-    """Rows of text cells, those of one length together, above the conditions they hold under."""
+def rich_tables(report: Report) -> Iterator[Table]:
+    """One table for each mode, for a terminal; rows of one length together, above the conditions they hold under."""
     from rich import box
     from rich.table import Table
 
-    table = Table(title=title, caption="\n".join([conditions(report), *skipped(report)]), box=box.SIMPLE_HEAD)
-    for index, name in enumerate(names):
-        table.add_column(name, justify="left" if index == 1 else "right")
-    previous = None
-    for cells in rows:
-        if previous not in (None, cells[0]):
-            table.add_section()
-        previous = cells[0]
-        table.add_row(*cells)
-    return table
+    for mode in modes(report):
+        caption = "\n".join([conditions(report), *notes(report)])
+        table = Table(title=_TITLES.get(mode, mode), caption=caption, box=box.SIMPLE_HEAD)
+        for index, column in enumerate(columns(report)):
+            table.add_column(column.head, justify="left" if index == 1 else "right")
+        previous = None
+        for cells in table_rows(report, mode):
+            if previous not in (None, cells[0]):
+                table.add_section()
+            previous = cells[0]
+            table.add_row(*cells)
+        yield table
 
 
-def markdown(report: dict[str, Any]) -> str:
-    """Tables for the documentation, with the conditions they hold under."""
-    tables = {mode.capitalize(): (header(report), table_rows(report, mode)) for mode in MODES}
-    return markdown_tables(report, tables)
-
-
-def markdown_tables(report: dict[str, Any], tables: Mapping[str, tuple[list[str], Iterable[list[str]]]]) -> str:
-    """Tables by title, with the conditions, the layers that failed and what was skipped."""
+def markdown(report: Report) -> str:
+    """Tables for the documentation, with the conditions, the layers that failed and what was skipped."""
+    heads = [column.head for column in columns(report)]
     lines = [f"Measured on: {conditions(report)}.", ""]
     for verdict in report["gate"]:
         if not verdict["passed"]:
             lines += [f"**{verdict['provider']} failed its check and was not timed**: {verdict['reason']}.", ""]
-    for title, (names, rows) in tables.items():
-        lines += [f"**{title}**", "", f"| {' | '.join(names)} |", "| --: | :-- |" + " --: |" * (len(names) - 2)]
-        lines += [f"| {' | '.join(cells)} |" for cells in rows]
+    for mode in modes(report):
+        lines += [f"**{_TITLES.get(mode, mode)}**", "", f"| {' | '.join(heads)} |"]
+        lines += ["| --: | :-- |" + " --: |" * (len(heads) - 2)]
+        lines += [f"| {' | '.join(cells)} |" for cells in table_rows(report, mode)]
         lines.append("")
-    lines += [f"- {line}" for line in skipped(report)]
-    return "\n".join(lines)
+    return "\n".join([*lines, *(f"- {line}" for line in notes(report))])
 
 
-def plot(report: dict[str, Any], path: Path) -> None:
-    """Tokens per second and extra peak memory against length, one curve for each provider."""
+def plot(report: Report, path: Path) -> None:
+    """A column for each mode and a row for each panel (beside each other for one mode), a curve for each provider."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 7), layout="constrained")
+    panels, shown = LAYOUTS[report["benchmark"]].panels, modes(report)
+    across, down = (len(shown), len(panels)) if len(shown) > 1 else (len(panels), 1)
+    figure = Figure(figsize=(5 * across, 1 + 3 * down), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(2, 2, sharex=True)
-    for column, mode in enumerate(MODES):
-        speed, memory = axes[:, column]
-        for index, name in enumerate(report["providers"]):
-            rows = [
-                row for row in report["rows"]
-                if row["provider"] == name and row["mode"] == mode and row["skipped"] is None
-            ]  # fmt: skip
-            if not rows:
-                continue
-            lengths = [row["length"] for row in rows]
-            style = {"marker": MARKERS[index % len(MARKERS)], "color": f"C{index}", "label": name, "markersize": 5}
-            tokens = [1e-3 * row["tokens_per_second"] * row["median_ms"] for row in rows]
-            speed.plot(lengths, [row["tokens_per_second"] for row in rows], **style)
-            # quartiles of the time are quartiles of its inverse, the other way round
-            slow = [1e3 * count / row["quartiles_ms"][1] for count, row in zip(tokens, rows, strict=True)]
-            fast = [1e3 * count / row["quartiles_ms"][0] for count, row in zip(tokens, rows, strict=True)]
-            speed.fill_between(lengths, slow, fast, color=style["color"], alpha=0.2, linewidth=0)
-            memory.plot(lengths, [row["extra_peak_bytes"] / _MIB for row in rows], **style)
-        speed.set(title=mode, ylabel="tokens/s")
-        memory.set(xlabel="T (tokens)", ylabel="extra peak memory (MiB)")
-        for panel in (speed, memory):
-            panel.set_xscale("log", base=2)
-            panel.set_yscale("log")
-            panel.set_xticks(report["settings"]["lengths"], [str(length) for length in report["settings"]["lengths"]])
-            panel.grid(alpha=0.3)
+    axes = figure.subplots(down, across, sharex=True, squeeze=False)
+    for column, mode in enumerate(shown):
+        for row, panel in enumerate(panels):
+            drawn = axes[row, column] if len(shown) > 1 else axes[0, row]
+            _draw(drawn, panel, report, mode)
+            if row == 0:
+                drawn.set_title(mode)
     axes[0, 0].legend(fontsize="small")
     figure.suptitle(conditions(report), fontsize="x-small", wrap=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
+
+
+def _draw(axes: Any, panel: Panel, report: Report, mode: str) -> None:
+    ticks = sorted({row["length"] for row in report["rows"]})
+    for index, name in enumerate(report["providers"]):
+        rows = sorted(
+            (r for r in report["rows"] if (r["provider"], r["mode"], r["skipped"]) == (name, mode, None)),
+            key=lambda row: int(row["length"]),
+        )
+        rows = [row for row in rows if panel.value(row) is not None]
+        if not rows:
+            continue
+        lengths = [row["length"] for row in rows]
+        style = {"marker": _MARKERS[index % len(_MARKERS)], "markersize": 5, "color": f"C{index}", "label": name}
+        axes.plot(lengths, [panel.value(row) for row in rows], **style)
+        if panel.band is not None:
+            axes.fill_between(lengths, *zip(*map(panel.band, rows), strict=True), color=f"C{index}", alpha=0.2, lw=0)
+    if panel.ceiling is not None:
+        value, label = panel.ceiling(report)
+        axes.axhline(value, color="black", linestyle=":")
+        axes.annotate(label, (ticks[0], value), fontsize="x-small", va="bottom")
+    axes.set(xlabel="T (tokens)", ylabel=panel.label, yscale="log")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks, [str(length) for length in ticks])
+    axes.grid(alpha=0.3)
+
+
+def _number(head: str, key: str, spec: str, scale: float = 1.0) -> Column:
+    return Column(head, lambda row: "none" if row[key] is None else format(scale * row[key], spec))
+
+
+def _times(head: str, spec: str) -> tuple[Column, Column]:
+    def quartiles(row: Row) -> str:
+        return " to ".join(format(value, spec) for value in row["quartiles_ms"])
+
+    return _number(head, "median_ms", spec), Column("quartiles", quartiles)
+
+
+def _ceilings(report: Report) -> str:
+    found = report["ceilings"]
+    return (
+        f"A {found['matmul_size']} x {found['matmul_size']} matrix product ran at {found['matmul_tflops']:.1f} TFLOP/s "
+        f"and a copy at {found['copy_gb_per_s']:.0f} GB/s, read and written. Timed by {report['timing']}."
+    )
+
+
+def _rates_at_quartiles(row: Row) -> list[float]:
+    return [row["tokens_per_second"] * row["median_ms"] / quartile for quartile in row["quartiles_ms"]]
+
+
+def _cache_mib(row: Row) -> float | None:
+    return None if row["cache_bytes"] is None else float(row["cache_bytes"] / _MIB)
+
+
+_PARAMETERS = _number("parameters", "parameters", ",d", 1)
+_EXTRA_MEMORY = Panel("extra peak memory (MiB)", lambda row: float(row["extra_peak_bytes"] / _MIB))
+_RATE = Panel("tokens/s", lambda row: float(row["tokens_per_second"]), _rates_at_quartiles)
+_THROUGHPUT = Layout(
+    "T", "layer",
+    (_PARAMETERS, *_times("ms", ".1f"), _number("tokens/s", "tokens_per_second", ",.0f")),
+    (_number("extra MiB", "extra_peak_bytes", ".1f", 1 / _MIB),),
+    (_RATE, _EXTRA_MEMORY),
+)  # fmt: skip
+LAYOUTS = {
+    "attention": _THROUGHPUT,
+    "models": _THROUGHPUT,
+    "operators": Layout(
+        "T", "operator",
+        (
+            *_times("ms", ".3f"), _number("TFLOP/s", "tflops", ".1f"), _number("of matmul", "matmul_share", ".0%"),
+            _number("GB/s", "gb_per_s", ".0f"),
+        ),
+        (
+            _number("extra MiB", "extra_peak_bytes", ".0f", 1 / _MIB),
+            Column("launched", lambda row: str(row["launched"]).split(",")[0]),
+        ),
+        (
+            Panel("ms", lambda row: float(row["median_ms"]), lambda row: list(row["quartiles_ms"])),
+            Panel(
+                "TFLOP/s", lambda row: float(row["tflops"]),
+                ceiling=lambda report: (report["ceilings"]["matmul_tflops"], "matrix product"),
+            ),
+        ),
+        note=_ceilings,
+    ),
+    "decode": Layout(
+        "context", "layer",
+        (_PARAMETERS, *_times("ms/token", ".3f")),
+        (
+            _number("cache bytes/token", "cache_bytes_per_token", ",d", 1),
+            _number("cache MiB", "cache_bytes", ".1f", 1 / _MIB),
+        ),
+        (
+            Panel("ms per token", lambda row: float(row["median_ms"]), lambda row: list(row["quartiles_ms"])),
+            Panel("cache of one layer (MiB)", _cache_mib),
+        ),
+        ratio=".3g",
+    ),
+}  # fmt: skip

@@ -15,8 +15,7 @@ from hypermlp_lab.bench.decoding import DECODE_PROVIDERS, DECODE_PROVIDERS_ON_GP
 from hypermlp_lab.bench.layers import ATTENTION_PROVIDERS, LAYER_PROVIDERS_ON_GPU, LayerBenchmark, LayerCase
 from hypermlp_lab.bench.measure import MODES, Mode
 from hypermlp_lab.bench.models import MODEL_PROVIDERS, ModelBenchmark, ModelCase
-from hypermlp_lab.bench.operator_benchmark import OperatorBenchmark
-from hypermlp_lab.bench.operators import OPERATOR_PROVIDERS, OperatorCase
+from hypermlp_lab.bench.operators import OPERATOR_PROVIDERS, OperatorBenchmark, OperatorCase
 from hypermlp_lab.bench.report import markdown, write_json
 from hypermlp_lab.bench.run import Benchmark, Settings, passed, run
 

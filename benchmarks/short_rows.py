@@ -77,7 +77,7 @@ def unexplained(norm: bool, steps: int = 1000, length: int = 16) -> tuple[float,
 
 
 class Block(nn.Module):
-    """A pre-norm block with a layer of this `eps`."""
+    """Attention and an MLP."""
 
     def __init__(self, eps: float) -> None:
         super().__init__()

@@ -55,6 +55,8 @@ FILES = {
 def room(module: str) -> str:
     """``hypermlp.ops`` of ``hypermlp.ops.chunked``; the kernels and the scripts are rooms as a whole."""
     parts = module.split(".")
+    if parts[0] == "hypermlp" and parts[1:2] and parts[1] in hypermlp.__all__:
+        return "hypermlp.__init__"
     return ".".join(parts[:2]) if parts[0] in FACES else parts[0]
 
 
@@ -100,6 +102,8 @@ def test_the_check_sees_an_import_upwards():
         "hypermlp_lab.bench", "tools",
     }  # fmt: skip
     assert upwards("hypermlp.models.language_model", {"hypermlp_lab.text"}) == {"hypermlp_lab.text"}
+    assert upwards("hypermlp.layers.hyper", {"hypermlp.HyperCache"}) == {"hypermlp.__init__"}
+    assert not upwards("hypermlp_lab.bench.layers", {"hypermlp.HyperCache"})
 
 
 def test_ops_know_no_module():

@@ -12,7 +12,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from hypermlp import HyperGLU
-from hypermlp_lab.bench import command, gate, report
+from hypermlp_lab.bench import command, environment, gate, report
 from hypermlp_lab.bench.layers import ATTENTION_PROVIDERS, Contestant, LayerBenchmark, LayerCase, LayerProvider
 from hypermlp_lab.bench.measure import MODES, extra_peak_bytes, interleaved
 from hypermlp_lab.bench.run import Report, Settings, count_parameters, passed
@@ -235,6 +235,17 @@ def test_environment_names_no_machine() -> None:
     assert str(Path.home()) not in text
     assert f'"{platform.node()}"' not in text
     assert str(Path.cwd()) not in text
+
+
+@pytest.mark.parametrize("name", ["layer.py", "native/kernel.cpp", "native/call.h"])
+def test_the_digest_of_sources_is_of_all_languages(name: str, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "_source_folders", lambda: [tmp_path])
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    empty = environment.describe()["sources"]
+    (tmp_path / name).write_text("a")
+    first = environment.describe()["sources"]
+    (tmp_path / name).write_text("b")
+    assert len({empty, first, environment.describe()["sources"]}) == 3
 
 
 def test_threads_are_restored() -> None:

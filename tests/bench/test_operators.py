@@ -15,8 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 from hypermlp_lab.bench import clock, command, gate, operators
-from hypermlp_lab.bench.operator_benchmark import OperatorBenchmark
-from hypermlp_lab.bench.operators import OPERATOR_PROVIDERS, OperatorCase, OperatorProvider
+from hypermlp_lab.bench.operators import OPERATOR_PROVIDERS, OperatorBenchmark, OperatorCase, OperatorProvider
 from hypermlp_lab.bench.report import markdown
 from hypermlp_lab.bench.run import Report, Settings, passed, run
 
@@ -261,3 +260,18 @@ def test_command_for_operators(tmp_path) -> None:
     done = CliRunner().invoke(command.app, ["attention", "--level", "model"])
     assert done.exit_code == 2
     assert "neither layer nor operator" in done.output
+
+
+@pytest.mark.parametrize("level", ["layer", "operator"])
+@pytest.mark.parametrize(("options", "limit"), [([], 3 << 30), (["--memory-limit", "0.5"], 1 << 29)])
+def test_memory_has_a_limit_on_a_cpu(level: str, options: list[str], limit: int, tmp_path, monkeypatch) -> None:
+    settings: list[Settings] = []
+
+    def stop(benchmark: OperatorBenchmark, log: object) -> None:
+        settings.append(benchmark.settings)
+        raise ValueError("enough")
+
+    monkeypatch.setattr(command, "run", stop)
+    arguments = ["attention", "--level", level, *options, "--out", str(tmp_path / "result.json")]
+    CliRunner().invoke(command.app, arguments)
+    assert [found.memory_limit for found in settings] == [limit]

@@ -23,8 +23,7 @@ from hypermlp_lab.bench.decoding import (
 )
 from hypermlp_lab.bench.layers import ATTENTION_PROVIDERS, LAYER_PROVIDERS_ON_GPU, LayerBenchmark, LayerCase
 from hypermlp_lab.bench.measure import MODES
-from hypermlp_lab.bench.operator_benchmark import OperatorBenchmark
-from hypermlp_lab.bench.operators import OPERATOR_PROVIDERS, OperatorCase
+from hypermlp_lab.bench.operators import OPERATOR_PROVIDERS, OperatorBenchmark, OperatorCase
 from hypermlp_lab.bench.run import Benchmark, Case, Provider, Settings, passed, run
 from hypermlp_lab.console import chosen_device, user_errors
 from hypermlp_lab.training.files import make_folder

@@ -47,6 +47,13 @@ def test_scores_of_any_size_are_normalised(backend, size, selection):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("size", [1e-290, 1e-200, 1e-150, 1e150, 1e200, 1e290])
+def test_a_factor_of_the_scores_changes_nothing_in_float64(backend, size):
+    case = make_case(length=20, selection="relu", eps=1e-300)
+    torch.testing.assert_close(scaled(case, size).run(backend), case.run("reference"), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_both_maps_large_at_once(backend):
     """softplus(u) relu(g) of 1e19 and 1e20 is beyond float32; divided by the norm it is u."""
     q = torch.tensor([1e20, 1e19]).reshape(1, 1, 2, 1)

@@ -8,12 +8,13 @@ namespace hypermlp {
 
 // with squares that neither overflow nor vanish: everything is scaled by a power of two, which is exact
 inline real scaled_norm(const real* row, long columns) {
+  constexpr int LEAST = sizeof(real) == 4 ? -120 : -1000;  // 2 to minus this is a number still
   real most = 0;
   for (long x = 0; x < columns; ++x) most = std::fabs(row[x]) > most ? std::fabs(row[x]) : most;
   if (most == 0 || !finite(most)) return most;
   int exponent;
   std::frexp(most, &exponent);
-  exponent = exponent < -120 ? -120 : exponent;
+  exponent = exponent < LEAST ? LEAST : exponent;
   const real scale = std::ldexp(real(1), -exponent);
   real total = 0;
   for (long x = 0; x < columns; ++x) total += row[x] * scale * (row[x] * scale);

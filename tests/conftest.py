@@ -54,7 +54,7 @@ def _native_needs_a_compiler(request: pytest.FixtureRequest) -> None:
     """A test of the native path is skipped, and never quietly of another path, where it cannot be built."""
     chosen = getattr(request.node, "callspec", None)
     if chosen is not None and "native" in (x for x in chosen.params.values() if isinstance(x, str)):
-        reason = native.unavailable("cpu", torch.float32)
+        reason = native.unavailable(torch.empty(0))
         if reason is not None:
             pytest.skip(f"the native path is not there: {reason}")
 

@@ -19,7 +19,7 @@ from hypermlp.ops.attention import Backend
 from hypermlp.ops.checks import check_attention_mask, check_cu_seqlens, check_plain
 from hypermlp.ops.decode import Past
 from hypermlp.ops.modes import traced, values_readable
-from hypermlp.ops.varlen import sequence_origins, unpacked, within_bounds, zero_padded
+from hypermlp.ops.varlen import Tokens, sequence_origins, unpacked, within_bounds, zero_padded
 
 NO_GATES = Gates()
 
@@ -321,7 +321,7 @@ class AttentionLayer(nn.Module, ABC):
         """Angles count from each sequence's first valid token: a gate after the rotation feels where they start."""
         if not self.config.rope or (attention_mask is None and cu_seqlens is None):
             return 0
-        return -sequence_origins(attention_mask, cu_seqlens, x.shape[0], x.shape[1], x.device)
+        return -sequence_origins(Tokens(attention_mask, cu_seqlens), x.shape[0], x.shape[1], x.device)
 
     def _check_input(self, hidden_states: Tensor) -> None:
         if not isinstance(hidden_states, Tensor):

@@ -7,12 +7,12 @@ from torch import Tensor
 from hypermlp.config import HyperConfig
 from hypermlp.layers.base import AttentionLayer
 from hypermlp.layers.feature_mixing import Gates
-from hypermlp.ops import SequenceMix, hyper_attention, native, triton
+from hypermlp.ops import SequenceMix, hyper_attention
+from hypermlp.ops.arguments import Options
 from hypermlp.ops.checks import check_plain
 from hypermlp.ops.decode import Past, decode_block, decode_step
-from hypermlp.ops.library import chunked_forward
-from hypermlp.ops.modes import autocast_enabled, needs_plain_operators, without_autocast
-from hypermlp.ops.tiling import Options
+from hypermlp.ops.modes import autocast_enabled, without_autocast
+from hypermlp.ops.paths import choose
 
 
 class OperatorLayer(AttentionLayer):
@@ -41,12 +41,8 @@ class OperatorLayer(AttentionLayer):
         )  # fmt: skip
 
     def attend_step(self, q: Tensor, gates: Gates, past: Past) -> Tensor:
-        step = decode_step
-        if not needs_plain_operators():
-            if self.backend == "triton":
-                step = triton.decode_step
-            elif native.chosen(self.backend, q):
-                step = native.decode_step
+        path = choose(self.backend, q)
+        step = decode_step if path is None else path.step
         mixes = self.mixes(q, gates)
         if autocast_enabled(q.device.type):
             with without_autocast(q.device.type):
@@ -55,5 +51,5 @@ class OperatorLayer(AttentionLayer):
 
     def attend_block(self, q: Tensor, gates: Gates, past: Past) -> Tensor:
         with without_autocast(q.device.type):
-            forward = native.native_forward if native.chosen(self.backend, q) else chunked_forward
-            return decode_block(q, past, *self.mixes(q, gates), self._options, forward)
+            path = choose(self.backend, q)
+            return decode_block(q, past, *self.mixes(q, gates), self._options, path)

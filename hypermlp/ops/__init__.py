@@ -1,6 +1,6 @@
 """The operator as functions of tensors, ``[B, T, heads, width]`` everywhere."""
 
+from hypermlp.ops.arguments import SequenceMix
 from hypermlp.ops.attention import hyper_attention
-from hypermlp.ops.mixing import SequenceMix
 
 __all__ = ["SequenceMix", "hyper_attention"]

@@ -9,13 +9,13 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from hypermlp.ops import checks, native
-from hypermlp.ops.library import cast_for_autocast, chunked_forward
-from hypermlp.ops.mixing import SequenceMix
-from hypermlp.ops.modes import autocast_enabled, needs_plain_operators, without_autocast
+from hypermlp.ops import checks
+from hypermlp.ops.arguments import OperatorArgs, Options, SequenceMix
+from hypermlp.ops.library import cast_for_autocast, run
+from hypermlp.ops.modes import autocast_enabled, without_autocast
+from hypermlp.ops.paths import choose
 from hypermlp.ops.reference import hyper_attention_reference
-from hypermlp.ops.triton import check_available, triton_forward
-from hypermlp.ops.varlen import within_bounds, zero_padded
+from hypermlp.ops.varlen import Tokens
 
 Selection = Literal["glu", "relu"]
 LagOrPosition = Literal["lag", "position"]
@@ -89,47 +89,37 @@ def hyper_attention(
     if selection not in _SELECTIONS:
         raise ValueError(f"selection must be one of {_SELECTIONS}, got {selection!r}")
     check_backend(backend)
-    indexing = _resolve_layout(layout, causal)
+    options = Options(selection, norm, eps, causal, _resolve_layout(layout, causal), max_lag)
     routing_mix = SequenceMix() if routing_mix is None else routing_mix
     readout_mix = SequenceMix() if readout_mix is None else readout_mix
-    checks.check_kinds(q, k, v, routing_mix, readout_mix)
-    q, k, v, routing_mix, readout_mix = _autocast(q, k, v, routing_mix, readout_mix)
+    x = OperatorArgs(q, k, v, routing_mix, readout_mix, Tokens(attention_mask, cu_seqlens), options)
+    checks.check_kinds(x)
+    if autocast_enabled(q.device.type):
+        x = cast_for_autocast(x)
+    x = checks.checked(x)
+    return x.tokens.zeroed(attend(x.map_streams(x.tokens.zeroed), backend))
 
-    num_maps = 2 if selection == "glu" else 1
-    checks.check_streams(q, k, v, num_maps)
-    checks.check_eps(eps, q.dtype)
-    checks.check_mix("routing_mix", routing_mix, q, q.shape[2])
-    checks.check_mix("readout_mix", readout_mix, q, v.shape[2])
-    max_lag = checks.table_rows(routing_mix, readout_mix, max_lag)
-    if cu_seqlens is not None:
-        checks.check_cu_seqlens(cu_seqlens, q)
-    if indexing == "position" and max_lag is not None:
-        checks.check_positions(q.shape[1], max_lag, cu_seqlens)
-    if attention_mask is not None:
-        attention_mask = checks.check_attention_mask(attention_mask, q)
-        q, k, v, routing_mix, readout_mix = _without_padding(attention_mask, q, k, v, routing_mix, readout_mix)
 
-    if 0 in q.shape[:2]:
-        return _empty(v, q, k, *routing_mix[:4], *readout_mix[:4])
-    path = _choose(backend, q)
-    if path == "reference":
-        inside = within_bounds(q.shape[1], cu_seqlens, q.device)
-        if inside is not None:  # the other paths never touch tokens of no sequence; a dense product does
-            q, k, v, routing_mix, readout_mix = _without_padding(inside, q, k, v, routing_mix, readout_mix)
-        with without_autocast(q.device.type):
-            o = hyper_attention_reference(
-                q, k, v, routing_mix, readout_mix,
-                selection=selection, norm=norm, eps=eps, causal=causal, layout=indexing, max_lag=max_lag,
-                attention_mask=attention_mask, cu_seqlens=cu_seqlens,
-            )  # fmt: skip
-        o = zero_padded(o, inside)
-    else:
-        forward = {"chunked": chunked_forward, "native": native.native_forward, "triton": triton_forward}[path]
-        o = forward(
-            q, k, v, *routing_mix[:4], *readout_mix[:4], attention_mask, cu_seqlens,
-            routing_mix.identity, readout_mix.identity, selection, norm, eps, causal, indexing, max_lag,
-        )[0].to(q.dtype)  # fmt: skip
-    return zero_padded(o, attention_mask)
+def attend(x: OperatorArgs, backend: Backend) -> Tensor:
+    """What :func:`hyper_attention` returns, of what it has checked. Outputs at padded tokens mean nothing.
+
+    Padded keys and values hold zeros.
+    """
+    if 0 in x.q.shape[:2]:
+        return _empty(x)
+    path = choose(backend, x.q)
+    if path is not None:
+        if backend == "auto" and not torch.compiler.is_compiling():
+            _say_once(x.q.device.type, path.name)
+        return run(path, x)
+    # the other paths never touch tokens of no sequence; a dense product does
+    x = x.map_streams(x.tokens.outside_zeroed)
+    with without_autocast(x.q.device.type):
+        o = hyper_attention_reference(
+            x.q, x.k, x.v, x.routing_mix, x.readout_mix, **x.options._asdict(),
+            attention_mask=x.tokens.valid, cu_seqlens=x.tokens.cu_seqlens,
+        )  # fmt: skip
+    return x.tokens.outside_zeroed(o)
 
 
 def _resolve_layout(layout: str | None, causal: bool) -> str:
@@ -142,51 +132,9 @@ def _resolve_layout(layout: str | None, causal: bool) -> str:
     return layout
 
 
-def _empty(v: Tensor, *others: Tensor | None) -> Tensor:
+def _empty(x: OperatorArgs) -> Tensor:
     """The output without a token, with the gradient of all that it was made of: zeros."""
-    zero = sum(x.sum().to(v.dtype) * 0 for x in others if x is not None)
-    return v + zero
-
-
-def _without_padding(
-    valid: Tensor, q: Tensor, k: Tensor, v: Tensor, routing_mix: SequenceMix, readout_mix: SequenceMix
-) -> tuple[Tensor, Tensor, Tensor, SequenceMix, SequenceMix]:
-    """Everything along the tokens, with zeros in place of what padded tokens hold."""
-    q, k, v = (zero_padded(x, valid) for x in (q, k, v))
-    routing_mix, readout_mix = (
-        mix if mix.gate is None else mix._replace(gate=zero_padded(mix.gate, valid))
-        for mix in (routing_mix, readout_mix)
-    )
-    return q, k, v, routing_mix, readout_mix
-
-
-def _autocast(
-    q: Tensor, k: Tensor, v: Tensor, routing_mix: SequenceMix, readout_mix: SequenceMix
-) -> tuple[Tensor, Tensor, Tensor, SequenceMix, SequenceMix]:
-    """Inside an autocast region, the streams in its dtype; the tables keep their own precision."""
-    device_type = q.device.type
-    if not autocast_enabled(device_type):
-        return q, k, v, routing_mix, readout_mix
-    q, k, v = (cast_for_autocast(x, device_type) for x in (q, k, v))
-    routing_mix, readout_mix = (
-        mix._replace(gate=cast_for_autocast(mix.gate, device_type)) for mix in (routing_mix, readout_mix)
-    )
-    return q, k, v, routing_mix, readout_mix
-
-
-def _choose(backend: str, q: Tensor) -> str:
-    """The path to take. The reference is of PyTorch's own operators alone, which some modes need."""
-    if needs_plain_operators():
-        return "reference"
-    if backend == "triton":
-        check_available(q)
-    path = "native" if native.chosen(backend, q) else "chunked"
-    if backend != "auto":
-        return backend
-    # the Triton kernels have not yet been run on a GPU: until they have, they are taken on request alone
-    if not torch.compiler.is_compiling():
-        _say_once(q.device.type, path)
-    return path
+    return x.v + sum(y.sum().to(x.v.dtype) * 0 for y in x.tensors if y is not None)
 
 
 def check_backend(backend: str) -> None:

@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from hypermlp.ops.mixing import SequenceMix
+from hypermlp.ops.arguments import OperatorArgs, SequenceMix
 from hypermlp.ops.modes import require, values_readable
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -27,19 +27,35 @@ def check_plain(name: str, x: Tensor) -> None:
         )
 
 
-def check_kinds(q: Tensor, k: Tensor, v: Tensor, routing_mix: SequenceMix, readout_mix: SequenceMix) -> None:
+def check_kinds(x: OperatorArgs) -> None:
     """Tensors where tensors belong, so that whatever reads them next may rely on it."""
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        if not isinstance(x, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
-        check_plain(name, x)
-    for name, mix in (("routing_mix", routing_mix), ("readout_mix", readout_mix)):
+    for name, stream in (("q", x.q), ("k", x.k), ("v", x.v)):
+        if not isinstance(stream, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(stream).__name__}")
+        check_plain(name, stream)
+    for name, mix in (("routing_mix", x.routing_mix), ("readout_mix", x.readout_mix)):
         if not isinstance(mix, SequenceMix):
             raise TypeError(f"{name} must be a SequenceMix or None, got {type(mix).__name__}")
         for field in ("diag", "down", "up", "gate"):
             table = getattr(mix, field)
             if table is not None and not isinstance(table, Tensor):
                 raise TypeError(f"{name}.{field} must be a tensor or None, got {type(table).__name__}")
+
+
+def checked(x: OperatorArgs) -> OperatorArgs:
+    """``x`` with its mask as bool and the number of its tables' rows as ``max_lag``, if all of it fits together."""
+    check_streams(x.q, x.k, x.v, x.options.num_maps)
+    check_eps(x.options.eps, x.q.dtype)
+    check_mix("routing_mix", x.routing_mix, x.q, x.q.shape[2])
+    check_mix("readout_mix", x.readout_mix, x.q, x.v.shape[2])
+    options = x.options._replace(max_lag=table_rows(x.routing_mix, x.readout_mix, x.options.max_lag))
+    if x.tokens.cu_seqlens is not None:
+        check_cu_seqlens(x.tokens.cu_seqlens, x.q)
+    if not options.by_lag and options.max_lag is not None:
+        check_positions(x.q.shape[1], options.max_lag, x.tokens.cu_seqlens)
+    mask = x.tokens.valid
+    tokens = x.tokens if mask is None else x.tokens._replace(valid=check_attention_mask(mask, x.q))
+    return x._replace(tokens=tokens, options=options)
 
 
 def check_eps(eps: float, dtype: torch.dtype) -> None:
@@ -109,7 +125,7 @@ def check_mix(name: str, mix: SequenceMix, q: Tensor, heads: int) -> None:
             raise ValueError(f"{name}.gate must be {expected}, got {tuple(mix.gate.shape)}")
         if mix.gate.dtype != q.dtype:
             raise TypeError(f"{name}.gate is {mix.gate.dtype} and q is {q.dtype}: cast them to one dtype")
-    tables = {x.dtype for x in mix[:3] if x is not None}
+    tables = {x.dtype for x in mix.tables if x is not None}
     if tables - {q.dtype, torch.float32, torch.float64} or len(tables) > 1:
         raise TypeError(
             f"{name}'s tables must share one dtype, q's {q.dtype} or a wider one, "
@@ -120,7 +136,7 @@ def check_mix(name: str, mix: SequenceMix, q: Tensor, heads: int) -> None:
 def table_rows(routing_mix: SequenceMix, readout_mix: SequenceMix, max_lag: int | None) -> int | None:
     """Rows all tables have, which is the operator's ``max_lag``; None without tables and without limit."""
     # torch.jit.trace gives sizes as tensors, of which each is another to a set
-    rows = {int(x.shape[1]) for mix in (routing_mix, readout_mix) for x in mix[:3] if x is not None}
+    rows = {int(x.shape[1]) for mix in (routing_mix, readout_mix) for x in mix.tables if x is not None}
     if max_lag is not None:
         if not isinstance(max_lag, int) or isinstance(max_lag, bool) or max_lag < 1:
             raise ValueError(f"max_lag must be a positive integer or None, got {max_lag!r}")

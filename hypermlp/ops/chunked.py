@@ -8,52 +8,32 @@ Works on any device PyTorch has; meant for CPUs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from hypermlp.ops.arguments import OperatorArgs, Options, Outputs
 from hypermlp.ops.lag_layout import Layout, ScoreBuffer, Tile
-from hypermlp.ops.mixing import SequenceMix
 from hypermlp.ops.nonfinite import without_nonfinite
 from hypermlp.ops.row_norm import is_extreme, row_norms, row_units
 from hypermlp.ops.softplus import softplus_
-from hypermlp.ops.tiling import Mixing, Options, Slab, Tables, Workspaces, slabs
+from hypermlp.ops.tiling import Mixing, Slab, Tables, Workspaces, slabs
 
 
 class Operands:
-    """The operator's inputs in the precision of the computation, with the statistics beside them.
+    """The operator's arguments in the precision of the computation, with the statistics beside them.
 
-    ``z1`` is ``[B, T, S*H, R]`` and ``z2`` ``[B, T, H, R]`` (width 0 without low-rank term),
-    ``rho`` ``[B, T, H]``. ``marked``, bool ``[B, T, H]``, are the rows that see a number that is not finite; None: the
-    inputs have none. They take part with zeros in its place.
+    ``marked``, bool ``[B, T, H]``, are the rows that see a number that is not finite; None: the inputs have none.
+    They take part with zeros in its place.
     """
 
-    def __init__(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        routing_mix: SequenceMix,
-        readout_mix: SequenceMix,
-        options: Options,
-        attention_mask: Tensor | None,
-        cu_seqlens: Tensor | None,
-        statistics: tuple[Tensor, Tensor, Tensor] | None = None,
-    ) -> None:
-        self.dtype = torch.promote_types(q.dtype, torch.float32)
-        self.num_heads = v.shape[2]
-        self.past = k.shape[1] - q.shape[1]
-        routing_mix, readout_mix = (
-            mix if mix.gate is None else mix._replace(gate=mix.gate.to(self.dtype))
-            for mix in (routing_mix, readout_mix)
-        )
-        self.q, self.k, self.v, self.routing_mix, self.readout_mix, self.marked = without_nonfinite(
-            q.to(self.dtype), k.to(self.dtype), v.to(self.dtype), routing_mix, readout_mix,
-            partial(options.key_spans, k.shape[1], cu_seqlens, k.device),
-        )  # fmt: skip
-        self._every_row_is_written = attention_mask is None and cu_seqlens is None
+    def __init__(self, x: OperatorArgs, statistics: tuple[Tensor, Tensor, Tensor] | None = None) -> None:
+        self.dtype = torch.promote_types(x.q.dtype, torch.float32)
+        self.args, self.marked = without_nonfinite(x.map_streams(lambda stream: stream.to(self.dtype)))
+        self.q, self.k, self.v, self.routing_mix, self.readout_mix, self.tokens, self.options = self.args
+        self.num_heads = x.v.shape[2]
+        self._every_row_is_written = self.tokens.valid is None and self.tokens.cu_seqlens is None
         self.z1, self.rho, self.z2 = statistics or self._new_statistics()
 
     def new(self, shape: Sequence[int]) -> Tensor:
@@ -62,9 +42,9 @@ class Operands:
 
     def _new_statistics(self) -> tuple[Tensor, Tensor, Tensor]:
         batch, length, num_maps = self.q.shape[:3]
-        rank1, rank2 = (0 if mix.down is None else mix.down.shape[-1] for mix in (self.routing_mix, self.readout_mix))
         rho = self.q.new_ones(batch, length, self.num_heads)
-        return self.new((batch, length, num_maps, rank1)), rho, self.new((batch, length, self.num_heads, rank2))
+        z1 = self.new((batch, length, num_maps, self.routing_mix.rank))
+        return z1, rho, self.new((batch, length, self.num_heads, self.readout_mix.rank))
 
 
 class ScoreMap(NamedTuple):
@@ -78,10 +58,8 @@ class ScoreMap(NamedTuple):
 class Head:
     """One head of one slab: views of everything its tiles read and write."""
 
-    def __init__(
-        self, x: Operands, layout: Layout, slab: Slab, routing: Tables, readout: Tables, valid: Tensor | None
-    ) -> None:
-        self.layout, self.valid = layout, valid
+    def __init__(self, x: Operands, layout: Layout, slab: Slab, routing: Tables, readout: Tables) -> None:
+        self.layout, self.valid = layout, slab.valid(x.tokens.valid, x.dtype)
         self.v, self.rho = slab.keys(x.v, slab.head), slab.queries(x.rho, slab.head)
         self.maps = [
             ScoreMap(
@@ -100,57 +78,37 @@ class Head:
         return out.by_column(tile)
 
 
-def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    routing_mix: SequenceMix,
-    readout_mix: SequenceMix,
-    options: Options,
-    attention_mask: Tensor | None,
-    cu_seqlens: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``(o, z1, rho, z2)`` of the operator, all in float32 or better.
+def forward(args: OperatorArgs) -> Outputs:
+    """The operator of what :func:`hypermlp.ops.hyper_attention` has checked; padded keys and values are zeros.
 
-    The backward takes ``rho``'s gradient from ``o``, and divides by ``rho``: rounded to the input's
-    precision, ``o`` would drown it.
-
-    Takes what :func:`hypermlp.ops.hyper_attention` has checked; padded tokens hold zeros. ``q``
-    and the gates may have fewer rows than ``k`` and ``v``: they are then the last tokens' (the
-    mask counts every token).
+    ``q`` and the gates may have fewer rows than ``k`` and ``v``: they are then the last tokens' (the mask counts
+    every token).
     """
-    x = Operands(q, k, v, routing_mix, readout_mix, options, attention_mask, cu_seqlens)
-    o = x.new((*q.shape[:2], *v.shape[2:]))
-    _forward_rows(x, o, options, attention_mask, cu_seqlens, any_size=False)
-    if options.norm:
+    x = Operands(args)
+    o = x.new((*x.q.shape[:2], *x.v.shape[2:]))
+    _forward_rows(x, o, any_size=False)
+    if x.options.norm:
         extreme = is_extreme(x.rho)
-        if attention_mask is not None:
-            extreme &= attention_mask[:, x.past :, None]
+        if x.tokens.valid is not None:
+            extreme &= x.tokens.valid[:, args.past :, None]
         if bool(extreme.any()):
-            _forward_rows(x, o, options, attention_mask, cu_seqlens, any_size=True)
+            _forward_rows(x, o, any_size=True)
     o /= (x.rho / row_units(x.rho)).unsqueeze(-1)
     if x.marked is not None:
         o.masked_fill_(x.marked.unsqueeze(-1), float("nan"))
-    return o, x.z1, x.rho, x.z2
+    return Outputs(o, x.z1, x.rho, x.z2)
 
 
-def _forward_rows(
-    x: Operands,
-    o: Tensor,
-    options: Options,
-    attention_mask: Tensor | None,
-    cu_seqlens: Tensor | None,
-    any_size: bool,
-) -> None:
+def _forward_rows(x: Operands, o: Tensor, any_size: bool) -> None:
     """Statistics and ``o`` before the norm; rows of ``any_size`` in units of their own (``row_norm.py``)."""
-    works = Workspaces(x.q, num_buffers=options.num_maps)
-    for layout, parts in slabs(x.v, x.past, options, attention_mask, cu_seqlens):
+    works = Workspaces(x.q, num_buffers=x.options.num_maps)
+    for layout, parts in slabs(x.args):
         routing = Tables.arrange(x.routing_mix, layout, x.dtype)
         readout = Tables.arrange(x.readout_mix, layout, x.dtype)
         for slab in parts:
-            head = Head(x, layout, slab, routing, readout, slab.valid(attention_mask, x.dtype))
+            head = Head(x, layout, slab, routing, readout)
             for tile, buffers in works.tiles(layout, slab):
-                _forward_tile(head, tile, buffers, options, slab.queries(o, slab.head), any_size)
+                _forward_tile(head, tile, buffers, x.options, slab.queries(o, slab.head), any_size)
 
 
 def _forward_tile(

@@ -10,37 +10,34 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from hypermlp.ops.arguments import (
+    Gradients,
+    MixGradients,
+    MixNeeds,
+    Needs,
+    OperatorArgs,
+    Outputs,
+    SequenceMix,
+)
 from hypermlp.ops.chunked import Head, Operands
 from hypermlp.ops.lag_layout import Layout, ScoreBuffer, Tile
-from hypermlp.ops.mixing import SequenceMix
 from hypermlp.ops.row_norm import row_units
 from hypermlp.ops.softplus import softplus_
-from hypermlp.ops.tiling import Mixing, Options, Slab, Tables, Workspaces, slabs
-
-
-class Needs(NamedTuple):
-    """Which gradients were asked for, in the order of the operator's tensors."""
-
-    q: bool
-    k: bool
-    v: bool
-    routing_mix: tuple[bool, bool, bool, bool]
-    readout_mix: tuple[bool, bool, bool, bool]
+from hypermlp.ops.tiling import Mixing, Slab, Tables, Workspaces, slabs
 
 
 class MixGrads:
-    """Gradients of one sequence mixing's ``diag``, ``down``, ``up`` and ``gate``; None: not asked for."""
+    """Gradients of one sequence mixing, as they are summed up."""
 
-    def __init__(self, mix: SequenceMix, needs: tuple[bool, bool, bool, bool], x: Operands) -> None:
-        self.diag, self.down, self.up = (
-            torch.zeros(table.shape, dtype=x.dtype, device=table.device) if table is not None and need else None
-            for table, need in zip(mix[:3], needs, strict=False)
-        )
-        self.gate = x.new(mix.gate.shape) if mix.gate is not None and needs[3] else None
+    def __init__(self, mix: SequenceMix, needs: MixNeeds, x: Operands) -> None:
+        def zeros(table: Tensor | None, need: bool) -> Tensor | None:
+            if table is None or not need:
+                return None
+            return torch.zeros(table.shape, dtype=x.dtype, device=table.device)
 
-    @property
-    def wanted(self) -> bool:
-        return any(grad is not None for grad in (self.diag, self.down, self.up, self.gate))
+        self.diag, self.down = zeros(mix.diag, needs.diag), zeros(mix.down, needs.down)
+        self.up = zeros(mix.up, needs.up)
+        self.gate = x.new(mix.gate.shape) if mix.gate is not None and needs.gate else None
 
     def accumulators(self, layout: Layout) -> Tables:
         """Zeros in column order, for one segment."""
@@ -53,12 +50,13 @@ class MixGrads:
         return Tables(self.diag, self.down, self.up, identity=False).map(zeros)
 
     def add(self, accumulated: Tables, layout: Layout) -> None:
-        for total, part in zip((self.diag, self.down, self.up), accumulated[:3], strict=True):
+        pairs = ((self.diag, accumulated.scale), (self.down, accumulated.down), (self.up, accumulated.up))
+        for total, part in pairs:
             if total is not None and part is not None:
                 total += layout.restore(part, total.shape[1])
 
-    def as_tuple(self) -> tuple[Tensor | None, ...]:
-        return self.diag, self.down, self.up, self.gate
+    def finished(self) -> MixGradients:
+        return MixGradients(self.diag, self.down, self.up, self.gate)
 
 
 class HeadGrads(NamedTuple):
@@ -80,8 +78,9 @@ class Grads:
         self.q = x.new(x.q.shape) if needs.q else None
         self.k = torch.zeros_like(x.k, memory_format=torch.contiguous_format) if needs.k else None
         self.v = torch.zeros_like(x.v, memory_format=torch.contiguous_format) if needs.v else None
-        self.routing = MixGrads(x.routing_mix, needs.routing_mix, x)
-        self.readout = MixGrads(x.readout_mix, needs.readout_mix, x)
+        self.routing = MixGrads(x.routing_mix, needs.routing, x)
+        self.readout = MixGrads(x.readout_mix, needs.readout, x)
+        self._needs = needs
 
     def head(self, x: Operands, slab: Slab, routing: Tables, readout: Tables) -> HeadGrads:
         def view(grad: Tensor | None, index: int) -> Tensor | None:
@@ -91,37 +90,28 @@ class Grads:
             return tables.map(lambda table: table[index]), view(gate, index)
 
         maps = range(slab.head, x.q.shape[2], x.num_heads)
-        scores = self.q is not None or self.k is not None or self.routing.wanted
         return HeadGrads(
             [view(self.q, index) for index in maps],
             [view(self.k, index) for index in maps],
             view(self.v, slab.head),
             [mixing(routing, self.routing.gate, index) for index in maps],
             mixing(readout, self.readout.gate, slab.head),
-            reaches_readout=scores or self.readout.wanted,
-            reaches_scores=scores,
+            reaches_readout=self._needs.weights,
+            reaches_scores=self._needs.scores,
         )
 
-    def as_tuple(self) -> tuple[Tensor | None, ...]:
-        return (self.q, self.k, self.v, *self.routing.as_tuple(), *self.readout.as_tuple())
 
-
-def backward(
-    grad_o: Tensor,
-    o: Tensor,
-    x: Operands,
-    options: Options,
-    needs: Needs,
-    attention_mask: Tensor | None,
-    cu_seqlens: Tensor | None,
-) -> tuple[Tensor | None, ...]:
-    """Gradients of ``q, k, v`` and of both mixings' ``diag, down, up, gate``, in that order.
+def backward(grad_o: Tensor, outputs: Outputs, args: OperatorArgs, needs: Needs) -> Gradients:
+    """Gradients of the operator.
 
     Args:
         grad_o: ``[B, T, H, V]``.
-        o: the forward's output; ``x`` holds its inputs and saved statistics.
+        outputs: the forward's.
+        args: its arguments.
         needs: the gradients asked for; the others are None.
     """
+    o = outputs.o
+    x = Operands(args, outputs.statistics)
     grads = Grads(x, needs)
     grad_o = grad_o.to(x.dtype)
     if x.marked is not None:
@@ -131,23 +121,23 @@ def backward(
     rho = x.rho / unit
     scaled = grad_o / rho.unsqueeze(-1)
     pull = None
-    if options.norm:
-        pull = torch.where(x.rho > options.eps, (scaled * o).sum(-1) / rho, 0)
+    if x.options.norm:
+        pull = torch.where(x.rho > x.options.eps, (scaled * o).sum(-1) / rho, 0)
     units = unit if bool((unit != 1).any()) else None
-    works = Workspaces(x.q, num_buffers=3 * options.num_maps + 1)
-    for layout, parts in slabs(x.v, x.past, options, attention_mask, cu_seqlens):
+    works = Workspaces(x.q, num_buffers=3 * x.options.num_maps + 1)
+    for layout, parts in slabs(x.args):
         routing = Tables.arrange(x.routing_mix, layout, x.dtype)
         readout = Tables.arrange(x.readout_mix, layout, x.dtype)
         into_routing, into_readout = grads.routing.accumulators(layout), grads.readout.accumulators(layout)
         for slab in parts:
-            head = Head(x, layout, slab, routing, readout, slab.valid(attention_mask, x.dtype))
+            head = Head(x, layout, slab, routing, readout)
             into = grads.head(x, slab, into_routing, into_readout)
             of_rows = [None if y is None else slab.queries(y, slab.head) for y in (pull, units)]
             for tile, buffers in works.tiles(layout, slab):
                 _backward_tile(head, into, tile, buffers, slab.queries(scaled, slab.head), *of_rows)
         grads.routing.add(into_routing, layout)
         grads.readout.add(into_readout, layout)
-    return grads.as_tuple()
+    return Gradients(grads.q, grads.k, grads.v, grads.routing.finished(), grads.readout.finished())
 
 
 def _backward_tile(

@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hypermlp.ops.library import Forward, chunked_forward
-from hypermlp.ops.mixing import SequenceMix
+from hypermlp.ops.arguments import OperatorArgs, Options, SequenceMix
+from hypermlp.ops.library import PATHS, Path, run
 from hypermlp.ops.modes import needs_plain_operators
 from hypermlp.ops.reference import hyper_attention_reference
 from hypermlp.ops.softplus import softplus
-from hypermlp.ops.tiling import Options
+from hypermlp.ops.varlen import Tokens
 
 
 class Past(NamedTuple):
@@ -222,12 +222,12 @@ def decode_block(
     routing_mix: SequenceMix,
     readout_mix: SequenceMix,
     options: Options,
-    forward: Forward = chunked_forward,
+    path: Path | None = None,
 ) -> Tensor:
     """``o`` ``[B, m, H, V]`` of the ``m`` newest tokens, which ``past`` includes.
 
-    The last rows of a ``forward``, by default the chunked path's; segments are joined once for the whole block. Its
-    backward is for whole sequences: what is to be differentiated takes the reference.
+    The last rows of a ``path``'s forward, by default the chunked path's; segments are joined once for the whole
+    block. Its backward is for whole sequences: what is to be differentiated takes the reference.
     """
     batch, maps = q.shape[0], q.shape[2]
     joined = torch.cat(list(past.keys), dim=2).mT, torch.cat(list(past.values), dim=1)
@@ -235,31 +235,21 @@ def decode_block(
         part.view(batch, heads, *part.shape[1:]).transpose(1, 2)
         for part, heads in zip(joined, (maps, maps // options.num_maps), strict=True)
     )
-    inputs = (q, keys, values, *routing_mix[:4], *readout_mix[:4])
-    differentiated = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+    x = OperatorArgs(q, keys, values, routing_mix, readout_mix, Tokens(past.valid), options)
+    differentiated = torch.is_grad_enabled() and any(y is not None and y.requires_grad for y in x.tensors)
     if differentiated or needs_plain_operators():
-        return _reference_block(q, keys, values, routing_mix, readout_mix, options, past.valid)
-    return forward(
-        q, keys, values, *routing_mix[:4], *readout_mix[:4], past.valid, None,
-        routing_mix.identity, readout_mix.identity, *options,
-    )[0].to(q.dtype)  # fmt: skip
+        return _reference_block(x)
+    return run(PATHS["chunked"] if path is None or not path.takes_blocks else path, x)
 
 
-def _reference_block(
-    q: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    routing_mix: SequenceMix,
-    readout_mix: SequenceMix,
-    options: Options,
-    valid: Tensor | None,
-) -> Tensor:
+def _reference_block(x: OperatorArgs) -> Tensor:
     """The same of PyTorch's own operators alone: rows for earlier tokens too, which are dropped."""
-    new = q.shape[1]
-    before = keys.shape[1] - new
-    padding = (0, 0, 0, 0, before, 0)
+    padding = (0, 0, 0, 0, x.past, 0)
     mixes = [
-        mix if mix.gate is None else mix._replace(gate=F.pad(mix.gate, padding)) for mix in (routing_mix, readout_mix)
+        mix if mix.gate is None else mix._replace(gate=F.pad(mix.gate, padding))
+        for mix in (x.routing_mix, x.readout_mix)
     ]
-    o = hyper_attention_reference(F.pad(q, padding), keys, values, *mixes, **options._asdict(), attention_mask=valid)
-    return o[:, before:]
+    o = hyper_attention_reference(
+        F.pad(x.q, padding), x.k, x.v, *mixes, **x.options._asdict(), attention_mask=x.tokens.valid
+    )
+    return o[:, x.past :]

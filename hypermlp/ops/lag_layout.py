@@ -17,42 +17,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hypermlp.ops.varlen import sequence_origins
+from hypermlp.ops.varlen import Tokens, sequence_origins
+from hypermlp_kernels.arguments import Options
 
 
-def columns_to_keys(
-    start: Tensor,
-    stop: Tensor,
-    *,
-    layout: str,
-    max_lag: int | None,
-    attention_mask: Tensor | None,
-    cu_seqlens: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+def columns_to_keys(start: Tensor, stop: Tensor, options: Options, tokens: Tokens) -> tuple[Tensor, Tensor]:
     """Which key each table row stands for, seen from each query (the dense path's index).
 
     Args:
         start: ``[T]`` first key of each query's span; ``stop`` one past its last.
-        layout: ``"lag"`` (row ``c`` is key ``i - c``) or ``"position"`` (key ``origin + c``).
-        max_lag: rows of the tables, None for ``T``.
-        attention_mask: bool ``[B, T]`` or None.
-        cu_seqlens: ``[N + 1]`` or None.
+        options: by ``layout``, row ``c`` is key ``i - c`` (``"lag"``) or ``origin + c`` (``"position"``); ``max_lag``
+            rows of the tables, None for ``T``.
+        tokens: who is there.
 
     Returns:
         ``keys``, int64 ``[B or 1, 1, T, n]`` within bounds, and ``visible``, bool, of the same
         shape: whether that key exists and may be seen.
     """
-    length, device = start.shape[0], start.device
-    columns = torch.arange(length, device=device)[:max_lag]  # min of a length and a number would be a constant
-    if layout == "lag":
+    length, device, valid = start.shape[0], start.device, tokens.valid
+    columns = torch.arange(length, device=device)[: options.max_lag]  # min of a length and a number would be a constant
+    if options.by_lag:
         keys = (torch.arange(length, device=device)[:, None] - columns)[None]
     else:
-        batch = 1 if attention_mask is None else attention_mask.shape[0]
-        keys = sequence_origins(attention_mask, cu_seqlens, batch, length, device)[:, :, None] + columns
+        batch = 1 if valid is None else valid.shape[0]
+        keys = sequence_origins(tokens, batch, length, device)[:, :, None] + columns
     visible = (keys >= start[:, None]) & (keys < stop[:, None])
     keys = keys.clamp(0, length - 1)
-    if attention_mask is not None:
-        visible = visible & attention_mask[torch.arange(attention_mask.shape[0], device=device)[:, None, None], keys]
+    if valid is not None:
+        visible = visible & valid[torch.arange(valid.shape[0], device=device)[:, None, None], keys]
     return keys[:, None], visible[:, None]
 
 
@@ -101,6 +93,11 @@ class Layout(NamedTuple):
     columns: int
     by_lag: bool
     causal: bool
+
+    @classmethod
+    def of(cls, length: int, options: Options) -> Layout:
+        """Of one sequence."""
+        return cls(length, min(length, options.window or length), options.by_lag, options.causal)
 
     def tiles(self, rows: int, first: int = 0) -> Iterator[Tile]:
         """Query rows from ``first`` on, ``rows`` at a time."""

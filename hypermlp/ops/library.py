@@ -1,254 +1,211 @@
 """Paths as operators of PyTorch: opaque to the compiler, known to autograd and export.
 
-``hypermlp::<path>_forward`` and ``hypermlp::<path>_backward``, for the chunked, native and triton path, carry
-shapes for tracing (fake), the gradient, autocast and a FLOP formula. Call
-:func:`hypermlp.ops.hyper_attention` instead: it checks its arguments and these do not.
+``hypermlp::<path>_forward`` and ``hypermlp::<path>_backward`` carry shapes for tracing (fake), the gradient,
+autocast and a FLOP formula. Call :func:`hypermlp.ops.hyper_attention` instead: it checks its arguments and these
+do not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any, List, TypeVar  # noqa: UP035 - torch 2.6 reads no other spelling in a signature
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from hypermlp.ops import chunked
-from hypermlp.ops.chunked_backward import Needs, backward
+from hypermlp.ops.arguments import (
+    DIFFERENTIABLE,
+    SCHEMA,
+    Gradients,
+    Needs,
+    OperatorArgs,
+    Options,
+    Outputs,
+    SequenceMix,
+    signature,
+)
 from hypermlp.ops.flops import backward_flops, forward_flops, visible_pairs
-from hypermlp.ops.mixing import SequenceMix
 from hypermlp.ops.modes import values_readable
-from hypermlp.ops.tiling import Options
 
-_TensorOrNone = TypeVar("_TensorOrNone", Tensor, None, Tensor | None)
-Forward = Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
-Backward = Callable[..., tuple[Tensor | None, ...]]
-_NUM_TENSORS = 11  # q, k, v and four tensors of each mixing: the inputs with a gradient
+if TYPE_CHECKING:
+    from hypermlp.ops.decode import Past
 
 
-def _fake_forward(q: Tensor, k: Tensor, v: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dtype = torch.promote_types(q.dtype, torch.float32)
-    batch, length, num_maps, _ = q.shape
-    routing_down, readout_down = args[1], args[5]
-    rank1, rank2 = (0 if down is None else down.shape[-1] for down in (routing_down, readout_down))
-    return (
-        v.new_empty((batch, length, *v.shape[2:]), dtype=dtype),
-        q.new_empty((batch, length, num_maps, rank1), dtype=dtype),
-        q.new_empty((batch, length, v.shape[2]), dtype=dtype),
-        q.new_empty((batch, length, v.shape[2], rank2), dtype=dtype),
-    )
+class Path(NamedTuple):
+    """One way to compute the operator.
+
+    Attributes:
+        name: the ``backend=`` that asks for it.
+        forward: of what ``hyper_attention`` has checked; padded tokens hold zeros.
+        backward: gradients of ``grad_o``, the forward's outputs, its arguments, and which are asked for.
+        unavailable: why it cannot take an input like a tensor, or None if it can.
+        step: the newest token against a cache, see :func:`hypermlp.ops.decode.decode_step`.
+        takes_blocks: whether ``q`` may have fewer rows than ``k``, the last tokens'.
+        short_conv: imports its kernels of the short convolution; None: it has none.
+    """
+
+    name: str
+    forward: Callable[[OperatorArgs], Outputs]
+    backward: Callable[[Tensor, Outputs, OperatorArgs, Needs], Gradients]
+    unavailable: Callable[[Tensor], str | None]
+    step: Callable[[Tensor, Past, SequenceMix, SequenceMix, Options], Tensor]
+    takes_blocks: bool = False
+    short_conv: Callable[[], ModuleType] | None = None
 
 
-def _fake_backward(
-    grad_o: Tensor, o: Tensor, z1: Tensor, rho: Tensor, z2: Tensor, needs: Sequence[bool], *args: Any
-) -> list[Tensor]:
-    return [x.new_empty(x.shape) for x, need in zip(args[:_NUM_TENSORS], needs, strict=True) if need]
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    num_saved = _NUM_TENSORS + 2  # the mask and cu_seqlens too
-    ctx.save_for_backward(*inputs[:num_saved], *output)
-    ctx.options = inputs[num_saved:]
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)
-
-
-def cast_for_autocast(x: _TensorOrNone, device_type: str) -> _TensorOrNone:
-    """``x`` as autocast wants the inputs of a matrix product; float64 stays, as everywhere in autocast."""
-    if x is None or not x.is_floating_point() or x.dtype == torch.float64:
-        return x
-    return x.to(torch.get_autocast_dtype(device_type))
-
-
-def _register_autocast(name: str, operator: Any, device_type: str, key: str) -> None:
-    def kernel(*args: Any) -> Any:
-        # the tables keep their own precision: they are parameters, and small
-        streams = {0, 1, 2, 6, 10}
-        cast = [cast_for_autocast(arg, device_type) if i in streams else arg for i, arg in enumerate(args)]
-        with torch.autocast(device_type, enabled=False):
-            return operator(*cast)
-
-    _LIBRARY.impl(name, kernel, key)  # type: ignore[no-untyped-call]
-
-
+# what a backward takes before the forward's arguments
+_OF_OUTPUTS = {"grad_o": "Tensor", **dict.fromkeys(Outputs._fields, "Tensor"), "needs": "bool[]"}
+PATHS: dict[str, Path] = {}  # by name; the operators look here when they run
+_FORWARD: dict[str, Any] = {}
 _LIBRARY = torch.library.Library("hypermlp", "FRAGMENT")  # type: ignore[no-untyped-call]
 
 
-def _sizes(q: Tensor, v: Tensor, routing_down: Tensor | None, readout_down: Tensor | None) -> dict[str, Any]:
-    num_heads = v.shape[2]
-    ranks = tuple(0 if down is None else down.shape[-1] for down in (routing_down, readout_down))
-    return {
-        "num_heads": num_heads,
-        "num_maps": q.shape[2] // num_heads,
-        "qk": q.shape[3],
-        "v": v.shape[3],
-        "ranks": ranks,
-    }
+def register(path: Path) -> None:
+    """Make the operators of ``path``."""
+    PATHS[path.name] = path
+    _FORWARD[path.name] = _forward_operator(path.name, _backward_operator(path.name))
 
 
-def _pairs(q: Tensor, cu_seqlens: Tensor | None, causal: bool, layout: str, max_lag: int | None) -> int:
-    window = max_lag if layout == "lag" else None
-    readable = cu_seqlens is not None and values_readable(cu_seqlens, wait=True)
-    bounds = cu_seqlens.tolist() if cu_seqlens is not None and readable else [0, q.shape[1]]  # at most
-    lengths = [stop - start for start, stop in pairwise(bounds)]
-    return q.shape[0] * sum(visible_pairs(n, causal=causal, max_lag=window) for n in lengths)
+def run(path: Path, x: OperatorArgs) -> Tensor:
+    """``o`` of ``path`` in the dtype of ``q``, differentiable, in eager mode and in every graph."""
+    o: Tensor = _FORWARD[path.name](*x.flatten())[0]
+    return o.to(x.q.dtype)
 
 
-def _forward_flops(*args: Any, out_val: Any = None) -> int:
-    pairs = _pairs(args[0], args[12], *args[18:21])
-    return forward_flops(pairs, **_sizes(args[0], args[2], args[4], args[8]))
+def _forward_operator(name: str, backward: Any) -> Any:
+    """``hypermlp::<name>_forward`` with a fake, a gradient, autocast and FLOPs."""
 
-
-def _backward_flops(*args: Any, out_val: Any = None) -> int:
-    args = args[6:]
-    pairs = _pairs(args[0], args[12], *args[18:21])
-    return backward_flops(pairs, **_sizes(args[0], args[2], args[4], args[8]))
-
-
-def backward_operator(name: str, backward: Backward) -> Any:
-    """``hypermlp::<name>``: ``backward`` with a fake, FLOPs, and a clear error for a second derivative.
-
-    Args:
-        name: ends in ``_backward``.
-        backward: takes ``grad_o``, the forward's ``o`` and ``(z1, rho, z2)``, its eight arguments, and
-            after the two mixings :class:`~hypermlp.ops.chunked_backward.Needs`; gives a gradient for each
-            of the eleven tensors in the order of the inputs, None where none was asked for.
-    """
-
-    @torch.library.custom_op(f"hypermlp::{name}", mutates_args=())
-    def operator(
-        grad_o: Tensor,
-        o: Tensor,
-        z1: Tensor,
-        rho: Tensor,
-        z2: Tensor,
-        needs: Sequence[bool],
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        routing_diag: Tensor | None,
-        routing_down: Tensor | None,
-        routing_up: Tensor | None,
-        routing_gate: Tensor | None,
-        readout_diag: Tensor | None,
-        readout_down: Tensor | None,
-        readout_up: Tensor | None,
-        readout_gate: Tensor | None,
-        attention_mask: Tensor | None,
-        cu_seqlens: Tensor | None,
-        routing_identity: bool,
-        readout_identity: bool,
-        selection: str,
-        norm: bool,
-        eps: float,
-        causal: bool,
-        layout: str,
-        max_lag: int | None,
-    ) -> List[Tensor]:  # noqa: UP006
-        routing_mix = SequenceMix(routing_diag, routing_down, routing_up, routing_gate, routing_identity)
-        readout_mix = SequenceMix(readout_diag, readout_down, readout_up, readout_gate, readout_identity)
-        options = Options(selection, norm, eps, causal, layout, max_lag)
-        wanted = Needs(needs[0], needs[1], needs[2], tuple(needs[3:7]), tuple(needs[7:11]))  # type: ignore[arg-type]
-        with torch.autocast(q.device.type, enabled=False):
-            grads = backward(
-                grad_o, o, (z1, rho, z2), q, k, v, routing_mix, readout_mix,
-                wanted, options, attention_mask, cu_seqlens,
-            )  # fmt: skip
-        inputs = (q, k, v, *routing_mix[:4], *readout_mix[:4])
-        return [grad.to(x.dtype) for grad, x in zip(grads, inputs, strict=True) if grad is not None and x is not None]
-
-    def double_backward(ctx: Any, *grads: Any) -> Any:
-        path = name.removesuffix("_backward")
-        raise RuntimeError(
-            f"the {path} path of hyper_attention has first derivatives only: "
-            "use backend='reference' to differentiate twice"
-        )
-
-    operator.register_fake(_fake_backward)
-    operator.register_autograd(double_backward)
-    registered = getattr(torch.ops.hypermlp, name)
-    register_flop_formula(registered, get_raw=True)(_backward_flops)
-    return registered
-
-
-def forward_operator(name: str, forward: Forward, backward: Any) -> Forward:
-    """``hypermlp::<name>``: ``forward`` with a fake, a gradient, autocast and FLOPs.
-
-    Args:
-        name: ends in ``_forward``.
-        forward: with the arguments and results of :func:`hypermlp.ops.chunked.forward`.
-        backward: its gradient, made by :func:`backward_operator`.
-    """
-
-    @torch.library.custom_op(f"hypermlp::{name}", mutates_args=())
-    def operator(
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        routing_diag: Tensor | None,
-        routing_down: Tensor | None,
-        routing_up: Tensor | None,
-        routing_gate: Tensor | None,
-        readout_diag: Tensor | None,
-        readout_down: Tensor | None,
-        readout_up: Tensor | None,
-        readout_gate: Tensor | None,
-        attention_mask: Tensor | None,
-        cu_seqlens: Tensor | None,
-        routing_identity: bool,
-        readout_identity: bool,
-        selection: str,
-        norm: bool,
-        eps: float,
-        causal: bool,
-        layout: str,
-        max_lag: int | None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        routing_mix = SequenceMix(routing_diag, routing_down, routing_up, routing_gate, routing_identity)
-        readout_mix = SequenceMix(readout_diag, readout_down, readout_up, readout_gate, readout_identity)
-        options = Options(selection, norm, eps, causal, layout, max_lag)
-        with torch.autocast(q.device.type, enabled=False):
-            return forward(q, k, v, routing_mix, readout_mix, options, attention_mask, cu_seqlens)
+    def forward(*flat: Any) -> Outputs:
+        x = OperatorArgs.unflatten(flat)
+        with torch.autocast(x.q.device.type, enabled=False):
+            return PATHS[name].forward(x)
 
     def gradient(ctx: Any, grad_o: Tensor | None, *_: Any) -> tuple[Any, ...]:
-        num_inputs = len(ctx.needs_input_grad)
         if grad_o is None:
-            return (None,) * num_inputs
-        saved = ctx.saved_tensors  # read once: activation checkpointing refuses a second time
-        inputs, output = saved[:-4], saved[-4:]
-        needs = [bool(need) for need in ctx.needs_input_grad[:_NUM_TENSORS]]
-        grads = iter(backward(grad_o, *output, needs, *inputs, *ctx.options))
-        return tuple(next(grads) if need else None for need in needs) + (None,) * (num_inputs - _NUM_TENSORS)
+            return (None,) * len(SCHEMA)
+        *tensors, o, z1, rho, z2 = ctx.saved_tensors  # read once: activation checkpointing refuses a second time
+        asked = dict(zip(SCHEMA, map(bool, ctx.needs_input_grad), strict=True))
+        found = backward(grad_o, o, z1, rho, z2, [asked[name] for name in DIFFERENTIABLE], *tensors, *ctx.switches)
+        grads = dict(zip((name for name in DIFFERENTIABLE if asked[name]), found, strict=True))
+        return tuple(grads.get(name) for name in SCHEMA)
 
+    operator = torch.library.custom_op(
+        f"hypermlp::{name}_forward", forward, mutates_args=(),
+        schema=f"({signature(SCHEMA)}) -> (Tensor, Tensor, Tensor, Tensor)",
+    )  # fmt: skip
     operator.register_fake(_fake_forward)
     operator.register_autograd(gradient, setup_context=_setup_context)
-    registered = getattr(torch.ops.hypermlp, name)
+    registered = getattr(torch.ops.hypermlp, f"{name}_forward")
     for device_type, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
-        _register_autocast(name, registered, device_type, key)
+        _register_autocast(f"{name}_forward", registered, device_type, key)
     register_flop_formula(registered, get_raw=True)(_forward_flops)
     return operator
 
 
-def chunked_backward_of(
-    grad_o: Tensor,
-    o: Tensor,
-    statistics: tuple[Tensor, Tensor, Tensor],
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    routing_mix: SequenceMix,
-    readout_mix: SequenceMix,
-    needs: Needs,
-    options: Options,
-    attention_mask: Tensor | None,
-    cu_seqlens: Tensor | None,
-) -> tuple[Tensor | None, ...]:
-    """The chunked path's gradients, with the arguments of every path's."""
-    x = chunked.Operands(q, k, v, routing_mix, readout_mix, options, attention_mask, cu_seqlens, statistics)
-    return backward(grad_o, o, x, options, needs, attention_mask, cu_seqlens)
+def _backward_operator(name: str) -> Any:
+    """``hypermlp::<name>_backward`` with a fake, FLOPs, and a clear error for a second derivative.
+
+    Its results are the gradients asked for, in the order of the inputs and in their dtypes.
+    """
+
+    def backward(
+        grad_o: Tensor, o: Tensor, z1: Tensor, rho: Tensor, z2: Tensor, needs: Sequence[bool], *flat: Any
+    ) -> list[Tensor]:
+        x = OperatorArgs.unflatten(flat)
+        with torch.autocast(x.q.device.type, enabled=False):
+            grads = PATHS[name].backward(grad_o, Outputs(o, z1, rho, z2), x, Needs.of(needs))
+        pairs = zip(grads.flat, x.tensors, strict=True)
+        return [grad.to(y.dtype) for grad, y in pairs if grad is not None and y is not None]
+
+    def double_backward(ctx: Any, *grads: Any) -> Any:
+        raise RuntimeError(
+            f"the {name} path of hyper_attention has first derivatives only: "
+            "use backend='reference' to differentiate twice"
+        )
+
+    operator = torch.library.custom_op(
+        f"hypermlp::{name}_backward", backward, mutates_args=(),
+        schema=f"({signature(_OF_OUTPUTS | SCHEMA)}) -> Tensor[]",
+    )  # fmt: skip
+    operator.register_fake(_fake_backward)
+    operator.register_autograd(double_backward)
+    registered = getattr(torch.ops.hypermlp, f"{name}_backward")
+    register_flop_formula(registered, get_raw=True)(_backward_flops)
+    return registered
 
 
-chunked_backward = backward_operator("chunked_backward", chunked_backward_of)
-chunked_forward = forward_operator("chunked_forward", chunked.forward, chunked_backward)
+def _fake_forward(*flat: Any) -> Outputs:
+    x = OperatorArgs.unflatten(flat)
+    dtype = torch.promote_types(x.q.dtype, torch.float32)
+    batch, length, num_maps, _ = x.q.shape
+    heads, width = x.v.shape[2:]
+    return Outputs(
+        o=x.v.new_empty((batch, length, heads, width), dtype=dtype),
+        z1=x.q.new_empty((batch, length, num_maps, x.routing_mix.rank), dtype=dtype),
+        rho=x.q.new_empty((batch, length, heads), dtype=dtype),
+        z2=x.q.new_empty((batch, length, heads, x.readout_mix.rank), dtype=dtype),
+    )
+
+
+def _fake_backward(
+    grad_o: Tensor, o: Tensor, z1: Tensor, rho: Tensor, z2: Tensor, needs: Sequence[bool], *flat: Any
+) -> list[Tensor]:
+    tensors = OperatorArgs.unflatten(flat).tensors
+    return [x.new_empty(x.shape) for x, need in zip(tensors, needs, strict=True) if need and x is not None]
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    num_tensors = sum(kind.startswith("Tensor") for kind in SCHEMA.values())  # which come first
+    ctx.save_for_backward(*inputs[:num_tensors], *output)
+    ctx.switches = inputs[num_tensors:]
+    _, *statistics = output
+    ctx.mark_non_differentiable(*statistics)
+    ctx.set_materialize_grads(False)
+
+
+def cast_for_autocast(x: OperatorArgs) -> OperatorArgs:
+    """``x`` as autocast wants the inputs of a matrix product; float64 stays, as everywhere in autocast."""
+    dtype = torch.get_autocast_dtype(x.q.device.type)
+    return x.map_streams(lambda y: y if not y.is_floating_point() or y.dtype == torch.float64 else y.to(dtype))
+
+
+def _register_autocast(name: str, operator: Any, device_type: str, key: str) -> None:
+    def kernel(*flat: Any) -> Any:
+        cast = cast_for_autocast(OperatorArgs.unflatten(flat))
+        with torch.autocast(device_type, enabled=False):
+            return operator(*cast.flatten())
+
+    _LIBRARY.impl(name, kernel, key)  # type: ignore[no-untyped-call]
+
+
+def _forward_flops(*flat: Any, out_val: Any = None) -> int:
+    x = OperatorArgs.unflatten(flat)
+    return forward_flops(_pairs(x), **_sizes(x))
+
+
+def _backward_flops(*flat: Any, out_val: Any = None) -> int:
+    x = OperatorArgs.unflatten(flat[len(_OF_OUTPUTS) :])
+    return backward_flops(_pairs(x), **_sizes(x))
+
+
+def _sizes(x: OperatorArgs) -> dict[str, Any]:
+    return {
+        "num_heads": x.v.shape[2],
+        "num_maps": x.options.num_maps,
+        "qk": x.q.shape[3],
+        "v": x.v.shape[3],
+        "ranks": (x.routing_mix.rank, x.readout_mix.rank),
+    }
+
+
+def _pairs(x: OperatorArgs) -> int:
+    """Query-key pairs of all sequences; where bounds cannot be read, as many as there can be."""
+    bounds = x.tokens.cu_seqlens
+    readable = bounds is not None and values_readable(bounds, wait=True)
+    places = bounds.tolist() if bounds is not None and readable else [0, x.q.shape[1]]
+    lengths = [stop - start for start, stop in pairwise(places)]
+    options = x.options
+    return x.q.shape[0] * sum(visible_pairs(n, causal=options.causal, max_lag=options.window) for n in lengths)

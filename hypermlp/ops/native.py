@@ -7,28 +7,30 @@ float16 are converted as they are read; float64 takes the same sources compiled 
 from __future__ import annotations
 
 import logging
-from functools import cache, partial
-from typing import Any
+from functools import cache
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from hypermlp.ops import chunked, decode
-from hypermlp.ops.chunked_backward import Needs
+from hypermlp.ops import chunked, chunked_backward, decode
+from hypermlp.ops.arguments import Gradients, Needs, OperatorArgs, Options, Outputs, SequenceMix
 from hypermlp.ops.decode import Past
-from hypermlp.ops.library import backward_operator, chunked_backward_of, forward_operator
-from hypermlp.ops.mixing import SequenceMix
 from hypermlp.ops.modes import values_readable
-from hypermlp.ops.nonfinite import Spans, made_finite
-from hypermlp.ops.tiling import Options
+from hypermlp.ops.nonfinite import made_finite
 from hypermlp.ops.varlen import segments
 
 _logger = logging.getLogger("hypermlp")
 
 
+def unavailable(q: Tensor) -> str | None:
+    """Why the kernels cannot take ``q``, or None if they can. Builds them, the first time."""
+    reason: str | None = _unavailable(q.device.type, q.dtype)
+    return reason
+
+
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def unavailable(device_type: str, dtype: torch.dtype) -> str | None:
-    """Why the kernels cannot take such an input, or None if they can. Builds them, the first time."""
+def _unavailable(device_type: str, dtype: torch.dtype) -> str | None:
     if device_type not in ("cpu", "meta"):
         return f"the kernels are for a CPU and the input is on {device_type}"
     return _why_not_built(torch.promote_types(dtype, torch.float32))
@@ -46,99 +48,45 @@ def _why_not_built(dtype: torch.dtype) -> str | None:
     return None
 
 
-def check_available(q: Tensor) -> None:
-    """ValueError where the kernels cannot take ``q``."""
-    reason = unavailable(q.device.type, q.dtype)
-    if reason is not None:
-        raise ValueError(f"backend='native' cannot run here: {reason}; backend='auto' takes what can")
-
-
-def chosen(backend: str, q: Tensor) -> bool:
-    """Whether ``backend`` takes this path for ``q``; ``"auto"`` does on a CPU, float64 excepted."""
-    if backend == "native":
-        check_available(q)
-        return True
-    return backend == "auto" and q.device.type == "cpu" and q.dtype != torch.float64 and not unavailable("cpu", q.dtype)
-
-
-def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    routing_mix: SequenceMix,
-    readout_mix: SequenceMix,
-    options: Options,
-    attention_mask: Tensor | None,
-    cu_seqlens: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``(o, z1, rho, z2)``, as :func:`hypermlp.ops.chunked.forward`."""
-    if unavailable(q.device.type, q.dtype) is not None:
-        # a program that was exported where there was a compiler
-        return chunked.forward(q, k, v, routing_mix, readout_mix, options, attention_mask, cu_seqlens)
+def forward(x: OperatorArgs) -> Outputs:
+    """The operator, as :func:`hypermlp.ops.chunked.forward`."""
+    if unavailable(x.q) is not None:
+        return chunked.forward(x)  # a program that was exported where there was a compiler
     from hypermlp_kernels.native import launch
 
     o, z1, rho, z2, nonfinite = launch.forward(
-        q, k, v, launch.Mix(*routing_mix), launch.Mix(*readout_mix), **_keywords(k, options, attention_mask, cu_seqlens)
+        x.q, x.k, x.v, x.routing_mix, x.readout_mix, x.options, segments(x.tokens, *x.k.shape[:2]), x.tokens.valid
     )
     if not nonfinite:
-        return o, z1, rho, z2
-    streams, marked = made_finite(q, k, v, routing_mix, readout_mix, _spans(k, options, cu_seqlens))
-    o, z1, rho, z2 = forward(*streams, options, attention_mask, cu_seqlens)
-    return o.masked_fill_(marked.unsqueeze(-1), float("nan")), z1, rho, z2
+        return Outputs(o, z1, rho, z2)
+    x, marked = made_finite(x)
+    outputs = forward(x)
+    outputs.o.masked_fill_(marked.unsqueeze(-1), float("nan"))
+    return outputs
 
 
-def backward(
-    grad_o: Tensor,
-    o: Tensor,
-    statistics: tuple[Tensor, Tensor, Tensor],
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    routing_mix: SequenceMix,
-    readout_mix: SequenceMix,
-    needs: Needs,
-    options: Options,
-    attention_mask: Tensor | None,
-    cu_seqlens: Tensor | None,
-) -> tuple[Tensor | None, ...]:
-    """Gradients of ``q, k, v`` and of both mixings' tensors, in order; None where none was asked for."""
-    if unavailable(q.device.type, q.dtype) is not None:
-        return chunked_backward_of(
-            grad_o, o, statistics, q, k, v, routing_mix, readout_mix, needs, options, attention_mask, cu_seqlens
-        )
+def backward(grad_o: Tensor, outputs: Outputs, x: OperatorArgs, needs: Needs) -> Gradients:
+    """Its gradients; None where none was asked for."""
+    if unavailable(x.q) is not None:
+        return chunked_backward.backward(grad_o, outputs, x, needs)
     from hypermlp_kernels.native import launch
 
     grads, nonfinite = launch.backward(
-        grad_o, o, statistics, q, k, v, launch.Mix(*routing_mix), launch.Mix(*readout_mix),
-        launch.Needs(needs.q, needs.k, needs.v, *(launch.MixNeeds(*mix) for mix in needs[3:])),
-        **_keywords(k, options, attention_mask, cu_seqlens),
+        grad_o, outputs.o, outputs.statistics, x.q, x.k, x.v, x.routing_mix, x.readout_mix, needs, x.options,
+        segments(x.tokens, *x.k.shape[:2]), x.tokens.valid,
     )  # fmt: skip
     if not nonfinite:
         return grads
-    streams, marked = made_finite(q, k, v, routing_mix, readout_mix, _spans(k, options, cu_seqlens))
-    grad_o, o = (x.masked_fill(marked.unsqueeze(-1), 0) for x in (grad_o, o))
-    return backward(grad_o, o, statistics, *streams, needs, options, attention_mask, cu_seqlens)
+    x, marked = made_finite(x)
+    grad_o, o = (y.masked_fill(marked.unsqueeze(-1), 0) for y in (grad_o, outputs.o))
+    return backward(grad_o, outputs._replace(o=o), x, needs)
 
 
-def _spans(k: Tensor, options: Options, cu_seqlens: Tensor | None) -> Spans:
-    return partial(options.key_spans, k.shape[1], cu_seqlens, k.device)
+def short_conv() -> ModuleType:
+    """The kernels of the short convolution."""
+    from hypermlp_kernels.native import launch_conv
 
-
-def _keywords(k: Tensor, options: Options, attention_mask: Tensor | None, cu_seqlens: Tensor | None) -> dict[str, Any]:
-    from hypermlp_kernels.native import launch
-
-    return {
-        "options": launch.Options(
-            options.selection == "glu", options.norm, options.eps, options.causal, options.layout == "lag",
-            options.window,
-        ),
-        "spans": [launch.Span(*x) for x in segments(attention_mask, cu_seqlens, *k.shape[:2])],
-        "attention_mask": attention_mask,
-    }  # fmt: skip
-
-
-native_backward = backward_operator("native_backward", backward)
-native_forward = forward_operator("native_forward", forward, native_backward)
+    return launch_conv
 
 
 def decode_step(q: Tensor, past: Past, routing_mix: SequenceMix, readout_mix: SequenceMix, options: Options) -> Tensor:
@@ -148,10 +96,10 @@ def decode_step(q: Tensor, past: Past, routing_mix: SequenceMix, readout_mix: Se
     """
     if not q.shape[0] or not values_readable(q, *past.keys, *past.values):
         return decode.decode_step(q, past, routing_mix, readout_mix, options)
-    from hypermlp_kernels.native import launch, launch_step
+    from hypermlp_kernels.native import launch_step
 
     return launch_step.step(
-        q, past.keys, past.values, launch.Mix(*routing_mix), launch.Mix(*readout_mix),
-        glu=options.selection == "glu", norm=options.norm, eps=options.eps,
+        q, past.keys, past.values, routing_mix, readout_mix,
+        glu=options.glu, norm=options.norm, eps=options.eps,
         valid=past.valid, start=past.start, length=past.length,
     ).to(q.dtype)  # fmt: skip

@@ -6,16 +6,10 @@ multiplies finite numbers alone, and marks its rows from the inputs. A marked ro
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-from hypermlp.ops.mixing import SequenceMix
-
-# the first key that each query sees and one past its last, see hypermlp.ops.varlen.key_spans
-Spans = Callable[[], tuple[Tensor, Tensor]]
+from hypermlp.ops.arguments import OperatorArgs
 
 
 def finite(x: Tensor) -> Tensor:
@@ -23,64 +17,37 @@ def finite(x: Tensor) -> Tensor:
     return torch.where(torch.isfinite(x), x, 0)
 
 
-def finite_gate(mix: SequenceMix) -> SequenceMix:
-    """``mix`` with a finite gate."""
-    return mix if mix.gate is None else mix._replace(gate=finite(mix.gate))
+def without_nonfinite(x: OperatorArgs) -> tuple[OperatorArgs, Tensor | None]:
+    """``x`` with finite streams, whose values are read, and the rows that saw another number, bool ``[B, m, H]``.
 
-
-class Finite(NamedTuple):
-    """The operator's streams with zeros in place of NaN and infinities, and the rows that saw one.
-
-    ``marked`` is bool ``[B, m, H]``; None: there are none, and the streams are as they came.
+    None: there are none, and ``x`` is as it came.
     """
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    routing_mix: SequenceMix
-    readout_mix: SequenceMix
-    marked: Tensor | None
-
-
-def without_nonfinite(
-    q: Tensor, k: Tensor, v: Tensor, routing_mix: SequenceMix, readout_mix: SequenceMix, spans: Spans
-) -> Finite:
-    """Streams ``[B, T, heads, width]`` for products, which read their values; ``spans()`` only where it must be."""
-    gates = routing_mix.gate, readout_mix.gate
+    streams = x.q, x.k, x.v, x.routing_mix.gate, x.readout_mix.gate
     # a sum that overflows is looked at again, and found finite
-    sums = torch.stack([x.sum() for x in (q, k, v, *gates) if x is not None])
+    sums = torch.stack([stream.sum() for stream in streams if stream is not None])
     if bool(torch.isfinite(sums).all()):
-        return Finite(q, k, v, routing_mix, readout_mix, None)
-    streams, marked = made_finite(q, k, v, routing_mix, readout_mix, spans)
-    return Finite(*streams, marked)
+        return x, None
+    return made_finite(x)
 
 
-def made_finite(
-    q: Tensor, k: Tensor, v: Tensor, routing_mix: SequenceMix, readout_mix: SequenceMix, spans: Spans
-) -> tuple[tuple[Tensor, Tensor, Tensor, SequenceMix, SequenceMix], Tensor]:
-    """The streams with zeros in place of NaN and infinities, and the rows that see one, bool ``[B, m, H]``."""
-    marked = rows_that_see_nonfinite(q, k, v, (routing_mix.gate, readout_mix.gate), *spans())
-    return (finite(q), finite(k), finite(v), finite_gate(routing_mix), finite_gate(readout_mix)), marked
+def made_finite(x: OperatorArgs) -> tuple[OperatorArgs, Tensor]:
+    """``x`` with zeros in place of NaN and infinities, and the rows that see one, bool ``[B, m, H]``."""
+    return x.map_streams(finite), rows_that_see_nonfinite(x, *x.spans())
 
 
-def rows_that_see_nonfinite(
-    q: Tensor, k: Tensor, v: Tensor, gates: tuple[Tensor | None, Tensor | None], start: Tensor, stop: Tensor
-) -> Tensor:
+def rows_that_see_nonfinite(x: OperatorArgs, start: Tensor, stop: Tensor) -> Tensor:
     """Which rows of which heads see a number that is not finite, bool ``[B, m, H]``.
 
     Args:
-        q: ``[B, m, S*H, K]``, the last ``m`` tokens' queries.
-        k: ``[B, T, S*H, K]``, ``v`` ``[B, T, H, V]``; zero at padded tokens.
-        gates: of both mixings, ``[B, m, heads, R]`` or None.
+        x: queries and gates of the last ``m`` tokens; keys and values are zero at padded tokens.
         start: ``[T]`` first key of each query's span; ``stop`` one past its last.
     """
-    heads, queries = v.shape[2], q.shape[1]
-    held = _held(k, heads) | _held(v, heads)
+    heads = x.v.shape[2]
+    held = _held(x.k, heads) | _held(x.v, heads)
     counts = torch.cumsum(held.to(torch.int32), dim=1)
     counts = torch.cat((torch.zeros_like(counts[:, :1]), counts), dim=1)
-    first = start.shape[0] - queries
-    seen = counts[:, stop[first:]] > counts[:, start[first:]]
-    for own in (q, *gates):
+    seen = counts[:, stop[x.past :]] > counts[:, start[x.past :]]
+    for own in (x.q, x.routing_mix.gate, x.readout_mix.gate):
         if own is not None:
             seen = seen | _held(own, heads)
     return seen

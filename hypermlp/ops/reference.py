@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hypermlp.ops.arguments import OperatorArgs, Options, SequenceMix
 from hypermlp.ops.lag_layout import columns_to_keys
-from hypermlp.ops.mixing import SequenceMix
-from hypermlp.ops.nonfinite import finite, finite_gate, rows_that_see_nonfinite
+from hypermlp.ops.nonfinite import finite, rows_that_see_nonfinite
 from hypermlp.ops.softplus import softplus
-from hypermlp.ops.varlen import key_spans
+from hypermlp.ops.varlen import Tokens
 
 
 def hyper_attention_reference(
@@ -43,23 +43,21 @@ def hyper_attention_reference(
     """
     out_dtype = q.dtype
     dtype = compute_dtype or torch.promote_types(q.dtype, torch.float32)
-    length, device = q.shape[1], q.device
-    window = max_lag if layout == "lag" else None
-    start, stop = key_spans(length, causal=causal, max_lag=window, cu_seqlens=cu_seqlens, device=device)
-    keys, visible = columns_to_keys(
-        start, stop, layout=layout, max_lag=max_lag, attention_mask=attention_mask, cu_seqlens=cu_seqlens
-    )
+    length = q.shape[1]
+    options, tokens = Options(selection, norm, eps, causal, layout, max_lag), Tokens(attention_mask, cu_seqlens)
+    x = OperatorArgs(q, k, v, routing_mix, readout_mix, tokens, options)
+    start, stop = x.spans()
+    keys, visible = columns_to_keys(start, stop, options, tokens)
 
-    marked = rows_that_see_nonfinite(q, k, v, (routing_mix.gate, readout_mix.gate), start, stop)
-    q, k, v = (finite(x).to(dtype) for x in (q, k, v))
-    routing_mix, readout_mix = finite_gate(routing_mix), finite_gate(readout_mix)
+    marked = rows_that_see_nonfinite(x, start, stop)
+    q, k, v, routing_mix, readout_mix, *_ = x.map_streams(lambda stream: finite(stream).to(dtype))
 
     # s_i[c] = q_i . k_j, where column c of row i stands for key j
     s = torch.einsum("bihk,bjhk->bhij", q, k)
     s = torch.where(visible, s.gather(-1, keys.expand(*s.shape[:2], -1, -1)), 0)
 
     y = _mix(s, routing_mix, visible)
-    gate_map, *scale_map = y.chunk(2 if selection == "glu" else 1, dim=1)
+    gate_map, *scale_map = y.chunk(options.num_maps, dim=1)
     if norm:
         # in units of its largest score: the row's squares neither overflow nor vanish, nor does its product with u;
         # a power of two, which changes no digit
@@ -85,7 +83,7 @@ def _mix(x: Tensor, mix: SequenceMix, visible: Tensor) -> Tensor:
     if mix.down is not None and mix.up is not None:
         z = torch.einsum("bhic,hcr->bhir", x, mix.down[:, :n].to(dtype))
         if mix.gate is not None:
-            z = z * mix.gate.transpose(1, 2).to(dtype)
+            z = z * mix.gate.transpose(1, 2)
         y = y + torch.einsum("bhir,hcr->bhic", z, mix.up[:, :n].to(dtype))
     return torch.where(visible, y, 0)
 

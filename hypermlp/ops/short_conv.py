@@ -13,10 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hypermlp.ops import native
 from hypermlp.ops.attention import Backend, check_backend
-from hypermlp.ops.modes import needs_plain_operators
-from hypermlp.ops.triton import check_available
+from hypermlp.ops.library import PATHS
+from hypermlp.ops.paths import choose
 from hypermlp.ops.varlen import sequence_starts, sequence_stops, within_bounds, zero_padded
 
 
@@ -47,14 +46,9 @@ def short_conv(
     """
     check_backend(backend)
     _check(x, taps, cu_seqlens, past)
-    if needs_plain_operators() or 0 in x.shape[:2]:
-        return _by_operators(x, taps, cu_seqlens, past)
-    if backend == "triton":
-        check_available(x)
-        fused = triton_short_conv
-    elif native.chosen(backend, x):
-        fused = native_short_conv
-    else:
+    path = None if 0 in x.shape[:2] else choose(backend, x)
+    fused = None if path is None else _FUSED.get(path.name)
+    if fused is None:
         return _by_operators(x, taps, cu_seqlens, past)
     before = 0 if past is None else past.shape[1]
     y: Tensor = fused(x if past is None else torch.cat((past, x), dim=1), taps, cu_seqlens, before)
@@ -94,8 +88,8 @@ def _by_operators(x: Tensor, taps: Tensor, cu_seqlens: Tensor | None, past: Tens
     return y
 
 
-def _backward_operator(path: str, host: Callable[[], Any], second_gradient: Callable[..., Any]) -> Any:
-    """``hypermlp::<path>_short_conv_backward``. ``host`` imports the path's functions, when they are needed."""
+def _backward_operator(path: str, second_gradient: Callable[..., Any]) -> Any:
+    """``hypermlp::<path>_short_conv_backward``."""
 
     @torch.library.custom_op(f"hypermlp::{path}_short_conv_backward", mutates_args=())
     def backward(
@@ -103,7 +97,7 @@ def _backward_operator(path: str, host: Callable[[], Any], second_gradient: Call
     ) -> List[Tensor]:  # noqa: UP006
         """The gradients of ``x`` and of ``taps``, those that ``needs`` asks for."""
         stops = None if cu_seqlens is None else sequence_stops(x.shape[1], cu_seqlens, x.device)
-        grads = host().backward(grad_y, x, taps, past=past, stops=stops, needs_x=needs[0], needs_taps=needs[1])
+        grads = _kernels(path).backward(grad_y, x, taps, past=past, stops=stops, needs_x=needs[0], needs_taps=needs[1])
         return [grad for grad in grads if grad is not None]
 
     @backward.register_fake
@@ -120,14 +114,14 @@ def _backward_operator(path: str, host: Callable[[], Any], second_gradient: Call
     return backward
 
 
-def _forward_operator(path: str, host: Callable[[], Any], backward: Any) -> Any:
+def _forward_operator(path: str, backward: Any) -> Any:
     """``hypermlp::<path>_short_conv``, with the gradient that :func:`_backward_operator` made."""
 
     @torch.library.custom_op(f"hypermlp::{path}_short_conv", mutates_args=())
     def forward(x: Tensor, taps: Tensor, cu_seqlens: Tensor | None, past: int) -> Tensor:
         """The convolution of ``x`` ``[B, past + T, D]``, of which the first ``past`` tokens are only read."""
         starts = None if cu_seqlens is None else sequence_starts(x.shape[1], cu_seqlens, x.device)
-        y: Tensor = host().forward(x, taps, past=past, starts=starts)
+        y: Tensor = _kernels(path).forward(x, taps, past=past, starts=starts)
         return y
 
     @forward.register_fake
@@ -167,19 +161,14 @@ def _second_gradient(ctx: Any, *grads: Any) -> tuple[Any, ...]:
     return (*torch.autograd.grad(first, inputs, grads[0], allow_unused=True), None, None, None)
 
 
-def _triton_host() -> Any:
-    from hypermlp_kernels import launch_short_conv
-
-    return launch_short_conv
-
-
-def _native_host() -> Any:
-    from hypermlp_kernels.native import launch_conv
-
-    return launch_conv
+def _kernels(path: str) -> Any:
+    """Imported when they are needed."""
+    host = PATHS[path].short_conv
+    assert host is not None
+    return host()
 
 
-triton_short_conv_backward = _backward_operator("triton", _triton_host, _refuse_second_gradient)
-triton_short_conv = _forward_operator("triton", _triton_host, triton_short_conv_backward)
-native_short_conv_backward = _backward_operator("native", _native_host, _second_gradient)
-native_short_conv = _forward_operator("native", _native_host, native_short_conv_backward)
+_FUSED = {
+    "triton": _forward_operator("triton", _backward_operator("triton", _refuse_second_gradient)),
+    "native": _forward_operator("native", _backward_operator("native", _second_gradient)),
+}

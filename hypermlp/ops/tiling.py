@@ -12,43 +12,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from hypermlp.ops.arguments import OperatorArgs, SequenceMix
 from hypermlp.ops.lag_layout import Layout, ScoreBuffer, Tile
-from hypermlp.ops.mixing import SequenceMix
-from hypermlp.ops.varlen import Segment, key_spans, segments
+from hypermlp.ops.varlen import segments
+from hypermlp_kernels.arguments import Segment
 
 # Elements of one tile's map: enough for tall products up to 8192 columns, which on a CPU core gain
 # more than maps that stay in its second-level cache. An accelerator wants launches of some size.
 _CPU_TILE_ELEMENTS = 1 << 20
 _ACCELERATOR_TILE_ELEMENTS = 1 << 24
 _MIN_ROWS, _MAX_ROWS = 32, 128
-
-
-class Options(NamedTuple):
-    """What the operator computes, apart from its tensors."""
-
-    selection: str
-    norm: bool
-    eps: float
-    causal: bool
-    layout: str
-    max_lag: int | None
-
-    @property
-    def num_maps(self) -> int:
-        return 2 if self.selection == "glu" else 1
-
-    @property
-    def window(self) -> int | None:
-        """Keys a query reaches back over, itself included; None for all."""
-        return self.max_lag if self.layout == "lag" else None
-
-    def key_spans(self, length: int, cu_seqlens: Tensor | None, device: torch.device) -> tuple[Tensor, Tensor]:
-        """The keys each of ``length`` queries sees, see :func:`hypermlp.ops.varlen.key_spans`."""
-        return key_spans(length, causal=self.causal, max_lag=self.window, cu_seqlens=cu_seqlens, device=device)
-
-    def columns(self, length: int) -> Layout:
-        columns = min(length, self.window or length)
-        return Layout(length, columns, by_lag=self.layout == "lag", causal=self.causal)
 
 
 class Slab(NamedTuple):
@@ -82,31 +55,29 @@ class Slab(NamedTuple):
         start = part.start + self.first - self.past
         return x[part.batch_start : part.batch_stop, start : part.stop - self.past, head]
 
-    def valid(self, attention_mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    def valid(self, mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
         """0/1 ``[batch, n]`` where tokens inside the sequence are masked, else None."""
-        if attention_mask is None or not self.segment.has_holes:
+        if mask is None or not self.segment.has_holes:
             return None
         part = self.segment
-        return attention_mask[part.batch_start : part.batch_stop, part.start : part.stop].to(dtype)
+        return mask[part.batch_start : part.batch_stop, part.start : part.stop].to(dtype)
 
 
-def slabs(
-    v: Tensor, past: int, options: Options, attention_mask: Tensor | None, cu_seqlens: Tensor | None
-) -> Iterator[tuple[Layout, list[Slab]]]:
+def slabs(x: OperatorArgs) -> Iterator[tuple[Layout, list[Slab]]]:
     """Every part of ``v``'s ``[B, T]`` there is to compute: per segment, its layout and its slabs."""
-    batch, length, num_heads = v.shape[:3]
-    budget = _CPU_TILE_ELEMENTS if v.device.type == "cpu" else _ACCELERATOR_TILE_ELEMENTS
-    for segment in segments(attention_mask, cu_seqlens, batch, length):
-        if segment.stop <= past:
+    batch, length, num_heads, _ = x.v.shape
+    budget = _CPU_TILE_ELEMENTS if x.v.device.type == "cpu" else _ACCELERATOR_TILE_ELEMENTS
+    for segment in segments(x.tokens, batch, length):
+        if segment.stop <= x.past:
             continue
-        layout = options.columns(segment.stop - segment.start)
+        layout = Layout.of(segment.stop - segment.start, x.options)
         rows = _tile_rows(layout, budget)
         at_once = max(1, budget // (rows * layout.columns))
         parts = [
             segment._replace(batch_start=start, batch_stop=min(start + at_once, segment.batch_stop))
             for start in range(segment.batch_start, segment.batch_stop, at_once)
         ]
-        yield layout, [Slab(part, head, rows, past) for head in range(num_heads) for part in parts]
+        yield layout, [Slab(part, head, rows, x.past) for head in range(num_heads) for part in parts]
 
 
 def _tile_rows(layout: Layout, budget: int) -> int:
@@ -151,7 +122,7 @@ class Tables(NamedTuple):
         return tables
 
     def map(self, pick: Callable[[Tensor], Tensor]) -> Tables:
-        scale, down, up = (None if table is None else pick(table) for table in self[:3])
+        scale, down, up = (None if table is None else pick(table) for table in (self.scale, self.down, self.up))
         return Tables(scale, down, up, self.identity)
 
 

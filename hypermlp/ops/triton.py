@@ -8,17 +8,25 @@ imported when the path is first taken.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hypermlp.ops.chunked_backward import Needs
+from hypermlp.ops.arguments import (
+    SCHEMA,
+    Gradients,
+    Needs,
+    OperatorArgs,
+    Options,
+    Outputs,
+    SequenceMix,
+    mixing,
+    signature,
+)
 from hypermlp.ops.decode import Past
-from hypermlp.ops.library import backward_operator, forward_operator
-from hypermlp.ops.mixing import SequenceMix
 from hypermlp.ops.modes import values_readable
-from hypermlp.ops.tiling import Options
 
 # tensor cores for bfloat16, and asynchronous copies to shared memory
 _MIN_CAPABILITY = (8, 0)
@@ -41,143 +49,98 @@ def unavailable(q: Tensor) -> str | None:
     return None
 
 
-def check_available(q: Tensor) -> None:
-    """ValueError where the kernels cannot take ``q``."""
-    reason = unavailable(q)
-    if reason is not None:
-        raise ValueError(f"backend='triton' cannot run here: {reason}; backend='auto' takes what can")
-
-
-def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    routing_mix: SequenceMix,
-    readout_mix: SequenceMix,
-    options: Options,
-    attention_mask: Tensor | None,
-    cu_seqlens: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``(o, z1, rho, z2)``, as :func:`hypermlp.ops.chunked.forward`. float32 follows PyTorch's matmul precision."""
+def forward(x: OperatorArgs) -> Outputs:
+    """The operator, as :func:`hypermlp.ops.chunked.forward`. float32 follows PyTorch's matmul precision."""
     from hypermlp_kernels import launch
 
-    return launch.forward(
-        q,
-        k,
-        v,
-        launch.Mix(*routing_mix),
-        launch.Mix(*readout_mix),
-        **_keywords(options, attention_mask, cu_seqlens),
-    )
+    return Outputs(*launch.forward(x.q, x.k, x.v, x.routing_mix, x.readout_mix, **_keywords(x)))
 
 
-def backward(
-    grad_o: Tensor,
-    o: Tensor,
-    statistics: tuple[Tensor, Tensor, Tensor],
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    routing_mix: SequenceMix,
-    readout_mix: SequenceMix,
-    needs: Needs,
-    options: Options,
-    attention_mask: Tensor | None,
-    cu_seqlens: Tensor | None,
-) -> tuple[Tensor | None, ...]:
-    """Gradients of ``q, k, v`` and of both mixings' tensors, in order; None where none was asked for."""
-    from hypermlp_kernels import backward_plan, launch, launch_backward
+def backward(grad_o: Tensor, outputs: Outputs, x: OperatorArgs, needs: Needs) -> Gradients:
+    """Its gradients; None where none was asked for."""
+    from hypermlp_kernels import launch_backward
 
-    routing_needs, readout_needs = (backward_plan.MixNeeds(*mix) for mix in needs[3:])
     return launch_backward.backward(
-        grad_o,
-        o,
-        statistics,
-        q,
-        k,
-        v,
-        launch.Mix(*routing_mix),
-        launch.Mix(*readout_mix),
-        backward_plan.Needs(needs.q, needs.k, needs.v, routing_needs, readout_needs),
-        **_keywords(options, attention_mask, cu_seqlens),
+        grad_o, outputs.o, outputs.statistics, x.q, x.k, x.v, x.routing_mix, x.readout_mix, needs, **_keywords(x)
     )
 
 
-def _keywords(options: Options, attention_mask: Tensor | None, cu_seqlens: Tensor | None) -> dict[str, Any]:
+def _keywords(x: OperatorArgs) -> dict[str, Any]:
     return {
-        "glu": options.selection == "glu",
-        "norm": options.norm,
-        "eps": options.eps,
-        "causal": options.causal,
-        "by_lag": options.layout == "lag",
-        "max_lag": options.max_lag,
-        "attention_mask": attention_mask,
-        "cu_seqlens": cu_seqlens,
+        "glu": x.options.glu,
+        "norm": x.options.norm,
+        "eps": x.options.eps,
+        "causal": x.options.causal,
+        "by_lag": x.options.by_lag,
+        "max_lag": x.options.max_lag,
+        "attention_mask": x.tokens.valid,
+        "cu_seqlens": x.tokens.cu_seqlens,
         "allow_tf32": torch.get_float32_matmul_precision() != "highest",
     }
 
 
-triton_backward = backward_operator("triton_backward", backward)
-triton_forward = forward_operator("triton_forward", forward, triton_backward)
+def short_conv() -> ModuleType:
+    """The kernels of the short convolution."""
+    from hypermlp_kernels import launch_short_conv
+
+    return launch_short_conv
+
+
+_PLACES = {"valid": "Tensor?", "start": "Tensor?", "length": "Tensor?"}
+# a step is causal, and knows its layout by the places
+_STEP = {"q": "Tensor", "keys": "Tensor[]", "values": "Tensor[]", **_PLACES} | {
+    name: kind for name, kind in SCHEMA.items() if name.startswith(("routing", "readout"))
+} | {name: SCHEMA[name] for name in ("selection", "norm", "eps", "max_lag")}  # fmt: skip
 
 
 def decode_step(q: Tensor, past: Past, routing_mix: SequenceMix, readout_mix: SequenceMix, options: Options) -> Tensor:
     """``o`` ``[B, H*V]`` of the newest token, as :func:`hypermlp.ops.decode.decode_step`; no gradient."""
-    check_available(q)
     # the operator is for tracing: called directly, a step is spared its dispatch
-    run = _decode if values_readable(q, wait=True) else triton_decode
-    return run(
-        q, past.keys, past.values, past.valid, past.start, past.length, *routing_mix[:4], *readout_mix[:4],
+    if values_readable(q, wait=True):
+        return _decode(q, past, routing_mix, readout_mix, options)
+    o: Tensor = triton_decode(
+        q, past.keys, past.values, past.valid, past.start, past.length, *routing_mix.tensors, *readout_mix.tensors,
         routing_mix.identity, readout_mix.identity, options.selection, options.norm, options.eps, options.max_lag,
     )  # fmt: skip
+    return o
 
 
-def _decode(
-    q: Tensor,
-    keys: Sequence[Tensor],
-    values: Sequence[Tensor],
-    valid: Tensor | None,
-    start: Tensor | None,
-    length: Tensor | None,
-    routing_diag: Tensor | None,
-    routing_down: Tensor | None,
-    routing_up: Tensor | None,
-    routing_gate: Tensor | None,
-    readout_diag: Tensor | None,
-    readout_down: Tensor | None,
-    readout_up: Tensor | None,
-    readout_gate: Tensor | None,
-    routing_identity: bool,
-    readout_identity: bool,
-    selection: str,
-    norm: bool,
-    eps: float,
-    max_lag: int | None,
-) -> Tensor:
-    from hypermlp_kernels.launch import Mix
+def _decode(q: Tensor, past: Past, routing_mix: SequenceMix, readout_mix: SequenceMix, options: Options) -> Tensor:
     from hypermlp_kernels.launch_decode import decode
 
-    batch, width = q.shape[0], keys[0].shape[1]
+    batch, width = q.shape[0], past.keys[0].shape[1]
     # the kernels take dimensions of their own for heads and time
-    routing_gate, readout_gate = (x if x is None else x.unsqueeze(1) for x in (routing_gate, readout_gate))
+    routing_mix, readout_mix = (
+        mix if mix.gate is None else mix._replace(gate=mix.gate.unsqueeze(1)) for mix in (routing_mix, readout_mix)
+    )
     o = decode(
         q.reshape(batch, 1, -1, width),
-        [part.view(batch, -1, *part.shape[1:]).mT for part in keys],
-        [part.view(batch, -1, *part.shape[1:]) for part in values],
-        Mix(routing_diag, routing_down, routing_up, routing_gate, routing_identity),
-        Mix(readout_diag, readout_down, readout_up, readout_gate, readout_identity),
-        glu=selection == "glu",
-        norm=norm,
-        eps=eps,
-        max_lag=max_lag,
-        valid=valid,
-        start=start,
-        length=length,
+        [part.view(batch, -1, *part.shape[1:]).mT for part in past.keys],
+        [part.view(batch, -1, *part.shape[1:]) for part in past.values],
+        routing_mix,
+        readout_mix,
+        glu=options.glu,
+        norm=options.norm,
+        eps=options.eps,
+        max_lag=options.max_lag,
+        valid=past.valid,
+        start=past.start,
+        length=past.length,
     )
     return o.reshape(batch, -1)
 
 
-triton_decode = torch.library.custom_op("hypermlp::triton_decode", _decode, mutates_args=())
+def _decode_flat(*flat: Any) -> Tensor:
+    named = dict(zip(_STEP, flat, strict=True))
+    past = Past(named["keys"], named["values"], *(named[name] for name in _PLACES))
+    layout = "lag" if past.start is None else "position"
+    options = Options(named["selection"], named["norm"], named["eps"], True, layout, named["max_lag"])
+    return _decode(named["q"], past, mixing(named, "routing"), mixing(named, "readout"), options)
+
+
+triton_decode = torch.library.custom_op(
+    "hypermlp::triton_decode", _decode_flat, mutates_args=(), schema=f"({signature(_STEP)}) -> Tensor"
+)
 
 
 @triton_decode.register_fake

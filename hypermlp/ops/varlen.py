@@ -17,16 +17,27 @@ import torch
 from torch import Tensor
 
 from hypermlp.ops.modes import values_readable
+from hypermlp_kernels.arguments import Segment
 
 
-class Segment(NamedTuple):
-    """Batch rows ``batch_start:batch_stop`` that hold one sequence each at ``start:stop``."""
+class Tokens(NamedTuple):
+    """Who is there. Made and checked once, at a door, and passed on as one object.
 
-    batch_start: int
-    batch_stop: int
-    start: int
-    stop: int
-    has_holes: bool
+    Attributes:
+        valid: bool ``[B, T]``, True for a token that counts; None if all do.
+        cu_seqlens: bounds of packed sequences, ``[N + 1]`` with ``B = 1``; None for one sequence a row.
+    """
+
+    valid: Tensor | None = None
+    cu_seqlens: Tensor | None = None
+
+    def zeroed(self, x: Tensor) -> Tensor:
+        """``x`` ``[B, T, ...]`` with zeros where the mask has a padded token."""
+        return zero_padded(x, self.valid)
+
+    def outside_zeroed(self, x: Tensor) -> Tensor:
+        """``x`` with zeros at the tokens of no sequence."""
+        return zero_padded(x, within_bounds(x.shape[1], self.cu_seqlens, x.device))
 
 
 def zero_padded(x: Tensor, attention_mask: Tensor | None) -> Tensor:
@@ -104,38 +115,36 @@ def key_spans(
     return start, positions + 1
 
 
-def sequence_origins(
-    attention_mask: Tensor | None, cu_seqlens: Tensor | None, batch: int, length: int, device: torch.device
-) -> Tensor:
+def sequence_origins(tokens: Tokens, batch: int, length: int, device: torch.device) -> Tensor:
     """First *valid* position of the sequence each position belongs to, ``[B, T]`` int64.
 
     Position-indexed parameters count from here, so that left padding shifts nothing. A
     sequence with no valid token keeps its own start.
     """
     positions = torch.arange(length, device=device).expand(batch, length)
-    start = sequence_starts(length, cu_seqlens, device).expand(batch, length)
+    start = sequence_starts(length, tokens.cu_seqlens, device).expand(batch, length)
     inside = start < length
     start = torch.where(inside, start, positions)  # a token of no sequence is one of its own
-    if attention_mask is None:
+    if tokens.valid is None:
         return start
-    candidate = torch.where(attention_mask & inside, positions, length)
+    candidate = torch.where(tokens.valid & inside, positions, length)
     first = torch.full((batch, length), length, dtype=torch.long, device=device)
     first = first.scatter_reduce(1, start, candidate, reduce="amin")
     origin = first.gather(1, start)
     return torch.where(origin == length, start, origin)
 
 
-def segments(attention_mask: Tensor | None, cu_seqlens: Tensor | None, batch: int, length: int) -> list[Segment]:
+def segments(tokens: Tokens, batch: int, length: int) -> list[Segment]:
     """Sequences to compute, padding at either end trimmed, equal neighbours in the batch joined.
 
     Reads the values of its arguments, so it waits for the device that holds them.
     """
-    bounds = [0, length] if cu_seqlens is None else cu_seqlens.tolist()
+    bounds = [0, length] if tokens.cu_seqlens is None else tokens.cu_seqlens.tolist()
     spans = list(pairwise(bounds))
-    if attention_mask is None:
+    if tokens.valid is None:
         return [Segment(0, batch, lo, hi, False) for lo, hi in spans if hi > lo]
     found: list[Segment] = []
-    for row, valid in enumerate(attention_mask.cpu()):
+    for row, valid in enumerate(tokens.valid.cpu()):
         for lo, hi in spans:
             kept = torch.nonzero(valid[lo:hi]).flatten()
             if kept.numel() == 0:

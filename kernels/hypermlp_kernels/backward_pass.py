@@ -6,14 +6,15 @@ import torch
 import triton
 from torch import Tensor
 
+from hypermlp_kernels.arguments import Gradients, MixGradients, MixNeeds, Needs, SequenceMix
 from hypermlp_kernels.backward_keys import key_product_kernel, turn_kernel
 from hypermlp_kernels.backward_maps import map_gradient_kernel
 from hypermlp_kernels.backward_parts import add_parts_kernel
-from hypermlp_kernels.backward_plan import Chunk, MixNeeds, Needs, Plan, Sizes, Split
+from hypermlp_kernels.backward_plan import Chunk, Plan, Sizes, Split
 from hypermlp_kernels.backward_rows import readout_statistic_gradient_kernel, weight_gradient_kernel
 from hypermlp_kernels.backward_tables import table_gradient_kernel
 from hypermlp_kernels.backward_tiles import BackwardTile
-from hypermlp_kernels.call import Call, Mix, aligned, first_scale, gate_of, holes, padded_table, scale_table
+from hypermlp_kernels.call import Call, aligned, first_scale, gate_of, holes, padded_table, scale_mode, scale_table
 from hypermlp_kernels.tiles import pad_width
 
 # of add_parts_kernel: few rows to a program, so that there are many of them
@@ -23,7 +24,7 @@ ADDING = {"ROWS": 16, "num_warps": 4}
 class TableGradients:
     """Gradients of a mixing's tables: ``[batches, maps, rows(, BR)]``, where ``rows`` are those in use."""
 
-    def __init__(self, call: Call, mix: Mix, needs: MixNeeds, maps: int, batches: int, rows: int) -> None:
+    def __init__(self, call: Call, mix: SequenceMix, needs: MixNeeds, maps: int, batches: int, rows: int) -> None:
         self.mix, self.needs, self.maps, self.rows = mix, needs, maps, rows
         low_rank = (batches, maps, rows, pad_width(mix.rank))
 
@@ -34,19 +35,24 @@ class TableGradients:
         self.diag = zeros(low_rank[:3], needs.diag)
         self.down, self.up = (zeros(low_rank, needed) for needed in (needs.down, needs.up))
 
-    def finished(self) -> tuple[Tensor | None, ...]:
-        """Summed over the batches, with zeros for rows not in use: ``diag``, ``down`` and ``up``."""
-        found: list[Tensor | None] = []
-        for table, grad, need in zip(self.mix[:3], (self.diag, self.down, self.up), self.needs[:3], strict=True):
-            if not need or table is None:
-                found.append(None)
-                continue
-            grad = grad.sum(0)
-            if table.ndim == 3:
-                grad = grad[..., : table.shape[2]]
-            padding = (0, 0) * (table.ndim - 2) + (0, table.shape[1] - self.rows)
-            found.append(torch.nn.functional.pad(grad, padding).contiguous())
-        return tuple(found)
+    def finished(self, gate: Tensor) -> MixGradients:
+        """Summed over the batches, with zeros for rows not in use; ``gate`` is its gradient, or any tensor."""
+        mix, needs = self.mix, self.needs
+        return MixGradients(
+            self._finished(mix.diag, self.diag, needs.diag),
+            self._finished(mix.down, self.down, needs.down),
+            self._finished(mix.up, self.up, needs.up),
+            gate if needs.gate else None,
+        )
+
+    def _finished(self, table: Tensor | None, grad: Tensor, need: bool) -> Tensor | None:
+        if not need or table is None:
+            return None
+        grad = grad.sum(0)
+        if table.ndim == 3:
+            grad = grad[..., : table.shape[2]]
+        padding = (0, 0) * (table.ndim - 2) + (0, table.shape[1] - self.rows)
+        return torch.nn.functional.pad(grad, padding).contiguous()
 
 
 class BackwardPass:
@@ -84,7 +90,7 @@ class BackwardPass:
         self._routing = TableGradients(call, call.routing, needs.routing, call.q.shape[2], batches, rows)
         self._readout = TableGradients(call, call.readout, needs.readout, call.sizes[2], batches, rows)
 
-    def run(self) -> tuple[Tensor | None, ...]:
+    def run(self) -> Gradients:
         needs = self._needs
         for chunk in self._chunks:
             self._lay_out(chunk)
@@ -105,12 +111,12 @@ class BackwardPass:
                 self._turn_score_gradients(chunk)
             if needs.k:
                 self._key_product(chunk, self._call.q, self._dk, self._num_maps, pad_width(self._call.q.shape[-1]))
-        return (
-            *(x if need else None for x, need in zip((self._dq, self._dk, self._dv), needs[:3], strict=True)),
-            *self._routing.finished(),
-            self._dgate1 if needs.routing.gate else None,
-            *self._readout.finished(),
-            self._dgate2 if needs.readout.gate else None,
+        return Gradients(
+            self._dq if needs.q else None,
+            self._dk if needs.k else None,
+            self._dv if needs.v else None,
+            self._routing.finished(self._dgate1),
+            self._readout.finished(self._dgate2),
         )
 
     @property
@@ -223,8 +229,8 @@ class BackwardPass:
             *self._rows_of(chunk), chunk.tiles, chunk.span,
             **self._options(
                 "K", "GLU", "HOLES", "PACKED", "ASM", "MIX", "PRECISION", "BK", ALIGNED=aligned(call.q, call.k),
-                R1=routing.rank, R2=readout.rank, SCALE1=routing.scale_mode, GATED1=routing.gate is not None,
-                SCALE2=readout.scale_mode, GRADIENT=needs.scores, GATE_GRADIENT=needs.routing.gate,
+                R1=routing.rank, R2=readout.rank, SCALE1=scale_mode(routing), GATED1=routing.gate is not None,
+                SCALE2=scale_mode(readout), GRADIENT=needs.scores, GATE_GRADIENT=needs.routing.gate,
                 ACTIVATED=needs.activated, SPLIT=chunk.parts > 1,
                 BR1=pad_width(routing.rank), BR2=pad_width(readout.rank),
             ),
@@ -259,7 +265,7 @@ class BackwardPass:
         if self._needs.q:
             self._add_parts(chunk, self._dq, self._dq, self._dq, self._call.q, GATED=False, GATE_GRADIENT=False)
 
-    def _turn(self, chunk: Chunk, mix: Mix, table: Tensor | None, plane: int, weights: bool) -> None:
+    def _turn(self, chunk: Chunk, mix: SequenceMix, table: Tensor | None, plane: int, weights: bool) -> None:
         """From ``plane`` and those after it to the planes from 0 on, which nothing needs any longer."""
         call = self._call
         table, gate = padded_table(table, call.mix_dtype, call.q), gate_of(mix, call.q)
@@ -270,7 +276,7 @@ class BackwardPass:
             *call.k.stride()[:3], *gate.stride()[:3], *self._rows_of(chunk, num_maps), chunk.tiles, chunk.span,
             **self._options(
                 "K", "HOLES", "ASM", "MIX", "PRECISION", "BK", ALIGNED=aligned(call.k), R=mix.rank,
-                SCALE=mix.scale_mode, GATED=weights and mix.gate is not None, WEIGHTS=weights, SPLIT=chunk.parts > 1,
+                SCALE=scale_mode(mix), GATED=weights and mix.gate is not None, WEIGHTS=weights, SPLIT=chunk.parts > 1,
                 QUERY_GRADIENT=self._needs.q and not weights, BR=pad_width(mix.rank),
             ),
         )  # fmt: skip

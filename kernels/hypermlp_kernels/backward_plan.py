@@ -16,47 +16,6 @@ from hypermlp_kernels.call import Call, multiprocessors
 _PART_KEYS = 1024
 
 
-class MixNeeds(NamedTuple):
-    """Which gradients of a mixing are asked for."""
-
-    diag: bool
-    down: bool
-    up: bool
-    gate: bool
-
-    @property
-    def tables(self) -> bool:
-        return self.diag or self.down or self.up
-
-
-class Needs(NamedTuple):
-    """Which gradients are asked for, and what has to be made for them."""
-
-    q: bool
-    k: bool
-    v: bool
-    routing: MixNeeds
-    readout: MixNeeds
-
-    @property
-    def scores(self) -> bool:
-        """Something before the selection."""
-        return self.q or self.k or any(self.routing)
-
-    @property
-    def weights(self) -> bool:
-        """Something before the weights."""
-        return self.scores or any(self.readout)
-
-    @property
-    def readout_statistic(self) -> bool:
-        return self.scores or self.readout.down or self.readout.gate
-
-    @property
-    def activated(self) -> bool:
-        return self.v or self.readout.diag or self.readout.down
-
-
 class Split(NamedTuple):
     """When rows are taken in parts: where too few of ``programs`` side by side would be busy, of ``span`` key tiles."""
 

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hypermlp_kernels.arguments import SequenceMix
 from hypermlp_kernels.autotune import TUNED
 from hypermlp_kernels.schedule import block_table, count_blocks
 from hypermlp_kernels.skew import rotate
@@ -23,22 +24,9 @@ _INTERPRETED = not isinstance(rotate, triton.JITFunction)
 _INTERPRETER_TILE = Tile(32, 16, 16, 1, 1)
 
 
-class Mix(NamedTuple):
-    """One sequence mixing: ``diag [heads, L]``, ``down, up [heads, L, R]``, ``gate [B, T, heads, R]``; lag 0 first."""
-
-    diag: Tensor | None
-    down: Tensor | None
-    up: Tensor | None
-    gate: Tensor | None
-    identity: bool
-
-    @property
-    def rank(self) -> int:
-        return 0 if self.down is None else self.down.shape[-1]
-
-    @property
-    def scale_mode(self) -> str:
-        return "table" if self.diag is not None else "identity" if self.identity else "zero"
+def scale_mode(mix: SequenceMix) -> str:
+    """Where the scale of what a mixing leaves in place comes from: a table, or it is one or zero."""
+    return "table" if mix.diag is not None else "identity" if mix.identity else "zero"
 
 
 def interpreted() -> bool:
@@ -52,8 +40,8 @@ class Call(NamedTuple):
     q: Tensor
     k: Tensor
     v: Tensor
-    routing: Mix
-    readout: Mix
+    routing: SequenceMix
+    readout: SequenceMix
     z1: Tensor
     rho: Tensor
     z2: Tensor
@@ -103,7 +91,7 @@ class Call(NamedTuple):
         """What a tuned tile is remembered by: all that a kernel is compiled for, so never the number of tokens."""
         target = triton.runtime.driver.active.get_current_target()
         mixes = (
-            f"{mix.scale_mode}/{mix.rank}{'/gated' if mix.gate is not None else ''}"
+            f"{scale_mode(mix)}/{mix.rank}{'/gated' if mix.gate is not None else ''}"
             for mix in (self.routing, self.readout)
         )
         switches = {
@@ -177,7 +165,7 @@ def aligned(*streams: Tensor) -> bool:
     return all(stride % 16 == 0 for x in streams for stride in x.stride()[:3])
 
 
-def gate_of(mix: Mix, otherwise: Tensor) -> Tensor:
+def gate_of(mix: SequenceMix, otherwise: Tensor) -> Tensor:
     return otherwise if mix.gate is None else unit_stride(mix.gate)
 
 
@@ -195,7 +183,7 @@ def padded_table(table: Tensor | None, dtype: torch.dtype, otherwise: Tensor | N
     return torch.nn.functional.pad(table.to(dtype), (0, pad_width(rank) - rank)).contiguous()
 
 
-def scale_table(mix: Mix, unit: float | Tensor, call: Call) -> Tensor:
+def scale_table(mix: SequenceMix, unit: float | Tensor, call: Call) -> Tensor:
     """``unit * (identity + diag)``, ``[heads, L]``; any tensor without a diagonal."""
     if mix.diag is None:
         return call.q

@@ -9,10 +9,10 @@ import torch
 import triton
 from torch import Tensor
 
+from hypermlp_kernels.arguments import SequenceMix
 from hypermlp_kernels.call import (
     LN2,
     Call,
-    Mix,
     aligned,
     candidates,
     first_scale,
@@ -24,6 +24,7 @@ from hypermlp_kernels.call import (
     padded_table,
     precision_of,
     run,
+    scale_mode,
     scale_table,
     tile_options,
     unit_stride,
@@ -35,15 +36,15 @@ from hypermlp_kernels.schedule import sequences
 from hypermlp_kernels.stored import stored_readout_kernel
 from hypermlp_kernels.tiles import Design, Kernel, Tile, pad_width
 
-__all__ = ["Mix", "forward", "interpreted", "precision_of"]
+__all__ = ["forward", "interpreted", "precision_of"]
 
 
 def forward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    routing_mix: Mix,
-    readout_mix: Mix,
+    routing_mix: SequenceMix,
+    readout_mix: SequenceMix,
     *,
     glu: bool,
     norm: bool,
@@ -208,7 +209,7 @@ def _selection_statistics(call: Call) -> Callable[[_Stored | None], None]:
             call.sizes[1], call.max_lag, num_blocks, call.sizes[2], per_block, chunk.first, chunk.pitch, call.eps,
             **call.options(), ALIGNED=aligned(call.q, call.k),
             R1=routing.rank, R2=readout.rank, HOLES=call.attention_mask is not None,
-            SCALE1=routing.scale_mode, GATED1=routing.gate is not None, NORM=call.norm, SLOT=rows,
+            SCALE1=scale_mode(routing), GATED1=routing.gate is not None, NORM=call.norm, SLOT=rows,
             BR1=pad_width(routing.rank), BR2=pad_width(readout.rank),
             **tile_options(tile),
         )  # fmt: skip
@@ -231,7 +232,7 @@ def _stored_readout(call: Call, o: Tensor) -> Callable[[_Stored], None]:
             call.sizes[1], call.max_lag, stored.num_blocks, call.sizes[2], stored.per_block,
             chunk.first, chunk.pitch, value_blocks,
             **options, ALIGNED_VALUES=aligned(call.v), V=width, R2=readout.rank, HOLES=call.attention_mask is not None,
-            SCALE2=readout.scale_mode, GATED2=readout.gate is not None, NORM=call.norm,
+            SCALE2=scale_mode(readout), GATED2=readout.gate is not None, NORM=call.norm,
             EARLY=call.norm and call.q.dtype == torch.float16,
             SLOT=stored.rows, BV=tile.values, BR2=pad_width(readout.rank),
             **tile_options(tile),
@@ -256,8 +257,8 @@ def _readout(call: Call, o: Tensor) -> None:
             call.sizes[1], call.max_lag, num_blocks, call.sizes[2],
             **call.options(), ALIGNED=aligned(call.q, call.k), ALIGNED_VALUES=aligned(call.v),
             V=o.shape[-1], R1=routing.rank, R2=readout.rank, HOLES=call.attention_mask is not None,
-            SCALE1=routing.scale_mode, GATED1=routing.gate is not None,
-            SCALE2=readout.scale_mode, GATED2=readout.gate is not None, NORM=call.norm,
+            SCALE1=scale_mode(routing), GATED1=routing.gate is not None,
+            SCALE2=scale_mode(readout), GATED2=readout.gate is not None, NORM=call.norm,
             EARLY=call.norm and call.q.dtype == torch.float16,
             BV=tile.values, BR1=pad_width(routing.rank), BR2=pad_width(readout.rank),
             **tile_options(tile),

@@ -8,10 +8,10 @@ import torch
 import triton
 from torch import Tensor
 
+from hypermlp_kernels.arguments import Gradients, Needs, SequenceMix
 from hypermlp_kernels.backward_pass import BackwardPass
-from hypermlp_kernels.backward_plan import Needs
 from hypermlp_kernels.backward_tiles import BackwardTile, backward_tiles
-from hypermlp_kernels.call import Call, Mix, interpreted, on_device, precision_of, unit_stride
+from hypermlp_kernels.call import Call, interpreted, on_device, precision_of, unit_stride
 from hypermlp_kernels.schedule import sequences
 from hypermlp_kernels.tiles import family_of
 
@@ -26,8 +26,8 @@ def backward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    routing_mix: Mix,
-    readout_mix: Mix,
+    routing_mix: SequenceMix,
+    readout_mix: SequenceMix,
     needs: Needs,
     *,
     glu: bool,
@@ -42,8 +42,8 @@ def backward(
     scratch_bytes: int = SCRATCH_BYTES,
     tile: BackwardTile | None = None,
     span: int | None = None,
-) -> tuple[Tensor | None, ...]:
-    """Gradients of ``q, k, v`` and of both mixings' ``diag, down, up, gate``, in that order; None: not asked for.
+) -> Gradients:
+    """Gradients of the operator; None: not asked for.
 
     Args:
         grad_o: ``[B, T, H, V]``, rounded to the dtype of ``q``.

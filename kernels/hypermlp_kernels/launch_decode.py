@@ -9,7 +9,8 @@ import torch
 import triton
 from torch import Tensor
 
-from hypermlp_kernels.call import DTYPES, Mix, gate_of, interpreted, on_device, unit_stride
+from hypermlp_kernels.arguments import SequenceMix
+from hypermlp_kernels.call import DTYPES, gate_of, interpreted, on_device, unit_stride
 from hypermlp_kernels.decode import (
     decode_readout_kernel,
     decode_scores_kernel,
@@ -70,8 +71,8 @@ class _Call(NamedTuple):
     q: Tensor
     keys: _Segments
     values: _Segments
-    routing: Mix
-    readout: Mix
+    routing: SequenceMix
+    readout: SequenceMix
     valid: Tensor | None
     start: Tensor | None
     length: Tensor | None
@@ -121,7 +122,7 @@ class _Call(NamedTuple):
             "num_warps": self.tile.warps,
         }
 
-    def mixing(self, mix: Mix) -> dict[str, Any]:
+    def mixing(self, mix: SequenceMix) -> dict[str, Any]:
         return {"DIAG": mix.diag is not None, "IDENTITY": mix.identity, "GATED": mix.gate is not None}
 
 
@@ -129,8 +130,8 @@ def decode(
     q: Tensor,
     keys: Sequence[Tensor],
     values: Sequence[Tensor],
-    routing_mix: Mix,
-    readout_mix: Mix,
+    routing_mix: SequenceMix,
+    readout_mix: SequenceMix,
     *,
     glu: bool,
     norm: bool,
@@ -268,13 +269,13 @@ def _inline_assembly() -> bool:
     return not interpreted() and bool(triton.runtime.driver.active.get_current_target().backend == "cuda")
 
 
-def _with_unit_strides(mix: Mix) -> Mix:
+def _with_unit_strides(mix: SequenceMix) -> SequenceMix:
     """Parameters and gates as they are, unless someone made their last dimension a strided one."""
-    diag, down, up, gate = (x if x is None else unit_stride(x) for x in mix[:4])
-    return Mix(diag, down, up, gate, mix.identity)
+    diag, down, up, gate = (x if x is None else unit_stride(x) for x in mix.tensors)
+    return SequenceMix(diag, down, up, gate, mix.identity)
 
 
-def _tables(mix: Mix, otherwise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _tables(mix: SequenceMix, otherwise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     diag, up = (otherwise if table is None else table for table in (mix.diag, mix.up))
     return diag, up, gate_of(mix, otherwise)
 
@@ -283,5 +284,5 @@ def _table_strides(table: Tensor | None) -> tuple[int, int]:
     return (0, 0) if table is None else (table.stride(0), table.stride(1))
 
 
-def _padded_rank(mix: Mix) -> int:
+def _padded_rank(mix: SequenceMix) -> int:
     return int(triton.next_power_of_2(max(1, mix.rank)))

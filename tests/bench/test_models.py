@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from hypermlp.ops.library import PATHS
 from hypermlp_lab.bench import gate, models
 from hypermlp_lab.bench.models import MODEL_PROVIDERS, ModelBenchmark, ModelCase, TrainingStep
 from hypermlp_lab.bench.report import markdown
@@ -55,9 +56,9 @@ def test_a_step_learns() -> None:
 
 def test_a_wrong_path_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert check("hyperglu-chunked").passed
-    right = torch.ops.hypermlp.chunked_forward
-    wrong = "hypermlp.ops.attention.chunked_forward"
-    monkeypatch.setattr(wrong, lambda *args: tuple(1.5 * x for x in right(*args)))
+    right = PATHS["chunked"].forward
+    wrong = PATHS["chunked"]._replace(forward=lambda x: tuple(1.5 * y for y in right(x)))
+    monkeypatch.setitem(PATHS, "chunked", wrong)
     assert not check("hyperglu-chunked").passed
     report = run()
     assert [row["provider"] for row in report["rows"]] == ["softmax"]

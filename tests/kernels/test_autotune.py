@@ -14,6 +14,7 @@ import triton
 from virtual_gpu import virtual_gpu
 
 from hypermlp_kernels import autotune, launch
+from hypermlp_kernels.arguments import SequenceMix
 from hypermlp_kernels.autotune import TUNED, Tuned
 from hypermlp_kernels.call import Call, candidates
 from hypermlp_kernels.tiles import Tile
@@ -79,7 +80,7 @@ def test_a_file_that_is_none_is_refused_whole(tmp_path: Path, text: str) -> None
 
 def call(length: int = 8, **changes: object) -> Call:
     q, v = torch.zeros(1, length, 2, 16), torch.zeros(1, length, 1, 32)
-    bare = launch.Mix(None, None, None, None, True)
+    bare = SequenceMix(None, None, None, None, True)
     made = Call(
         q, q, v, bare, bare, q, q, q, glu=True, by_lag=True, causal=True, norm=True, eps=1e-12, max_lag=length,
         precision="ieee", attention_mask=None, sequences=None, chosen=None,
@@ -106,7 +107,7 @@ def test_the_key_holds_what_is_compiled_and_never_the_length() -> None:
         call(design="store").key("readout"),
         call(v=torch.zeros(1, 8, 1, 64)).key("readout"),
         call(attention_mask=torch.ones(1, 8, dtype=torch.bool)).key("readout"),
-        call(readout=launch.Mix(torch.zeros(1, 8), None, None, None, True)).key("readout"),
+        call(readout=SequenceMix(torch.zeros(1, 8), None, None, None, True)).key("readout"),
     ]
     assert len({*keys, *others}) == 1 + len(others)
 

@@ -12,6 +12,7 @@ import triton
 from virtual_gpu import SHARED_MEMORY, virtual_gpu
 
 from hypermlp_kernels import launch
+from hypermlp_kernels.arguments import SequenceMix
 from hypermlp_kernels.tiles import KERNELS, Design, Precision, Tile, tiles
 
 pytestmark = pytest.mark.skipif(launch.interpreted(), reason="TRITON_INTERPRET is set: nothing is compiled")
@@ -119,7 +120,7 @@ def test_the_model_chooses() -> None:
 def test_every_option_compiles() -> None:
     """One head, masks and packing, switches off: what the interpreter cannot tell, the compiler does."""
     q, v = torch.zeros(1, 20, 2, 12), torch.zeros(1, 20, 1, 20)
-    bare, scale = launch.Mix(None, None, None, None, True), launch.Mix(torch.zeros(2, 9), None, None, None, False)
+    bare, scale = SequenceMix(None, None, None, None, True), SequenceMix(torch.zeros(2, 9), None, None, None, False)
     mask, bounds = torch.ones(1, 20, dtype=torch.bool), torch.tensor([0, 7, 20])
     common = {"norm": True, "eps": 1e-12, "max_lag": 9, "chosen": SMALL}
     with virtual_gpu("sm_90") as gpu:
@@ -130,7 +131,7 @@ def test_every_option_compiles() -> None:
                     x, x, y, scale, bare,
                     glu=True, causal=True, by_lag=True, attention_mask=mask, cu_seqlens=bounds, design=design, **common,
                 )  # fmt: skip
-        low_rank = launch.Mix(None, torch.zeros(1, 20, 1), torch.zeros(1, 20, 1), torch.zeros(1, 20, 1, 1), False)
+        low_rank = SequenceMix(None, torch.zeros(1, 20, 1), torch.zeros(1, 20, 1), torch.zeros(1, 20, 1, 1), False)
         common |= {"norm": False, "max_lag": 20}
         for design in report.DESIGNS:
             launch.forward(

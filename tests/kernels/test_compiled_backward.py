@@ -13,7 +13,7 @@ from report import CONFIGURATIONS
 from virtual_gpu import SHARED_MEMORY, virtual_gpu
 
 from hypermlp_kernels import launch, launch_backward
-from hypermlp_kernels.backward_plan import MixNeeds, Needs
+from hypermlp_kernels.arguments import MixNeeds, Needs, SequenceMix
 from hypermlp_kernels.backward_tiles import BackwardTile, backward_tiles
 
 pytestmark = pytest.mark.skipif(launch.interpreted(), reason="TRITON_INTERPRET is set: nothing is compiled")
@@ -86,7 +86,7 @@ def test_every_option_compiles() -> None:
     """One head, masks and packing, switches off: what the interpreter cannot tell, the compiler does."""
     q, v = torch.zeros(1, 20, 2, 12), torch.zeros(1, 20, 1, 20)
     rho, none = torch.ones(1, 20, 1), torch.zeros(1, 20, 1, 0)
-    bare, scale = launch.Mix(None, None, None, None, True), launch.Mix(torch.zeros(2, 9), None, None, None, False)
+    bare, scale = SequenceMix(None, None, None, None, True), SequenceMix(torch.zeros(2, 9), None, None, None, False)
     mask, bounds = torch.ones(1, 20, dtype=torch.bool), torch.tensor([0, 7, 20])
     nothing, low_rank = MixNeeds(False, False, False, False), MixNeeds(False, True, True, True)
     diag = nothing._replace(diag=True)
@@ -99,7 +99,7 @@ def test_every_option_compiles() -> None:
                 max_lag=9, attention_mask=mask, cu_seqlens=bounds, tile=SMALL,
             )  # fmt: skip
         mix, z = (
-            launch.Mix(None, *[torch.zeros(1, 20, 1)] * 2, torch.zeros(1, 20, 1, 1), False),
+            SequenceMix(None, *[torch.zeros(1, 20, 1)] * 2, torch.zeros(1, 20, 1, 1), False),
             torch.zeros(1, 20, 1, 1),
         )
         launch_backward.backward(

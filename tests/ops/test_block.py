@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from hypermlp.ops.arguments import Options
 from hypermlp.ops.decode import Past, decode_block
-from hypermlp.ops.tiling import Options
 from tests.helpers import STREAMS, assert_close, make_case
 
 QUERIES = ("q", "routing.gate", "readout.gate")

@@ -11,8 +11,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from hypermlp.ops import chunked, flops
-from hypermlp.ops.chunked_backward import Needs, backward
-from hypermlp.ops.tiling import Options
+from hypermlp.ops.arguments import Needs, OperatorArgs, Options
+from hypermlp.ops.chunked_backward import backward
+from hypermlp.ops.varlen import Tokens
 from tests.helpers import Case, make_case
 
 
@@ -40,13 +41,12 @@ def watch(case: Case, passes: str) -> Watch:
     layout = "lag" if case.by_lag else "position"
     options = Options(o["selection"], o["norm"], o["eps"], o["causal"], layout, tables)
     inputs = [case.tensors[name] for name in "qkv"]
+    x = OperatorArgs(*inputs, *case.mixes(), Tokens(), options)
     with Watch() as seen:
-        out, *statistics = chunked.forward(*inputs, *case.mixes(), options, None, None)
+        outputs = chunked.forward(x)
     if passes == "backward":
-        x = chunked.Operands(*inputs, *case.mixes(), options, None, None, tuple(statistics))
-        all_of_them = Needs(True, True, True, (True,) * 4, (True,) * 4)
         with Watch() as seen:
-            backward(torch.ones_like(out), out, x, options, all_of_them, None, None)
+            backward(torch.ones_like(outputs.o), outputs, x, Needs.of([True] * 11))
     return seen
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from hypermlp.ops import chunked, hyper_attention
-from hypermlp.ops.tiling import Options
+from hypermlp.ops.arguments import OperatorArgs, Options
+from hypermlp.ops.varlen import Tokens
 from tests.helpers import BACKENDS, STREAMS, Case, assert_close_to_reference, evaluate, make_case, tiles
 
 LOW = [torch.float32, torch.bfloat16, torch.float16]
@@ -71,7 +72,7 @@ def statistics(case: Case):
     q, k, v = (case.tensors[name] for name in "qkv")
     o = case.options
     options = Options(o["selection"], o["norm"], o["eps"], o["causal"], "lag", q.shape[1])
-    return chunked.forward(q, k, v, *case.mixes(), options, None, None)
+    return chunked.forward(OperatorArgs(q, k, v, *case.mixes(), Tokens(), options))
 
 
 @pytest.mark.parametrize("dtype", [*LOW, torch.float64], ids=str)

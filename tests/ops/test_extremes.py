@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hypermlp.ops import SequenceMix, decode, hyper_attention, native
+from hypermlp.ops import SequenceMix, hyper_attention
+from hypermlp.ops.arguments import Options
 from hypermlp.ops.decode import Past, decode_block
-from hypermlp.ops.library import chunked_forward
-from hypermlp.ops.tiling import Options
+from hypermlp.ops.library import PATHS
 from tests.helpers import BACKENDS, evaluate, make_case, tiles
 
 # of q: the other factor of a score is about 1
@@ -91,15 +91,13 @@ def step(case, backend, segments=1):
     mixes = [m if m.gate is None else m._replace(gate=m.gate[:, 0]) for m in mixes]
     cuts = [keys.shape[2]] if segments == 1 else [11, keys.shape[2] - 11]
     past = Past(list(keys.split(cuts, 2)), list(values.split(cuts, 1)), None)
-    path = native if backend == "native" else decode
-    o = path.decode_step(q.flatten(1), past, *mixes, options)
+    o = PATHS[backend].step(q.flatten(1), past, *mixes, options)
     return o.view(q.shape[0], *case.tensors["v"].shape[2:])
 
 
 def block(case, backend):
     q, keys, values, mixes, options = past_of(case, 5)
-    forward = {"chunked": chunked_forward, "native": native.native_forward}[backend]
-    return decode_block(q, Past([keys], [values], None), *mixes, options, forward)[:, -1]
+    return decode_block(q, Past([keys], [values], None), *mixes, options, PATHS[backend])[:, -1]
 
 
 STEPS = {"step": step, "step over two segments": lambda c, backend: step(c, backend, 2), "block": block}

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from hypermlp.ops import SequenceMix, decode, native
+from hypermlp.ops.arguments import Options
 from hypermlp.ops.decode import Past
-from hypermlp.ops.tiling import Options
 
 B, H, K, R = 2, 2, 5, 3
 

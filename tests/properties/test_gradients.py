@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.autograd.gradcheck import GradcheckError
 
-from hypermlp.ops import chunked_backward, library
+from hypermlp.ops import chunked_backward
+from hypermlp.ops.library import PATHS
 from tests.helpers import BACKENDS, Case, assert_close, evaluate, make_case, tiles
 
 CASES = {
@@ -56,33 +57,44 @@ def assert_gradients_equal_the_reference(case):
     assert_close(actual, evaluate(case, lambda c: c.run("reference")).named())
 
 
+def with_options(backward, **options):
+    return lambda grad_o, outputs, x, needs: backward(
+        grad_o, outputs, x._replace(options=x.options._replace(**options)), needs
+    )
+
+
 def forget_rho(backward):
-    return lambda grad_o, o, x, options, *rest: backward(grad_o, o, x, options._replace(norm=False), *rest)
+    return with_options(backward, norm=False)
 
 
 def forget_causality(backward):
-    return lambda grad_o, o, x, options, *rest: backward(grad_o, o, x, options._replace(causal=False), *rest)
+    return with_options(backward, causal=False)
 
 
 def slightly_more_of_k(backward):
     def changed(*args):
-        dq, dk, *rest = backward(*args)
-        return (dq, dk * (1 + 1e-6), *rest)
+        grads = backward(*args)
+        return grads._replace(k=grads.k * (1 + 1e-6))
 
     return changed
+
+
+def put_in_place(monkeypatch, backward):
+    """``backward`` as the chunked path's."""
+    monkeypatch.setitem(PATHS, "chunked", PATHS["chunked"]._replace(backward=backward))
 
 
 @pytest.mark.parametrize("mutate", [forget_rho, forget_causality, slightly_more_of_k])
 def test_a_wrong_backward_is_caught(monkeypatch, mutate):
     case = make_case(length=9, layout="position")
     assert_gradients_equal_the_reference(case)
-    monkeypatch.setattr(library, "backward", mutate(chunked_backward.backward))
+    put_in_place(monkeypatch, mutate(chunked_backward.backward))
     with pytest.raises(AssertionError, match="gradient"):
         assert_gradients_equal_the_reference(case)
 
 
 def test_gradcheck_catches_a_wrong_backward(monkeypatch):
-    monkeypatch.setattr(library, "backward", forget_rho(chunked_backward.backward))
+    put_in_place(monkeypatch, forget_rho(chunked_backward.backward))
     with pytest.raises(GradcheckError):
         gradcheck(make_case(length=4, heads=1, qk=2, v=2, ranks=(1, 1)), "chunked")
 
@@ -109,12 +121,12 @@ def test_a_gradient_not_asked_for_is_not_computed(monkeypatch):
         made.append(chunked_backward.backward(*args))
         return made[-1]
 
-    monkeypatch.setattr(library, "backward", spy)
+    put_in_place(monkeypatch, spy)
     case = make_case(length=9)
     frozen = {"routing.diag", "routing.up", "readout.down", "v"}
     inputs = {n: x.clone().requires_grad_(n not in frozen) for n, x in case.tensors.items()}
     Case(inputs, case.options).run("chunked").sum().backward()
     order = ["q", "k", "v"] + [f"{m}.{f}" for m in ("routing", "readout") for f in ("diag", "down", "up", "gate")]
     (grads,) = made
-    assert [n for n, g in zip(order, grads, strict=True) if g is None] == [n for n in order if n in frozen]
+    assert [n for n, g in zip(order, grads.flat, strict=True) if g is None] == [n for n in order if n in frozen]
     assert all((inputs[n].grad is None) == (n in frozen) for n in order)

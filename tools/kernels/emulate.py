@@ -24,7 +24,7 @@ from emulator.device import Launch, emulated_gpu  # noqa: E402
 from hypermlp.ops import SequenceMix  # noqa: E402
 from hypermlp.ops.reference import hyper_attention_reference  # noqa: E402
 from hypermlp_kernels import launch, launch_backward  # noqa: E402
-from hypermlp_kernels.backward_plan import MixNeeds, Needs  # noqa: E402
+from hypermlp_kernels.arguments import Needs  # noqa: E402
 from hypermlp_kernels.backward_tiles import BackwardTile  # noqa: E402
 from hypermlp_kernels.tiles import KERNELS, Tile  # noqa: E402
 
@@ -87,14 +87,13 @@ def emulate(
         "max_lag": rows, "attention_mask": mask, "allow_tf32": allow_tf32,
     }  # fmt: skip
     tolerance = _TF32_TOLERANCE if allow_tf32 else TOLERANCE[dtype]
-    streams = (q, k, v, *(launch.Mix(*mix, True) for mix in mixes))
+    streams = (q, k, v, *(SequenceMix(*mix, True) for mix in mixes))
     grad_o = normal(*v.shape)
     with emulated_gpu(arch) as launches:
         o, *statistics = launch.forward(*streams, **switches, chosen=dict.fromkeys(KERNELS, tile))
         if backward:
-            every = MixNeeds(True, True, True, True)
             gradients = launch_backward.backward(
-                grad_o.to(o.dtype), o, tuple(statistics), *streams, Needs(True, True, True, every, every), **switches,
+                grad_o.to(o.dtype), o, tuple(statistics), *streams, Needs.of([True] * len(inputs)), **switches,
                 tile=BackwardTile(tile.rows, tile.keys, 2 * tile.keys, 16, tile.values, tile.warps, tile.stages),
                 span=span,
             )  # fmt: skip
@@ -105,7 +104,7 @@ def emulate(
         # where a gate beside zero rounds to the other side its gradient is another one: in PyTorch's bfloat16 too
         _, *rounded = _by_reference(inputs, grad_o, torch.bfloat16, **options)
         share = tolerance / TOLERANCE[torch.bfloat16]
-        for x, y, z in zip(gradients, expected_gradients, rounded, strict=True):
+        for x, y, z in zip(gradients.flat, expected_gradients, rounded, strict=True):
             judged.append((float((x - y).norm() / y.norm()), 2 * share * float((z - y).norm() / y.norm())))
     return Result(*max(judged, key=lambda one: one[0] / one[1]), launches)
 

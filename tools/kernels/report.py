@@ -15,6 +15,7 @@ from report_table import JUDGED, Row, arguments, complaints_of, print_plain_tabl
 from virtual_gpu import TARGETS, Resources, resources, virtual_gpu
 
 from hypermlp_kernels import launch
+from hypermlp_kernels.arguments import SequenceMix
 from hypermlp_kernels.tiles import Design, Kernel, Tile, family_of, tiles
 
 # what a launch is compiled for: the paper's widths at D = 1024 with two heads, and the other paths
@@ -41,9 +42,9 @@ def call(
     """One forward on zeros."""
     maps = 2 * heads if glu else heads
 
-    def mix(count: int) -> launch.Mix:
+    def mix(count: int) -> SequenceMix:
         table = torch.zeros(count, 64, rank)
-        return launch.Mix(torch.zeros(count, 64), table, table, torch.zeros(1, length, count, rank, dtype=dtype), True)
+        return SequenceMix(torch.zeros(count, 64), table, table, torch.zeros(1, length, count, rank, dtype=dtype), True)
 
     q, v = torch.zeros(1, length, maps, width, dtype=dtype), torch.zeros(1, length, heads, values, dtype=dtype)
     launch.forward(

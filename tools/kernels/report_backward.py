@@ -12,8 +12,8 @@ from report_table import Row, arguments, complaints_of, print_table, verdict
 from virtual_gpu import TARGETS, Resources, resources, virtual_gpu
 
 from hypermlp_kernels import launch, launch_backward
+from hypermlp_kernels.arguments import Needs, SequenceMix
 from hypermlp_kernels.backward_pass import ADDING
-from hypermlp_kernels.backward_plan import MixNeeds, Needs
 from hypermlp_kernels.backward_tiles import BackwardTile, backward_tiles
 from hypermlp_kernels.tiles import family_of
 
@@ -44,17 +44,16 @@ def call(
     """One backward on zeros, of every gradient."""
     maps = 2 * heads if glu else heads
 
-    def mix(count: int) -> launch.Mix:
+    def mix(count: int) -> SequenceMix:
         table = torch.zeros(count, 64, rank)
-        return launch.Mix(torch.zeros(count, 64), table, table, torch.zeros(1, length, count, rank, dtype=dtype), True)
+        return SequenceMix(torch.zeros(count, 64), table, table, torch.zeros(1, length, count, rank, dtype=dtype), True)
 
     q, v = torch.zeros(1, length, maps, width, dtype=dtype), torch.zeros(1, length, heads, values, dtype=dtype)
     z1, rho, z2 = (torch.zeros(1, length, *shape) for shape in ((maps, rank), (heads,), (heads, rank)))
-    everything = MixNeeds(True, True, True, True)
     switches = {"glu": glu, "by_lag": by_lag, "norm": True, "eps": 1e-12, "causal": True, "max_lag": 64}
     launch_backward.backward(
         v.float(), v.float(), (z1, rho, z2), q, q, v, mix(maps), mix(heads),
-        Needs(True, True, True, everything, everything), **switches, **options, tile=tile,
+        Needs.of([True] * 11), **switches, **options, tile=tile,
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from virtual_gpu import Resources, resources, virtual_gpu
 
-from hypermlp_kernels.launch import Mix
+from hypermlp_kernels.arguments import SequenceMix
 from hypermlp_kernels.launch_decode import decode
 
 # the paper's widths at D = 1024 with two heads, in memory as caches hold it
@@ -71,10 +71,10 @@ class Step(NamedTuple):
             return [memory[:, :, : self.older]]
         return [memory[:, :, self.capacity - self.older :], memory[:, :, : self.newer]]
 
-    def _mix(self, heads: int) -> Mix:
+    def _mix(self, heads: int) -> SequenceMix:
         table = torch.zeros(heads, 4096, self.rank, dtype=self.dtype)
         gate = torch.zeros(self.batch, 1, heads, self.rank, dtype=self.dtype)
-        return Mix(table[..., 0].contiguous(), table, table, gate, True)
+        return SequenceMix(table[..., 0].contiguous(), table, table, gate, True)
 
 
 def report(arch: str, name: str) -> Iterator[Resources]:

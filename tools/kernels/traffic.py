@@ -30,6 +30,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "benchmarks")]
 
 from hypermlp.layers import AttentionLayer  # noqa: E402
 from hypermlp.layers.feature_mixing import GateProjection, Gates  # noqa: E402
+from hypermlp.ops.library import PATHS  # noqa: E402
 from hypermlp_lab.bench.layers import LayerCase, hyperglu, softmax_wide  # noqa: E402
 
 # these look at the shape of their input, or leave their output unwritten
@@ -131,7 +132,7 @@ def parts(layer: AttentionLayer, x: Tensor) -> dict[str, Traffic]:
 @contextmanager
 def pretended_gpu() -> Iterator[None]:
     """Tensors have no memory, and the kernels would run if anything did."""
-    with FakeTensorMode(), mock.patch("hypermlp.ops.triton.unavailable", return_value=None):
+    with FakeTensorMode(), mock.patch.dict(PATHS, triton=PATHS["triton"]._replace(unavailable=lambda q: None)):
         yield
 
 

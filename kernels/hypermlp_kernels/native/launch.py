@@ -4,65 +4,16 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from hypermlp_kernels.arguments import Gradients, MixGradients, Needs, Options, Segment, SequenceMix
 from hypermlp_kernels.native import abi
 from hypermlp_kernels.native.build import library
 
 _ALIGNMENT = 64  # bytes: a cache line
-
-
-class Mix(NamedTuple):
-    """Tables ``[heads, L]``, ``[heads, L, R]``, gate ``[B, T, heads, R]``, and whether the identity is part of it."""
-
-    diag: Tensor | None
-    down: Tensor | None
-    up: Tensor | None
-    gate: Tensor | None
-    identity: bool
-
-
-class Span(NamedTuple):
-    """Batch rows that hold one sequence each at ``start:stop``; ``has_holes``: masked tokens inside."""
-
-    batch_start: int
-    batch_stop: int
-    start: int
-    stop: int
-    has_holes: bool
-
-
-class MixNeeds(NamedTuple):
-    """Which gradients of a mixing are asked for."""
-
-    diag: bool
-    down: bool
-    up: bool
-    gate: bool
-
-
-class Needs(NamedTuple):
-    """Which gradients are asked for."""
-
-    q: bool
-    k: bool
-    v: bool
-    routing: MixNeeds
-    readout: MixNeeds
-
-
-class Options(NamedTuple):
-    """What is computed, apart from the tensors. ``window`` None: as far as the sequence goes."""
-
-    glu: bool
-    norm: bool
-    eps: float
-    causal: bool
-    by_lag: bool
-    window: int | None
 
 
 def enter(kernels: ctypes.CDLL, name: str, call: Any, dtype: torch.dtype) -> None:
@@ -77,8 +28,8 @@ class _Inputs:
     """Tensors as the kernels read them, kept alive while they run, and the call that names them."""
 
     def __init__(
-        self, q: Tensor, k: Tensor, v: Tensor, routing: Mix, readout: Mix, options: Options,
-        spans: Sequence[Span], mask: Tensor | None,
+        self, q: Tensor, k: Tensor, v: Tensor, routing: SequenceMix, readout: SequenceMix, options: Options,
+        spans: Sequence[Segment], mask: Tensor | None,
     ) -> None:  # fmt: skip
         self.dtype = torch.promote_types(q.dtype, torch.float32)
         self.library = library(self.dtype)
@@ -91,7 +42,7 @@ class _Inputs:
         call.norm, call.eps, call.causal, call.by_lag = options.norm, options.eps, options.causal, options.by_lag
         call.threads = torch.get_num_threads()
         call.window = call.length if options.window is None else options.window
-        tables = [x for mix in (routing, readout) for x in mix[:3] if x is not None]
+        tables = [x for mix in (routing, readout) for x in mix.tables if x is not None]
         call.lags = tables[0].shape[1] if tables else 0
         rows = [(b, s.start, s.stop, int(s.has_holes)) for s in spans for b in range(s.batch_start, s.batch_stop)]
         call.num_sequences = len(rows)
@@ -123,20 +74,20 @@ class _Inputs:
     def _table(self, x: Tensor | None) -> int | None:
         return None if x is None else self.address(x.detach().to(self.dtype).contiguous())
 
-    def _mix(self, mix: Mix) -> abi.Mix:
-        diag, down, up = (self._table(x) for x in mix[:3])
+    def _mix(self, mix: SequenceMix) -> abi.Mix:
+        diag, down, up = (self._table(x) for x in mix.tables)
         gate = abi.Stream() if mix.gate is None else self.stream(mix.gate)
-        return abi.Mix(diag, down, up, gate, 0 if mix.down is None else mix.down.shape[-1], mix.identity)
+        return abi.Mix(diag, down, up, gate, mix.rank, mix.identity)
 
 
 def forward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    routing_mix: Mix,
-    readout_mix: Mix,
+    routing_mix: SequenceMix,
+    readout_mix: SequenceMix,
     options: Options,
-    spans: Sequence[Span],
+    spans: Sequence[Segment],
     attention_mask: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, bool]:
     """``(o, z1, rho, z2)`` in float32, or float64 for float64, and whether a number of the streams is not finite.
@@ -169,14 +120,14 @@ def backward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    routing_mix: Mix,
-    readout_mix: Mix,
+    routing_mix: SequenceMix,
+    readout_mix: SequenceMix,
     needs: Needs,
     options: Options,
-    spans: Sequence[Span],
+    spans: Sequence[Segment],
     attention_mask: Tensor | None,
-) -> tuple[tuple[Tensor | None, ...], bool]:
-    """Gradients of ``q, k, v`` and of both mixings' ``diag, down, up, gate``, in float32, or float64 for float64.
+) -> tuple[Gradients, bool]:
+    """Gradients of the operator, in float32, or float64 for float64.
 
     And whether a number of the streams is not finite, as in the forward.
 
@@ -194,16 +145,17 @@ def backward(
     dq = x.new(*q.shape) if needs.q else None
     dk, dv = (torch.zeros(y.shape, dtype=x.dtype) if need else None for y, need in ((k, needs.k), (v, needs.v)))
     call.dq, call.dk, call.dv = (None if y is None else y.data_ptr() for y in (dq, dk, dv))
-    grads = [dq, dk, dv]
+    mixes = []
     for name, mix, asked in (("routing", routing_mix, needs.routing), ("readout", readout_mix, needs.readout)):
-        tables = [
+        diag, down, up = (
             torch.zeros(y.shape, dtype=x.dtype) if need and y is not None else None
-            for y, need in zip(mix[:3], asked[:3], strict=True)
-        ]
+            for y, need in ((mix.diag, asked.diag), (mix.down, asked.down), (mix.up, asked.up))
+        )
         gate = x.new(*mix.gate.shape) if asked.gate and mix.gate is not None else None
-        found = [*tables, gate]
+        found = MixGradients(diag, down, up, gate)
         setattr(call, f"d_{name}", abi.MixGrads(*(None if y is None else y.data_ptr() for y in found)))
-        grads += found
+        mixes.append(found)
     if call.num_sequences:
         x.run("backward")
-    return tuple(grads), bool(call.nonfinite)
+    routing, readout = mixes
+    return Gradients(dq, dk, dv, routing, readout), bool(call.nonfinite)

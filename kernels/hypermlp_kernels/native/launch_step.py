@@ -8,9 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from hypermlp_kernels.arguments import SequenceMix
 from hypermlp_kernels.native import abi
 from hypermlp_kernels.native.build import library
-from hypermlp_kernels.native.launch import Mix, enter
+from hypermlp_kernels.native.launch import enter
 
 _LAG, _POSITION, _RING = range(3)
 # elements of keys and values that are worth a thread of their own
@@ -21,8 +22,8 @@ def step(
     q: Tensor,
     keys: Sequence[Tensor],
     values: Sequence[Tensor],
-    routing_mix: Mix,
-    readout_mix: Mix,
+    routing_mix: SequenceMix,
+    readout_mix: SequenceMix,
     *,
     glu: bool,
     norm: bool,
@@ -51,7 +52,7 @@ def step(
     call.threads = max(1, min(torch.get_num_threads(), elements // _ELEMENTS_A_THREAD))
     call.q = abi.Stream(q.data_ptr(), q.stride(0), 0, call.qk)
     call.routing, call.readout = (_mix(mix, dtype, kept) for mix in (routing_mix, readout_mix))
-    tables = [x for mix in (routing_mix, readout_mix) for x in mix[:3] if x is not None]
+    tables = [x for mix in (routing_mix, readout_mix) for x in mix.tables if x is not None]
     call.lags = tables[0].shape[1] if tables else 0
     segments = (abi.Segment * len(keys))(*(_segment(*pair, kept) for pair in zip(keys, values, strict=True)))
     call.segments, call.num_segments = ctypes.addressof(segments), len(keys)
@@ -79,7 +80,7 @@ def _segment(keys: Tensor, values: Tensor, kept: list[Tensor]) -> abi.Segment:
     )
 
 
-def _mix(mix: Mix, dtype: torch.dtype, kept: list[Tensor]) -> abi.Mix:
+def _mix(mix: SequenceMix, dtype: torch.dtype, kept: list[Tensor]) -> abi.Mix:
     def address(x: Tensor | None) -> int | None:
         if x is None:
             return None
@@ -90,5 +91,4 @@ def _mix(mix: Mix, dtype: torch.dtype, kept: list[Tensor]) -> abi.Mix:
     if mix.gate is not None:
         kept.append(mix.gate if mix.gate.stride(-1) == 1 else mix.gate.contiguous())
         gate = abi.Stream(kept[-1].data_ptr(), kept[-1].stride(0), 0, kept[-1].stride(1))
-    rank = 0 if mix.down is None else mix.down.shape[-1]
-    return abi.Mix(*(address(x) for x in mix[:3]), gate, rank, mix.identity)
+    return abi.Mix(*(address(x) for x in mix.tables), gate, mix.rank, mix.identity)

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from hypermlp.ops import SequenceMix, chunked
+from hypermlp.ops.arguments import OperatorArgs, Options
 from hypermlp.ops.reference import hyper_attention_reference
-from hypermlp.ops.tiling import Options
-from hypermlp.ops.varlen import zero_padded
+from hypermlp.ops.varlen import Tokens, zero_padded
 from hypermlp_kernels import launch
 from hypermlp_kernels.tiles import KERNELS, Tile
 
@@ -78,7 +78,7 @@ class Case:
 
     def kernels(self, **options: Any) -> tuple[torch.Tensor, ...]:
         return launch.forward(
-            self.q, self.k, self.v, *(launch.Mix(*mix) for mix in self.mixes),
+            self.q, self.k, self.v, *self.mixes,
             glu=self.selection == "glu", norm=self.norm, eps=1e-12, causal=self.causal, by_lag=self.layout == "lag",
             max_lag=self.max_lag, attention_mask=self.mask_tensor, cu_seqlens=self.cu_seqlens,
             chosen=self.chosen, **options,
@@ -95,14 +95,15 @@ class Case:
     def statistics(self) -> tuple[torch.Tensor, ...]:
         options = Options(self.selection, self.norm, 1e-12, self.causal, self.layout, self.max_lag)
         streams = (x.double() for x in (self.q, self.k, self.v))
-        return chunked.forward(*streams, *self._double_mixes(), options, self.mask_tensor, self.cu_seqlens)[1:]
+        tokens = Tokens(self.mask_tensor, self.cu_seqlens)
+        return chunked.forward(OperatorArgs(*streams, *self._double_mixes(), tokens, options)).statistics
 
     def _double_mixes(self) -> list[SequenceMix]:
         return [_map(mix, torch.Tensor.double) for mix in self.mixes]
 
 
 def _map(mix: SequenceMix, change: Callable[[torch.Tensor], torch.Tensor]) -> SequenceMix:
-    return SequenceMix(*(x if x is None else change(x) for x in mix[:4]), mix.identity)
+    return SequenceMix(*(x if x is None else change(x) for x in mix.tensors), mix.identity)
 
 
 HOLES = [[0] * 3 + [1] * 20 + [0, 0, 1, 0] + [1] * 13, [1] * 9 + [0] + [1] * 8 + [0] * 22]

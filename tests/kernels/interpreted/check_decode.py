@@ -14,8 +14,8 @@ from triton.runtime.interpreter import InterpreterBuilder
 
 from hypermlp import HyperCache, HyperConfig, HyperGLU
 from hypermlp.cache import CacheSpec
-from hypermlp.ops import attention
 from hypermlp.ops import triton as triton_path
+from hypermlp.ops.library import PATHS
 from hypermlp.ops.triton import triton_decode
 from hypermlp_kernels import launch
 from hypermlp_kernels.launch_decode import decode
@@ -121,7 +121,7 @@ def test_bytes_of_a_token() -> None:
 @pytest.fixture
 def _chunked_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     """The prompt is the forward kernels' own affair."""
-    monkeypatch.setattr(attention, "triton_forward", attention.chunked_forward)
+    monkeypatch.setitem(PATHS, "triton", PATHS["triton"]._replace(forward=PATHS["chunked"].forward))
 
 
 def make_layer(max_lag: int, **options: str) -> HyperGLU:

@@ -6,8 +6,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from hypermlp import HyperGLU
-from hypermlp.ops import SequenceMix, hyper_attention, library
-from hypermlp.ops.triton import triton_forward
+from hypermlp.ops import SequenceMix, hyper_attention
+from hypermlp.ops.library import PATHS
 from hypermlp_kernels import launch, launch_backward
 
 repairs.repair()
@@ -52,9 +52,10 @@ def test_gradients_are_those_of_the_other_paths(masked: bool) -> None:
 def test_the_gradient_is_of_the_path_that_was_taken(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
     """The kernels' forward is differentiated by the kernels, and only that."""
     ran = []
-    kernels, chunked = launch_backward.backward, library.backward
+    kernels, chunked = launch_backward.backward, PATHS["chunked"]
     monkeypatch.setattr(launch_backward, "backward", lambda *args, **kw: ran.append("triton") or kernels(*args, **kw))
-    monkeypatch.setattr(library, "backward", lambda *args: ran.append("chunked") or chunked(*args))
+    spied = chunked._replace(backward=lambda *args: ran.append("chunked") or chunked.backward(*args))
+    monkeypatch.setitem(PATHS, "chunked", spied)
     attend(inputs(), backend).sum().backward()
     assert ran == [backend]
 
@@ -62,7 +63,7 @@ def test_the_gradient_is_of_the_path_that_was_taken(monkeypatch: pytest.MonkeyPa
 def test_opcheck_of_the_backward() -> None:
     arguments = (*inputs(), None, None, True, True, "glu", True, 1e-12, True, "lag", L)
     arguments = tuple(x.detach() if isinstance(x, torch.Tensor) else x for x in arguments)
-    output = triton_forward(*arguments)
+    output = torch.ops.hypermlp.triton_forward(*arguments)
     needs = [True, False, True, False, True, False, True, True, False, True, True]
     torch.library.opcheck(
         torch.ops.hypermlp.triton_backward.default,
@@ -80,7 +81,7 @@ def test_a_second_derivative_is_refused_with_the_remedy() -> None:
 
 def test_opcheck() -> None:
     arguments = (*inputs(), None, None, True, True, "glu", True, 1e-12, True, "lag", L)
-    torch.library.opcheck(triton_forward, arguments, atol=1e-6, rtol=1e-6)
+    torch.library.opcheck(torch.ops.hypermlp.triton_forward.default, arguments, atol=1e-6, rtol=1e-6)
 
 
 def test_compiles_to_one_graph() -> None:

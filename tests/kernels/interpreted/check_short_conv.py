@@ -15,7 +15,7 @@ from torch import Tensor
 from hypermlp import HyperCache, HyperGLU, SoftmaxAttention
 from hypermlp.layers.short_conv import ShortConv
 from hypermlp.ops import short_conv as functional
-from hypermlp.ops.short_conv import short_conv, triton_short_conv, triton_short_conv_backward
+from hypermlp.ops.short_conv import short_conv
 from hypermlp_kernels import launch, launch_short_conv
 
 repairs.repair()
@@ -117,11 +117,13 @@ def test_opcheck() -> None:
     x, taps = (tensor.requires_grad_() for tensor in Conv(B=1, T=7, D=3).tensors())
     bounds = torch.tensor([0, 3, 7])
     for arguments in ((x, taps, None, 0), (x, taps, None, 3), (x, taps, bounds, 0)):
-        torch.library.opcheck(triton_short_conv, arguments)
+        torch.library.opcheck(torch.ops.hypermlp.triton_short_conv.default, arguments)
     arguments = (x.detach(), x.detach(), taps.detach(), bounds, 0)
     for needs in ([True, True], [False, True], [True, False]):
         checks = ("test_schema", "test_faketensor")
-        torch.library.opcheck(triton_short_conv_backward, (*arguments, needs), test_utils=checks)
+        torch.library.opcheck(
+            torch.ops.hypermlp.triton_short_conv_backward.default, (*arguments, needs), test_utils=checks
+        )
 
 
 def test_compiles_to_one_graph() -> None:
@@ -223,7 +225,7 @@ def test_only_triton_takes_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object) -> None:
         raise AssertionError("the kernel was taken")
 
-    monkeypatch.setattr(functional, "triton_short_conv", refuse)
+    monkeypatch.setitem(functional._FUSED, "triton", refuse)
     x, taps = Conv(T=3).tensors()
     for backend in ("auto", "reference", "chunked"):
         short_conv(x, taps, backend=backend)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from cases import HOLES, Case
 
-from hypermlp_kernels import launch
+from hypermlp_kernels.arguments import SequenceMix
 from hypermlp_kernels.launch_decode import DecodeTile, decode
 
 
@@ -66,7 +66,7 @@ class Decode(Case):
             "chosen": self.decode_tile, "num_splits": self.splits,
         }  # fmt: skip
         mixes = (
-            launch.Mix(*mix[:3], None if mix.gate is None else mix.gate[:, -1:], mix.identity) for mix in self.mixes
+            SequenceMix(*mix[:3], None if mix.gate is None else mix.gate[:, -1:], mix.identity) for mix in self.mixes
         )
         return (self.q[:, -1:], keys, values, *mixes), options
 

@@ -6,15 +6,15 @@ from cases import TOLERANCE, Case, error
 from hypermlp.ops import SequenceMix
 from hypermlp.ops.reference import hyper_attention_reference
 from hypermlp.ops.varlen import zero_padded
-from hypermlp_kernels import launch, launch_backward
-from hypermlp_kernels.backward_plan import MixNeeds, Needs
+from hypermlp_kernels import launch_backward
+from hypermlp_kernels.arguments import Needs
 from hypermlp_kernels.backward_tiles import BackwardTile
 
 NAMES = ("q", "k", "v", *(f"{mix}.{x}" for mix in ("routing", "readout") for x in ("diag", "down", "up", "gate")))
 
 
 def inputs(case: Case) -> list[torch.Tensor | None]:
-    return [case.q, case.k, case.v, *case.mixes[0][:4], *case.mixes[1][:4]]
+    return [case.q, case.k, case.v, *(x for mix in case.mixes for x in mix.tensors)]
 
 
 def output_gradient(case: Case) -> torch.Tensor:
@@ -32,11 +32,10 @@ def by_kernels(case: Case, asked: set[str] | None = None, **options) -> dict[str
         options.setdefault("tile", BackwardTile(case.tile.rows, case.tile.keys, 32, 16, 16, 1, 1))
     found = launch_backward.backward(
         output_gradient(case).to(o.dtype), o, tuple(statistics),
-        case.q, case.k, case.v, *(launch.Mix(*mix) for mix in case.mixes),
-        Needs(*wanted[:3], MixNeeds(*wanted[3:7]), MixNeeds(*wanted[7:])),
+        case.q, case.k, case.v, *case.mixes, Needs.of(wanted),
         glu=case.selection == "glu", norm=case.norm, eps=1e-12, causal=case.causal, by_lag=case.layout == "lag",
         max_lag=case.max_lag, attention_mask=case.mask_tensor, cu_seqlens=case.cu_seqlens, **options,
-    )  # fmt: skip
+    ).flat  # fmt: skip
     assert [x is not None for x in found] == wanted
     return {name: x for name, x in zip(NAMES, found, strict=True) if x is not None}
 

@@ -1,0 +1,157 @@
+"""The operator's arguments by name: what its callers, its paths and their kernels say to one another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class SequenceMix(NamedTuple):
+    """``Diag(identity + diag) + down Diag(gate_i) up^T`` along the sequence, for one token ``i``.
+
+    The paper's ``R_j(x_t)`` (equation and storage in ``docs/mathematics.md``). Row 0 of a
+    table belongs to lag 0, the token itself (or to position 0 in the position layout).
+
+    Attributes:
+        diag: ``[heads, L]``, the paper's ``p``; None for none.
+        down: ``[heads, L, R]``, the paper's ``A``; given together with ``up``.
+        up: ``[heads, L, R]``, the paper's ``B``.
+        gate: ``[B, T, heads, R]``, the input-conditioned core ``c``; None for ones.
+        identity: whether the identity is part of the map.
+    """
+
+    diag: Tensor | None = None
+    down: Tensor | None = None
+    up: Tensor | None = None
+    gate: Tensor | None = None
+    identity: bool = True
+
+    @property
+    def rank(self) -> int:
+        """Of the low-rank term; 0 for none."""
+        return 0 if self.down is None else self.down.shape[-1]
+
+    @property
+    def tables(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """What does not depend on the token."""
+        return self.diag, self.down, self.up
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+        """What may have a gradient, in the order of :class:`MixNeeds`."""
+        return self.diag, self.down, self.up, self.gate
+
+
+class Options(NamedTuple):
+    """What the operator computes, apart from its tensors: the switches of ``hyper_attention``."""
+
+    selection: str
+    norm: bool
+    eps: float
+    causal: bool
+    layout: str
+    max_lag: int | None
+
+    @property
+    def glu(self) -> bool:
+        return self.selection == "glu"
+
+    @property
+    def num_maps(self) -> int:
+        """Score maps of a head."""
+        return 2 if self.glu else 1
+
+    @property
+    def by_lag(self) -> bool:
+        return self.layout == "lag"
+
+    @property
+    def window(self) -> int | None:
+        """Keys a query reaches back over, itself included; None for all."""
+        return self.max_lag if self.by_lag else None
+
+
+class Segment(NamedTuple):
+    """Batch rows ``batch_start:batch_stop`` that hold one sequence each at ``start:stop``.
+
+    ``has_holes``: there are masked tokens inside.
+    """
+
+    batch_start: int
+    batch_stop: int
+    start: int
+    stop: int
+    has_holes: bool
+
+
+class MixNeeds(NamedTuple):
+    """Which gradients of a mixing are asked for."""
+
+    diag: bool
+    down: bool
+    up: bool
+    gate: bool
+
+    @property
+    def tables(self) -> bool:
+        return self.diag or self.down or self.up
+
+
+class Needs(NamedTuple):
+    """Which gradients are asked for, and what has to be made for them."""
+
+    q: bool
+    k: bool
+    v: bool
+    routing: MixNeeds
+    readout: MixNeeds
+
+    @classmethod
+    def of(cls, flat: Iterable[bool]) -> Needs:
+        """From one bool for each tensor, in the order of :attr:`Gradients.flat`."""
+        q, k, v, *mixes = flat
+        fields = len(MixNeeds._fields)
+        return cls(q, k, v, MixNeeds(*mixes[:fields]), MixNeeds(*mixes[fields:]))
+
+    @property
+    def scores(self) -> bool:
+        """Something before the selection."""
+        return self.q or self.k or any(self.routing)
+
+    @property
+    def weights(self) -> bool:
+        """Something before the weights."""
+        return self.scores or any(self.readout)
+
+    @property
+    def readout_statistic(self) -> bool:
+        return self.scores or self.readout.down or self.readout.gate
+
+    @property
+    def activated(self) -> bool:
+        return self.v or self.readout.diag or self.readout.down
+
+
+class MixGradients(NamedTuple):
+    """Gradients of a mixing's tensors; None: not asked for."""
+
+    diag: Tensor | None
+    down: Tensor | None
+    up: Tensor | None
+    gate: Tensor | None
+
+
+class Gradients(NamedTuple):
+    """Gradients of the operator's tensors; None: not asked for."""
+
+    q: Tensor | None
+    k: Tensor | None
+    v: Tensor | None
+    routing: MixGradients
+    readout: MixGradients
+
+    @property
+    def flat(self) -> tuple[Tensor | None, ...]:
+        return (self.q, self.k, self.v, *self.routing, *self.readout)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from hypermlp.ops.library import PATHS
 from hypermlp_lab.bench import gate, models

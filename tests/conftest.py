@@ -54,9 +54,15 @@ def _native_needs_a_compiler(request: pytest.FixtureRequest) -> None:
     """A test of the native path is skipped, and never quietly of another path, where it cannot be built."""
     chosen = getattr(request.node, "callspec", None)
     if chosen is not None and "native" in (x for x in chosen.params.values() if isinstance(x, str)):
-        reason = native.unavailable(torch.empty(0))
-        if reason is not None:
-            pytest.skip(f"the native path is not there: {reason}")
+        request.getfixturevalue("native_path")
+
+
+@pytest.fixture
+def native_path() -> None:
+    """For tests of the native path alone, which name no path: skipped likewise."""
+    reason = native.unavailable(torch.empty(0))
+    if reason is not None:
+        pytest.skip(f"the native path is not there: {reason}")
 
 
 class _Deprecations(logging.Handler):

@@ -11,6 +11,7 @@ from hypermlp.ops import SequenceMix, decode, native
 from hypermlp.ops.arguments import Options
 from hypermlp.ops.decode import Past
 
+pytestmark = pytest.mark.usefixtures("native_path")
 B, H, K, R = 2, 2, 5, 3
 
 

@@ -112,8 +112,8 @@ class Backward {
     if (sums.values) values_gradient(t, readout_[head], sums.values);
     if (!needs_.readout) return;
     weights_gradient(t);
-    mix_backward(t, s, call_.readout, readout_[head], into_.maps.data()[sizes_.maps], call_.heads, head, s_.a, s_.weights,
-                 call_.d_readout.gate);
+    mix_backward(t, s, call_.readout, readout_[head], into_.maps.data()[sizes_.maps], call_.heads, head, s_.a,
+                 s_.weights, call_.d_readout.gate);
     if (!needs_.scores) return;
     selection_backward(t, readout_[head], norms);
     for (int m = 0; m < sizes_.maps; ++m) {
@@ -137,7 +137,8 @@ class Backward {
   void read_grad_o(const Tile& t, const Sequence& s, long head, Norms& norms) const {
     const long row = sizes_.v_padded, count = sizes_.v, o_rows = call_.length - call_.past;
     read_rows(call_, REAL, call_.grad_o, s, t, head, count, row, s_.grad_o);
-    read_rows(call_, REAL, {call_.o, o_rows * call_.heads * count, call_.heads * count, count}, s, t, head, count, row, s_.o);
+    read_rows(call_, REAL, {call_.o, o_rows * call_.heads * count, call_.heads * count, count}, s, t, head, count, row,
+              s_.o);
     const Rows all_rho(call_, call_.rho, s, t, call_.heads, head, 1);
     for (int r = 0; r < t.padded; ++r) {
       norms.pull[r] = 0, norms.rho[r] = norms.unit[r] = 1;
@@ -147,7 +148,7 @@ class Backward {
       real *grad = s_.grad_o + r * row, *o = s_.o + r * row;
       vec total[VECTORS] = {};
       for (long c = 0; c < row; c += BLOCK)
-        UNROLL for (int n = 0; n < VECTORS; ++n) {
+        UNROLLED(n, VECTORS) {
           const vec scaled = load(grad + c + n * W) / rho;
           store(grad + c + n * W, scaled);
           total[n] += scaled * load(o + c + n * W);
@@ -167,8 +168,7 @@ class Backward {
     for (int r = 0; r < t.rows; ++r)
       std::memcpy(s_.z + r * tables.padded, from.data + r * from.distance, tables.rank * sizeof(real));
     if (mix.gate.data)
-      s_.nonfinite |=
-          !read_rows(call_, Type(call_.type), mix.gate, s, t, index, tables.rank, tables.padded, s_.gate);
+      s_.nonfinite |= !read_rows(call_, Type(call_.type), mix.gate, s, t, index, tables.rank, tables.padded, s_.gate);
     gated(t, s_.z, mix.gate.data ? s_.gate : nullptr, tables.padded, s_.gated);
   }
 
@@ -178,7 +178,7 @@ class Backward {
     real *gate = s_.gate_map, *a = sizes_.maps == 1 ? s_.a : nullptr;
     const Visible visible(t, s.holes ? keys_.valid : nullptr);
     expand(t, s_.gated, tables, tables.up_turned, [&](long r, long x, vec(&u)[GROUP]) __attribute__((always_inline)) {
-      UNROLL for (int n = 0; n < GROUP; ++n) {
+      UNROLLED(n, GROUP) {
         const long at = place(t, r, x, n);
         const vec y = visible(load(map + at) * load(scale + x + n % VECTORS * W) + u[n], r, x, n);
         store(gate + at, y);
@@ -196,10 +196,9 @@ class Backward {
     const Visible visible(t, s.holes ? keys_.valid : nullptr);
     expand(t, s_.gated, tables, tables.up_turned, [&](long r, long x, vec(&u)[GROUP]) __attribute__((always_inline)) {
       vec y[GROUP], positive[GROUP], sigmoid[GROUP];
-      UNROLL for (int n = 0; n < GROUP; ++n)
-        y[n] = load(map + place(t, r, x, n)) * load(scale + x + n % VECTORS * W) + u[n];
+      UNROLLED(n, GROUP) y[n] = load(map + place(t, r, x, n)) * load(scale + x + n % VECTORS * W) + u[n];
       softplus<true>(y, positive, sigmoid);
-      UNROLL for (int n = 0; n < GROUP; ++n) {
+      UNROLLED(n, GROUP) {
         const long at = place(t, r, x, n);
         const vec open = relu(load(gate + at));
         store(softplus_map + at, visible(positive[n], r, x, n));
@@ -214,7 +213,7 @@ class Backward {
     const real *a = s_.a, *scale = tables.scale + t.beside(tables.length);
     real* w = s_.weights;
     expand(t, s_.gated, tables, tables.up_turned, [&](long r, long x, vec(&u)[GROUP]) __attribute__((always_inline)) {
-      UNROLL for (int n = 0; n < GROUP; ++n) {
+      UNROLLED(n, GROUP) {
         const long at = place(t, r, x, n);
         store(w + at, load(a + at) * load(scale + x + n % VECTORS * W) + u[n]);
       }
@@ -225,8 +224,8 @@ class Backward {
       const long count = min(KEYS_AT_ONCE, t.key_end - j);
       for (int r = 0; r < t.rows; ++r)
         std::memcpy(s_.turned + r * KEYS_AT_ONCE, t.keys(w) + r * t.key_pitch + j, count * sizeof(real));
-      product<true>(count, row, t.rows, s_.turned, 1, KEYS_AT_ONCE, s_.finite_grad_o, row, sums + (j - first_key_) * row,
-                    row);
+      product<true>(count, row, t.rows, s_.turned, 1, KEYS_AT_ONCE, s_.finite_grad_o, row,
+                    sums + (j - first_key_) * row, row);
     }
     mark(t, sums);
   }
@@ -249,10 +248,10 @@ class Backward {
     t.hide_columns(s_.weights);
   }
 
-  // With y = x * scale + (gate * z) up^T and z = x down: gradients of gate and tables from x and dy. Leaves gate * dz in
-  // `gated`, from which the gradient of x is dy * scale + gated down^T.
-  void mix_backward(const Tile& t, const Sequence& s, const Mix& mix, const Tables& tables, const TableSums& into, long heads,
-                    long index, const real* x, const real* dy, real* d_gate) const {
+  // With y = x * scale + (gate * z) up^T and z = x down: gradients of gate and tables from x and dy. Leaves gate * dz
+  // in `gated`, from which the gradient of x is dy * scale + gated down^T.
+  void mix_backward(const Tile& t, const Sequence& s, const Mix& mix, const Tables& tables, const TableSums& into,
+                    long heads, long index, const real* x, const real* dy, real* d_gate) const {
     const long skipped = t.by_lag ? into.length - t.width : 0;
     if (into.scale) add_scale(t, x, dy, into.scale + skipped);
     if (!tables.rank) return;
@@ -275,11 +274,10 @@ class Backward {
   static void add_scale(const Tile& t, const real* x, const real* y, real* scale) {
     for (long c = 0; c < t.width; c += BLOCK) {
       vec acc[VECTORS];
-      UNROLL for (int n = 0; n < VECTORS; ++n) acc[n] = load(scale + c + n * W);
+      UNROLLED(n, VECTORS) acc[n] = load(scale + c + n * W);
       for (int r = 0; r < t.rows; ++r)
-        UNROLL for (int n = 0; n < VECTORS; ++n)
-          acc[n] += load(x + r * t.pitch + c + n * W) * load(y + r * t.pitch + c + n * W);
-      UNROLL for (int n = 0; n < VECTORS; ++n) store(scale + c + n * W, acc[n]);
+        UNROLLED(n, VECTORS) acc[n] += load(x + r * t.pitch + c + n * W) * load(y + r * t.pitch + c + n * W);
+      UNROLLED(n, VECTORS) store(scale + c + n * W, acc[n]);
     }
   }
 
@@ -291,7 +289,7 @@ class Backward {
     real inverse[TILE];
     for (int r = 0; r < t.padded; ++r) inverse[r] = 1 / norms.rho[r];
     expand(t, s_.gated, tables, tables.down_turned, [&](long r, long x, vec(&u)[GROUP]) __attribute__((always_inline)) {
-      UNROLL for (int n = 0; n < GROUP; ++n) {
+      UNROLLED(n, GROUP) {
         const long at = place(t, r, x, n);
         const vec da = load(dw + at) * load(scale + x + n % VECTORS * W) + u[n], g = load(gate + at);
         vec dg = da;
@@ -312,7 +310,7 @@ class Backward {
   void scores_gradient(const Tile& t, const Tables& tables, real* y) const {
     const real* scale = tables.scale + t.beside(tables.length);
     expand(t, s_.gated, tables, tables.down_turned, [&](long r, long x, vec(&u)[GROUP]) __attribute__((always_inline)) {
-      UNROLL for (int n = 0; n < GROUP; ++n) {
+      UNROLLED(n, GROUP) {
         real* p = y + place(t, r, x, n);
         store(p, load(p) * load(scale + x + n % VECTORS * W) + u[n]);
       }
@@ -324,8 +322,8 @@ class Backward {
   void queries_keys_gradient(const Tile& t, const Sequence& s, long index, int m, real* ds, real* sums) const {
     const long row = sizes_.qk_padded;
     if (call_.dq) {
-      long_product(t.padded, row, t.key_begin - keys_.origin, t.key_end - keys_.origin, From::START, t.keys(ds) + keys_.origin,
-                   t.key_pitch, keys_.rows[m], row, BLOCK, s_.out, row);
+      long_product(t.padded, row, t.key_begin - keys_.origin, t.key_end - keys_.origin, From::START,
+                   t.keys(ds) + keys_.origin, t.key_pitch, keys_.rows[m], row, BLOCK, s_.out, row);
       copy_rows(t, s_.out, row, sizes_.qk, Rows(call_, call_.dq, s, t, sizes_.maps * call_.heads, index, sizes_.qk));
     }
     if (!sums) return;
@@ -349,8 +347,8 @@ struct Plan {
   Pieces pieces;
   SharedKeys shared;
   Array<Tables> routing, readout;
-  Array<GroupSums> groups;    // [groups, heads]
-  Array<KeySums> key_sums;    // [pieces, heads]: of the pieces that are no whole sequence
+  Array<GroupSums> groups;  // [groups, heads]
+  Array<KeySums> key_sums;  // [pieces, heads]: of the pieces that are no whole sequence
   Array<Space> spaces;
   Workspace space;
 
@@ -369,14 +367,17 @@ struct Plan {
     for (long g = 0; g < pieces.groups(); ++g)
       for (long h = 0; h < call.heads; ++h) groups.add(space, call, sizes, columns_of(call, g));
     for (long p = 0; p < pieces.count(); ++p)
-      for (long h = 0; h < call.heads; ++h) key_sums.add(space, call, sizes, pieces[p].whole ? 0 : tokens_of(call, pieces[p]));
+      for (long h = 0; h < call.heads; ++h)
+        key_sums.add(space, call, sizes, pieces[p].whole ? 0 : tokens_of(call, pieces[p]));
     shared.take(space, sizes, true);
     for (long w = 0; w < workers(call); ++w) spaces.add(space, call, sizes, pieces.any_whole() ? sizes.tokens : 0);
   }
 
  private:
   // each has sums of its own, as large as the tables: few, where sequences are few and long
-  static long wanted_groups(const Call& call) { return max((8 + call.heads - 1) / call.heads, min(call.num_sequences, 32)); }
+  static long wanted_groups(const Call& call) {
+    return max((8 + call.heads - 1) / call.heads, min(call.num_sequences, 32));
+  }
   static long workers(const Call& call) { return max(1, call.threads); }
 
   // columns that a group's pieces see
@@ -408,7 +409,8 @@ void add_keys(const Call& call, const Sizes& sizes, const Piece& piece, long hea
     for (long m = 0; m < sizes.maps && call.dk; ++m)
       add(call.dk + (token * sizes.maps * call.heads + m * call.heads + head) * sizes.qk,
           sums.keys[m] + (j - first) * sizes.qk_padded, sizes.qk);
-    if (call.dv) add(call.dv + (token * call.heads + head) * sizes.v, sums.values + (j - first) * sizes.v_padded, sizes.v);
+    if (call.dv)
+      add(call.dv + (token * call.heads + head) * sizes.v, sums.values + (j - first) * sizes.v_padded, sizes.v);
   }
 }
 

@@ -8,7 +8,8 @@ namespace hypermlp {
 
 enum Type : int64_t { REAL, BFLOAT16, FLOAT16 };
 
-// [B, T, heads, width] with its distances in elements; a row of `width` lies side by side. data is null where there is none.
+// [B, T, heads, width] with its distances in elements; a row of `width` lies side by side. data is null where there is
+// none.
 struct Stream {
   const void* data;
   int64_t batch, token, head;
@@ -32,7 +33,8 @@ struct Sequence {
 };
 
 struct Call {
-  // sizes: `length` tokens of which the first `past` are keys alone; `maps` score maps a head; `lags` rows of the tables
+  // sizes: `length` tokens of which the first `past` are keys alone; `maps` score maps a head; `lags` rows of the
+  // tables
   int64_t length, past, heads, maps, qk, v, lags;
   int64_t window;  // keys a query reaches back over, by lag; at least the longest sequence where there is no limit
   int64_t type, norm, causal, by_lag, threads;

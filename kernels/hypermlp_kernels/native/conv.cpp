@@ -1,5 +1,5 @@
-// The short depthwise causal convolution y[t] = sum_r taps[r] x[t - r] and its gradients. Sums of the taps' gradients belong
-// to blocks of rows and are added in order: the same bits for any number of threads.
+// The short depthwise causal convolution y[t] = sum_r taps[r] x[t - r] and its gradients. Sums of the taps' gradients
+// belong to blocks of rows and are added in order: the same bits for any number of threads.
 #include "streams.h"
 #include "work.h"
 #include "workspace.h"
@@ -42,7 +42,7 @@ template <int N>
 void weighted(const real* x, long step, const real* w, long channels, bool add, real* y) {
   for (long c = 0; c < channels; ++c) {
     real total = add ? y[c] : 0;
-    UNROLL for (int r = 0; r < N; ++r) total += w[r * channels + c] * x[r * step + c];
+    UNROLLED(r, N) total += w[r * channels + c] * x[r * step + c];
     y[c] = total;
   }
 }

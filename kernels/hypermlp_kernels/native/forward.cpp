@@ -79,7 +79,7 @@ class Forward {
     zero(norms, t.padded * BLOCK);
     expand(t, space_.gated, tables, tables.up_turned,
            [&](long r, long x, vec(&u)[GROUP]) __attribute__((always_inline)) {
-             UNROLL for (int n = 0; n < GROUP; ++n) {
+             UNROLLED(n, GROUP) {
                real *p = map + place(t, r, x, n), *square = norms + (r + row_of(n)) * BLOCK + n % VECTORS * W;
                const vec y = visible(load(p) * load(scale + x + n % VECTORS * W) + u[n], r, x, n);
                store(square, load(square) + y * y);
@@ -106,10 +106,9 @@ class Forward {
     expand(t, space_.gated, tables, tables.up_turned,
            [&](long r, long x, vec(&u)[GROUP]) __attribute__((always_inline)) {
              vec y[GROUP], positive[GROUP], unused[GROUP];
-             UNROLL for (int n = 0; n < GROUP; ++n)
-               y[n] = load(map + place(t, r, x, n)) * load(scale + x + n % VECTORS * W) + u[n];
+             UNROLLED(n, GROUP) y[n] = load(map + place(t, r, x, n)) * load(scale + x + n % VECTORS * W) + u[n];
              softplus<false>(y, positive, unused);
-             UNROLL for (int n = 0; n < GROUP; ++n) {
+             UNROLLED(n, GROUP) {
                real* p = a + place(t, r, x, n);
                store(p, visible(relu(load(p)) * positive[n], r, x, n));
              }
@@ -126,7 +125,7 @@ class Forward {
     const real* scale = tables.scale + t.beside(tables.length);
     expand(t, space_.gated, tables, tables.up_turned,
            [&](long r, long x, vec(&u)[GROUP]) __attribute__((always_inline)) {
-             UNROLL for (int n = 0; n < GROUP; ++n) {
+             UNROLLED(n, GROUP) {
                real* p = map + place(t, r, x, n);
                store(p, load(p) * load(scale + x + n % VECTORS * W) + u[n]);
              }
@@ -138,8 +137,10 @@ class Forward {
   void read_out(const Tile& t, const Sequence& s, long head, const real* rho, const real* units) {
     const long row = sizes_.v_padded;
     long_product(t.padded, row, t.key_begin - keys_.origin, t.key_end - keys_.origin, From::START,
-                 t.keys(space_.map[0]) + keys_.origin, t.key_pitch, keys_.panels, BLOCK, keys_.tokens * BLOCK, space_.out, row);
-    const Rows o(call_, call_.o, s, t, call_.heads, head, sizes_.v), all_rho(call_, call_.rho, s, t, call_.heads, head, 1);
+                 t.keys(space_.map[0]) + keys_.origin, t.key_pitch, keys_.panels, BLOCK, keys_.tokens * BLOCK,
+                 space_.out, row);
+    const Rows o(call_, call_.o, s, t, call_.heads, head, sizes_.v),
+        all_rho(call_, call_.rho, s, t, call_.heads, head, 1);
     for (int r = 0; r < t.rows; ++r) {
       const real norm = rho[r] / units[r];
       for (long c = 0; c < sizes_.v; ++c) o.data[r * o.distance + c] = space_.out[r * row + c] / norm;

@@ -12,14 +12,14 @@ namespace hypermlp {
 template <int M, class Take>
 INLINE void micro(long depth, const real* a, long a_row, long a_step, const real* b, long b_step, Take take) {
   vec acc[M][VECTORS];
-  UNROLL for (int m = 0; m < M; ++m)
-    UNROLL for (int n = 0; n < VECTORS; ++n) acc[m][n] = vec{};
+  UNROLLED(m, M)
+    UNROLLED(n, VECTORS) acc[m][n] = vec{};
   for (long k = 0; k < depth; ++k, a += a_step, b += b_step) {
     vec row[VECTORS];
-    UNROLL for (int n = 0; n < VECTORS; ++n) row[n] = load(b + n * W);
-    UNROLL for (int m = 0; m < M; ++m) {
+    UNROLLED(n, VECTORS) row[n] = load(b + n * W);
+    UNROLLED(m, M) {
       vec x = splat(a[m * a_row]);
-      UNROLL for (int n = 0; n < VECTORS; ++n) acc[m][n] += x * row[n];
+      UNROLLED(n, VECTORS) acc[m][n] += x * row[n];
     }
   }
   take(acc);
@@ -29,8 +29,8 @@ template <int M, bool ADD>
 INLINE void rows_of_product(long depth, const real* a, long a_row, long a_step, const real* b, long b_step, real* c,
                             long c_row) {
   micro<M>(depth, a, a_row, a_step, b, b_step, [&](vec(&acc)[M][VECTORS]) __attribute__((always_inline)) {
-    UNROLL for (int m = 0; m < M; ++m)
-      UNROLL for (int n = 0; n < VECTORS; ++n) {
+    UNROLLED(m, M)
+      UNROLLED(n, VECTORS) {
         real* p = c + m * c_row + n * W;
         store(p, ADD ? load(p) + acc[m][n] : acc[m][n]);
       }
@@ -40,26 +40,25 @@ INLINE void rows_of_product(long depth, const real* a, long a_row, long a_step, 
 // C = A B, or C += A B, for `rows` by `columns`; columns are written in whole blocks
 template <bool ADD>
 __attribute__((noinline)) void product(long rows, long columns, long depth, const real* a, long a_row, long a_step,
-                                              const real* b, long b_step, real* c, long c_row) {
+                                       const real* b, long b_step, real* c, long c_row) {
   for (long j = 0; j < columns; j += BLOCK, b += BLOCK, c += BLOCK) {
     long i = 0;
     for (; i + ROWS <= rows; i += ROWS)
       rows_of_product<ROWS, ADD>(depth, a + i * a_row, a_row, a_step, b, b_step, c + i * c_row, c_row);
     for (; i + 3 <= rows; i += 3)
       rows_of_product<3, ADD>(depth, a + i * a_row, a_row, a_step, b, b_step, c + i * c_row, c_row);
-    for (; i < rows; ++i)
-      rows_of_product<1, ADD>(depth, a + i * a_row, a_row, a_step, b, b_step, c + i * c_row, c_row);
+    for (; i < rows; ++i) rows_of_product<1, ADD>(depth, a + i * a_row, a_row, a_step, b, b_step, c + i * c_row, c_row);
   }
 }
 
-// where a long sum is cut, so that the part of B stays in the first-level cache: at multiples of CUT counted from its end
-// (lag 0, whatever the tile's first lag) or from its start (the first token)
+// where a long sum is cut, so that the part of B stays in the first-level cache: at multiples of CUT counted from its
+// end (lag 0, whatever the tile's first lag) or from its start (the first token)
 constexpr long CUT = 256;
 enum class From { START, END };
 
 // C = A B over k in [begin, end); panels of B (one block of columns each) are `panel` apart
-inline void long_product(long rows, long columns, long begin, long end, From from, const real* a, long a_row, const real* b,
-                         long b_step, long panel, real* c, long c_row) {
+inline void long_product(long rows, long columns, long begin, long end, From from, const real* a, long a_row,
+                         const real* b, long b_step, long panel, real* c, long c_row) {
   bool first = true;
   for (long k = begin, next; k < end; k = next, first = false) {
     next = from == From::START ? min(end, (k / CUT + 1) * CUT) : end - (end - k - 1) / CUT * CUT;

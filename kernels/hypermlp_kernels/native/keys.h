@@ -1,5 +1,6 @@
-// Keys and values of a sequence's head in the orders that its products read, padded with zeros to whole blocks. Tokens count from
-// `origin`, the first that is seen or up to CUT - 1 tokens before it, so that long sums are cut at the same tokens always.
+// Keys and values of a sequence's head in the orders that its products read, padded with zeros to whole blocks. Tokens
+// count from `origin`, the first that is seen or up to CUT - 1 tokens before it, so that long sums are cut at the same
+// tokens always.
 #pragma once
 #include "gemm.h"
 #include "streams.h"
@@ -38,12 +39,12 @@ struct Sizes {
 
 struct Keys {
   static constexpr int MAPS = 2;
-  real* turned[MAPS];  // [qk, tokens]
-  real* rows[MAPS];    // [tokens, qk_padded]
-  real* panels;        // values: blocks of columns [v_padded / BLOCK, tokens, BLOCK]
-  real* turned_values; // values too: blocks of tokens [tokens / BLOCK, v, BLOCK]
-  real* valid;         // 1 or 0 for each token, with room before the first
-  real* scratch;       // [BLOCK, max(qk, v) padded]
+  real* turned[MAPS];   // [qk, tokens]
+  real* rows[MAPS];     // [tokens, qk_padded]
+  real* panels;         // values: blocks of columns [v_padded / BLOCK, tokens, BLOCK]
+  real* turned_values;  // values too: blocks of tokens [tokens / BLOCK, v, BLOCK]
+  real* valid;          // 1 or 0 for each token, with room before the first
+  real* scratch;        // [BLOCK, max(qk, v) padded]
   long tokens, origin;
   bool nonfinite;  // whether a key or a value that was read is
 
@@ -79,7 +80,8 @@ struct Keys {
   }
 
  private:
-  void read(const Call& call, const Stream& x, const Sequence& s, long head, long begin, long count, long width, long row) {
+  void read(const Call& call, const Stream& x, const Sequence& s, long head, long begin, long count, long width,
+            long row) {
     if (count < BLOCK || width < row) zero(scratch, BLOCK * row);
     for (long j = 0; j < count; ++j)
       read_row(Type(call.type), x, s.batch, s.start + begin + j, head, width, scratch + j * row);
@@ -98,15 +100,15 @@ struct Keys {
     if (!panels) return;
     for (long c = 0; c < row; c += BLOCK)
       for (long j = 0; j < BLOCK; ++j)
-        UNROLL for (int n = 0; n < VECTORS; ++n)
-          store(panels + c * tokens + (at + j) * BLOCK + n * W, load(scratch + j * row + c + n * W));
+        UNROLLED(n, VECTORS) store(panels + c * tokens + (at + j) * BLOCK + n * W, load(scratch + j * row + c + n * W));
   }
 };
 
 // Those of the sequences that are cut into pieces, which share them. A whole sequence's are made by who needs them.
 class SharedKeys {
  public:
-  SharedKeys(const Call& call, const Pieces& pieces) : heads_(call.heads), cut_(pieces.count()), keys_(pieces.count() * heads_) {
+  SharedKeys(const Call& call, const Pieces& pieces)
+      : heads_(call.heads), cut_(pieces.count()), keys_(pieces.count() * heads_) {
     for (long p = 0; p < pieces.count(); ++p)
       if (!pieces[p].whole && (p == 0 || pieces[p].sequence != pieces[p - 1].sequence)) cut_.add(pieces[p].sequence);
   }

@@ -6,8 +6,8 @@ namespace hypermlp {
 
 // y = q k^T of the tile's rows [padded, qk], by key; read next by column
 inline void scores(const Tile& t, const Keys& keys, int m, const real* q, long qk, real* map) {
-  product<false>(t.padded, t.key_end - t.key_begin, qk, q, qk, 1, keys.turned[m] + t.key_begin - keys.origin, keys.tokens,
-                 t.keys(map) + t.key_begin, t.key_pitch);
+  product<false>(t.padded, t.key_end - t.key_begin, qk, q, qk, 1, keys.turned[m] + t.key_begin - keys.origin,
+                 keys.tokens, t.keys(map) + t.key_begin, t.key_pitch);
   t.hide_columns(map);
 }
 
@@ -28,7 +28,7 @@ INLINE void expand(const Tile& t, const real* z, const Tables& tables, const rea
                   [&](vec(&acc)[ROWS][VECTORS]) __attribute__((always_inline)) {
                     UNROLL for (int m = 0; m < ROWS; m += GROUP_ROWS) {
                       vec u[GROUP];
-                      UNROLL for (int n = 0; n < GROUP; ++n) u[n] = acc[m + n / VECTORS][n % VECTORS];
+                      UNROLLED(n, GROUP) u[n] = acc[m + n / VECTORS][n % VECTORS];
                       take(r + m, x, u);
                     }
                   });
@@ -74,8 +74,8 @@ inline void divide_rows(const Tile& t, const real* units, real* map) {
 }
 
 // the tile's rows of a stream [padded, row], zero beyond `width` and beyond the last row; whether they are finite
-inline bool read_rows(const Call& call, Type type, const Stream& x, const Sequence& s, const Tile& t, long head, long width,
-                      long row, real* out) {
+inline bool read_rows(const Call& call, Type type, const Stream& x, const Sequence& s, const Tile& t, long head,
+                      long width, long row, real* out) {
   zero(out, t.padded * row);
   for (int r = 0; r < t.rows; ++r)
     read_row(type, x, s.batch, s.start + t.first + r - call.past, head, width, out + r * row);

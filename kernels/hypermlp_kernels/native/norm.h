@@ -30,8 +30,8 @@ INLINE real row_norm(const real* squares, const real* row, long columns) {
   return total == total ? scaled_norm(row, columns) : total;
 }
 
-// The unit of a row of this norm, as in `hypermlp/ops/row_norm.py`: a power of two, so that a row in it keeps its digits,
-// and 1 for nearly all. In it an extreme norm is between 1 and 2, and the gate leaves room for the scale map.
+// The unit of a row of this norm, as in `hypermlp/ops/row_norm.py`: a power of two, so that a row in it keeps its
+// digits, and 1 for nearly all. In it an extreme norm is between 1 and 2, and the gate leaves room for the scale map.
 INLINE real row_unit(real norm) {
   if ((norm >= real(0x1p-40) && norm <= real(0x1p40)) || !finite(norm)) return 1;
   int exponent;

@@ -22,11 +22,12 @@ INLINE void softplus(const vec (&u)[N], vec (&y)[N], vec (&sigmoid)[N]) {
 
 #else
 
-// exp(-|u|) is 2^n times a polynomial, log1p on [0, 1] a polynomial. Both in Estrin's order: chains of dependent
-// operations are short, and those of N vectors go side by side.
+// exp(-|u|) is 2^n times a polynomial, log1p on [0, 1] a polynomial. Both are minimax fits, in Estrin's order: chains
+// of dependent operations are short, and those of N vectors go side by side.
 template <bool SIGMOID, int N>
 INLINE void softplus(const vec (&u)[N], vec (&y)[N], vec (&sigmoid)[N]) {
-#define EACH UNROLL for (int n = 0; n < N; ++n)
+  // clang-format off
+#define EACH UNROLLED(n, N)
   constexpr float LOG2_E = 1.44269504088896341f, LN2_HIGH = 0.693359375f, LN2_LOW = -2.12194440e-4f;
   constexpr float ROUND = 12583039.f;   // 1.5 * 2^23 + 127: adding it rounds, and leaves the biased exponent below
   constexpr float LAST = 87.33654f;     // beyond it exp(-x) is no normal number, and is taken for zero
@@ -38,9 +39,9 @@ INLINE void softplus(const vec (&u)[N], vec (&y)[N], vec (&sigmoid)[N]) {
   EACH f[n] = c[n] * -LN2_LOW + f[n];
   EACH f2[n] = f[n] * f[n];
   // exp on [-ln 2 / 2, ln 2 / 2]
-  EACH a[n] = f[n] * 1.9875691500e-4f + 1.3981999507e-3f;
-  EACH b[n] = f[n] * 8.3334519073e-3f + 4.1665795894e-2f;
-  EACH c[n] = f[n] * 1.6666665459e-1f + 5.0000001201e-1f;
+  EACH a[n] = f[n] * 1.97902438e-4f + 1.39447581e-3f;
+  EACH b[n] = f[n] * 8.33349768e-3f + 4.16662954e-2f;
+  EACH c[n] = f[n] * 1.66666657e-1f + 0.5f;
   EACH b[n] = a[n] * f2[n] + b[n];
   EACH d[n] = f[n] + 1.f;
   EACH c[n] = b[n] * f2[n] + c[n];
@@ -48,11 +49,11 @@ INLINE void softplus(const vec (&u)[N], vec (&y)[N], vec (&sigmoid)[N]) {
   EACH t[n] = x[n] > LAST ? vec{} : t[n];
   // log1p on [0, 1]
   EACH t2[n] = t[n] * t[n];
-  EACH a[n] = t[n] * -3.244008566e-03f + 1.985138753e-02f;
-  EACH b[n] = t[n] * -5.695939377e-02f + 1.060364066e-01f;
-  EACH c[n] = t[n] * -1.530558417e-01f + 1.967593634e-01f;
-  EACH d[n] = t[n] * -2.495413309e-01f + 3.332996236e-01f;
-  EACH e[n] = t[n] * -4.999990242e-01f + 9.999999953e-01f;
+  EACH a[n] = t[n] * -3.24402330e-3f + 1.98514536e-2f;
+  EACH b[n] = t[n] * -5.69595173e-2f + 1.06036529e-1f;
+  EACH c[n] = t[n] * -1.53055921e-1f + 1.96759388e-1f;
+  EACH d[n] = t[n] * -2.49541342e-1f + 3.33299637e-1f;
+  EACH e[n] = t[n] * -4.99999017e-1f + 1.f;
   EACH t4[n] = t2[n] * t2[n];
   EACH a[n] = a[n] * t2[n] + b[n];
   EACH c[n] = c[n] * t2[n] + d[n];
@@ -64,6 +65,7 @@ INLINE void softplus(const vec (&u)[N], vec (&y)[N], vec (&sigmoid)[N]) {
     EACH sigmoid[n] = u[n] > 0.f ? c[n] : t[n] * c[n];
   }
 #undef EACH
+  // clang-format on
 }
 
 #endif

@@ -56,12 +56,12 @@ void add_rows(const real* x, const real* rows, long distance, long depth, long c
   long c = 0;
   for (; c + WIDE * W <= count; c += WIDE * W) {
     vec acc[WIDE];
-    UNROLL for (int n = 0; n < WIDE; ++n) acc[n] = load(y + c + n * W);
+    UNROLLED(n, WIDE) acc[n] = load(y + c + n * W);
     for (long i = 0; i < depth; ++i) {
       const vec weight = splat(x[i]);
-      UNROLL for (int n = 0; n < WIDE; ++n) acc[n] += weight * load(rows + i * distance + c + n * W);
+      UNROLLED(n, WIDE) acc[n] += weight * load(rows + i * distance + c + n * W);
     }
-    UNROLL for (int n = 0; n < WIDE; ++n) store(y + c + n * W, acc[n]);
+    UNROLLED(n, WIDE) store(y + c + n * W, acc[n]);
   }
   for (; c < count; ++c) {
     real total = y[c];
@@ -98,7 +98,9 @@ class Step {
     const long newest = call_.order == RING ? (call_.length - 1) % slots_ : slots_ - 1;
     first_ = call_.order == POSITION ? call_.start[batch] : newest;
     step_ = call_.order == POSITION ? 1 : -1;
-    columns_ = call_.order == RING ? min(slots_, call_.length) : call_.order == POSITION ? max(0, slots_ - first_) : slots_;
+    columns_ = call_.order == RING       ? min(slots_, call_.length)
+               : call_.order == POSITION ? max(0, slots_ - first_)
+                                         : slots_;
     padded_ = round_up(columns_, BLOCK);
   }
   long slot(long column) const {
@@ -129,8 +131,8 @@ class Step {
     } else {
       const long runs = distance == 1 ? 1 : count;
       for (long i = 0; i < runs; ++i)
-        read_row(Type(call_.type), {static_cast<const uint16_t*>(data) + at + i * distance, 0, 0, 0}, 0, 0, 0, count / runs,
-                 s_.row + i);
+        read_row(Type(call_.type), {static_cast<const uint16_t*>(data) + at + i * distance, 0, 0, 0}, 0, 0, 0,
+                 count / runs, s_.row + i);
     }
     return s_.row;
   }
@@ -176,7 +178,7 @@ class Step {
       vec acc[4] = {};
       long c = 0;
       for (; c + 4 <= columns_; c += 4)
-        UNROLL for (int n = 0; n < 4; ++n) acc[n] += splat(x[c + n]) * load(table + (c + n) * rank + r);
+        UNROLLED(n, 4) acc[n] += splat(x[c + n]) * load(table + (c + n) * rank + r);
       for (; c < columns_; ++c) acc[0] += splat(x[c]) * load(table + c * rank + r);
       store(z + r, (acc[0] + acc[1]) + (acc[2] + acc[3]));
     }
@@ -206,9 +208,9 @@ class Step {
   void select_weights(real* gate) const {
     for (long c = 0; c < padded_; c += BLOCK) {
       vec u[VECTORS], positive[VECTORS], unused[VECTORS];
-      UNROLL for (int n = 0; n < VECTORS; ++n) u[n] = call_.maps == 2 ? load(s_.map[1] + c + n * W) : vec{};
+      UNROLLED(n, VECTORS) u[n] = call_.maps == 2 ? load(s_.map[1] + c + n * W) : vec{};
       if (call_.maps == 2) softplus<false>(u, positive, unused);
-      UNROLL for (int n = 0; n < VECTORS; ++n) {
+      UNROLLED(n, VECTORS) {
         const vec g = load(gate + c + n * W), open = relu(g) + g * real(0);
         store(gate + c + n * W, call_.maps == 2 ? open * (positive[n] + u[n] * real(0)) : open);
       }

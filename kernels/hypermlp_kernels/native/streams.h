@@ -12,7 +12,8 @@ INLINE float from_bits(uint32_t bits) {
 INLINE float from_bfloat16(uint16_t x) { return from_bits((uint32_t)x << 16); }
 INLINE float from_float16(uint16_t x) {
   const uint32_t sign = (uint32_t)(x & 0x8000) << 16, rest = (uint32_t)(x & 0x7fff) << 13, exponent = rest & 0x0f800000;
-  // the exponent's bias grows by 112; once more for infinity and NaN; a subnormal loses the leading bit it does not have
+  // the exponent's bias grows by 112; once more for infinity and NaN; a subnormal loses the leading bit it does not
+  // have
   float normal = from_bits(rest + (112u << 23)), special = from_bits(rest + (224u << 23));
   float subnormal = from_bits(rest + (113u << 23)) - from_bits(113u << 23);
   float magnitude = exponent == 0 ? subnormal : exponent == 0x0f800000 ? special : normal;
@@ -40,7 +41,7 @@ inline bool all_finite(const real* x, long count) {
   real total = 0;
   long i = 0;
   for (; i + BLOCK <= count; i += BLOCK)
-    UNROLL for (int n = 0; n < VECTORS; ++n) {
+    UNROLLED(n, VECTORS) {
       const vec y = load(x + i + n * W);
       bad[n] += y - y;
     }

@@ -1,5 +1,5 @@
-// A mixing's tables in the order and padding of the columns: [length] and [length, rank], `length` whole blocks, the rank
-// padded to whole blocks; by lag in reverse, lag 0 last. Beside them the same turned, [rank, pitch].
+// A mixing's tables in the order and padding of the columns: [length] and [length, rank], `length` whole blocks, the
+// rank padded to whole blocks; by lag in reverse, lag 0 last. Beside them the same turned, [rank, pitch].
 #pragma once
 #include "call.h"
 #include "workspace.h"
@@ -18,9 +18,9 @@ inline void transpose(const real* x, long x_row, long rows, long columns, real* 
 
 // sizes that all mixings of a call share
 struct TableSizes {
-  long lags;     // table rows in use: the most that any sequence sees
-  long length;   // in whole blocks
-  long pitch;    // rows of the turned tables are no power of two apart
+  long lags;    // table rows in use: the most that any sequence sees
+  long length;  // in whole blocks
+  long pitch;   // rows of the turned tables are no power of two apart
   bool by_lag;
 
   TableSizes(const Call& call) : lags(0), by_lag(call.by_lag) {

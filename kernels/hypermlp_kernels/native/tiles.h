@@ -1,5 +1,5 @@
-// Position and lag, as in `hypermlp/ops/lag_layout.py`: a map's rows are `pitch` apart. Read with rows `pitch - 1` apart it
-// stands by key instead of by lag, without a copy. By position both readings are the same.
+// Position and lag, as in `hypermlp/ops/lag_layout.py`: a map's rows are `pitch` apart. Read with rows `pitch - 1`
+// apart it stands by key instead of by lag, without a copy. By position both readings are the same.
 //
 // A tile's columns run from its largest lag to lag 0, which is the last column of the last whole block, so that a row's
 // sums do not depend on the tile that it is in.

@@ -9,6 +9,8 @@
 #else
 #define UNROLL _Pragma("GCC unroll 32")
 #endif
+// a loop over a constant number of vectors or rows, which are to stay in registers
+#define UNROLLED(i, count) UNROLL for (int i = 0; i < (count); ++i)
 
 namespace hypermlp {
 
@@ -55,7 +57,7 @@ INLINE vec select(ivec mask, vec a, vec b) { return mask ? a : b; }
 INLINE vec relu(vec x) { return x < real(0) ? vec{} : x; }  // a NaN stays one
 INLINE ivec lanes(integer first) {
   ivec x;
-  UNROLL for (int i = 0; i < W; ++i) x[i] = first + i;
+  UNROLLED(i, W) x[i] = first + i;
   return x;
 }
 INLINE real sum(vec x) {

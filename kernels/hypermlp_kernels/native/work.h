@@ -76,8 +76,8 @@ class Pieces {
   long count_ = 0, groups_ = 0, group_ = 0;
 };
 
-// Runs `tasks[p]` tasks of each phase p, `run(phase, task, worker)`, every phase after the one before it. The threads are
-// made for the call: nothing outlives it that a fork could break, and starting one costs some 20 microseconds.
+// Runs `tasks[p]` tasks of each phase p, `run(phase, task, worker)`, every phase after the one before it. The threads
+// are made for the call: nothing outlives it that a fork could break, and starting one costs some 20 microseconds.
 template <int PHASES, class Run>
 class Threads {
  public:

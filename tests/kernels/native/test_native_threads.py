@@ -13,6 +13,8 @@ import torch
 
 from tests.helpers import Case, assert_close, evaluate, make_case
 
+pytestmark = pytest.mark.usefixtures("native_path")
+
 
 def run(case: Case, threads: int, **seen: torch.Tensor) -> dict[str, torch.Tensor]:
     torch.set_num_threads(threads)

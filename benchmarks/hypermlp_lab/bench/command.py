@@ -41,6 +41,15 @@ _P = TypeVar("_P", bound=Provider)
 _C = TypeVar("_C", bound=Case)
 _DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
+Threads = Annotated[int, typer.Option(min=1, max=_MOST_THREADS, help="CPU threads.")]
+Repeats = Annotated[int, typer.Option(min=1, help="Most rounds of each length and mode.")]
+Seconds = Annotated[float, typer.Option(min=0, help="Stop a length and mode after this, with 3 rounds.")]
+Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1)]
+Only = Annotated[str | None, typer.Option(help="Names, separated by commas; all by default.")]
+Out = Annotated[Path | None, typer.Option(help="Where to write JSON; COMMAND-DEVICE.json by default.")]
+Plot = Annotated[Path | None, typer.Option(help="Where to write the picture; beside the JSON by default.")]
+
 
 @app.command()
 @user_errors()
@@ -57,19 +66,19 @@ def attention(
     hidden_size: Annotated[int | None, typer.Option(min=1, help="256 for layers, 1024 for operators.")] = None,
     num_heads: Annotated[int, typer.Option(min=1, help="Heads of HyperGLU, and of softmax layers.")] = 2,
     batch: Annotated[int | None, typer.Option(min=1, help="1 for layers, 4 for operators.")] = None,
-    threads: Annotated[int, typer.Option(min=1, max=_MOST_THREADS, help="CPU threads.")] = 1,
-    repeats: Annotated[int, typer.Option(min=1, help="Most rounds of each length and mode.")] = 20,
-    seconds: Annotated[float, typer.Option(min=0, help="Stop a length and mode after this, with 3 rounds.")] = 10.0,
+    threads: Threads = 1,
+    repeats: Repeats = 20,
+    seconds: Seconds = 10.0,
     memory_limit: Annotated[
         float | None, typer.Option(help="GiB; what needs more is skipped. 3 on the CPU, else what is free.")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Device = "cpu",
     dtype: Annotated[str | None, typer.Option(help=f"{', '.join(_DTYPES)}; bfloat16 on cuda.")] = None,
     forward_only: Annotated[bool, typer.Option("--forward-only", help="Without backward.")] = False,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1)] = 0,
-    only: Annotated[str | None, typer.Option(help="Names, separated by commas; all by default.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Where to write JSON; attention-DEVICE.json by default.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Where to write the picture; beside the JSON by default.")] = None,
+    seed: Seed = 0,
+    only: Only = None,
+    out: Out = None,
+    plot: Plot = None,
 ) -> None:
     """Compare HyperGLU and softmax: time, rate and extra peak memory, forward and forward+backward.
 
@@ -91,9 +100,7 @@ def attention(
         "seconds": _finite(seconds, "--seconds"), "memory_limit": None if memory_limit is None else int(memory_limit),
         "seed": seed,
     }  # fmt: skip
-    out = out or Path(f"attention-{torch.device(device).type}.json")
-    plot = plot or out.with_suffix(".png")
-    _check_writable(out, plot)
+    out, plot = _places("attention", device, out, plot)
     if operators:
         here = [p for p in OPERATOR_PROVIDERS if p.device in (None, torch.device(device).type)]
         settings = Settings(OperatorCase(**sizes).at(*contexts), **limits, longest_call=_LONGEST_CALL)
@@ -115,18 +122,18 @@ def decode(
     window: Annotated[int, typer.Option(min=1, help="max_lag of the windowed layer.")] = 2048,
     steps: Annotated[int, typer.Option(min=1, help="Tokens timed together.")] = 16,
     recompute_limit: Annotated[int, typer.Option(min=0, help="Longest context computed anew for every token.")] = 4096,
-    threads: Annotated[int, typer.Option(min=1, max=_MOST_THREADS, help="CPU threads.")] = 2,
-    repeats: Annotated[int, typer.Option(min=1, help="Most rounds of each context.")] = 30,
-    seconds: Annotated[float, typer.Option(min=0, help="Stop a context after this, with 3 rounds.")] = 20.0,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    threads: Threads = 2,
+    repeats: Repeats = 30,
+    seconds: Seconds = 20.0,
+    device: Device = "cpu",
     dtype: Annotated[str, typer.Option(help=", ".join(_DTYPES))] = "float32",
     compiled: Annotated[
         bool, typer.Option("--compiled", help="Also steps through torch.compile; a minute more for each context.")
     ] = False,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1)] = 0,
-    only: Annotated[str | None, typer.Option(help="Names of layers, separated by commas; all by default.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Where to write JSON; decode-DEVICE.json by default.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Where to write the picture; beside the JSON by default.")] = None,
+    seed: Seed = 0,
+    only: Only = None,
+    out: Out = None,
+    plot: Plot = None,
 ) -> None:
     """Compare one layer's time per generated token: HyperGLU with and without a cache, softmax with the same cache.
 
@@ -135,9 +142,7 @@ def decode(
     """
     on_gpu = torch.device(_device(device)).type == "cuda"
     seconds = _finite(seconds, "--seconds")
-    out = out or Path(f"decode-{torch.device(device).type}.json")
-    plot = plot or out.with_suffix(".png")
-    _check_writable(out, plot)
+    out, plot = _places("decode", device, out, plot)
     providers = DECODE_PROVIDERS_ON_GPU if on_gpu else DECODE_PROVIDERS
     chosen = _chosen((*providers, *COMPILED_PROVIDERS) if compiled else providers, only)
     contexts = _lengths(lengths)
@@ -208,12 +213,15 @@ def _finite(value: float, option: str) -> float:
     return value
 
 
-def _check_writable(*files: Path) -> None:
-    """Before minutes of measuring, not after."""
-    for file in files:
+def _places(name: str, device: str, out: Path | None, plot: Path | None) -> tuple[Path, Path]:
+    """Where to write, which is tried before minutes of measuring, not after."""
+    out = out or Path(f"{name}-{torch.device(device).type}.json")
+    plot = plot or out.with_suffix(".png")
+    for file in (out, plot):
         make_folder(file.parent)
         if file.is_dir() or not os.access(file if file.exists() else file.parent, os.W_OK):
             raise ValueError(f"{file} cannot be written: give a file in a folder that can be written to")
+    return out, plot
 
 
 def _chosen(providers: Sequence[_P], only: str | None) -> list[_P]:

@@ -209,6 +209,7 @@ def test_without_a_compiler_auto_takes_chunked_and_says_so_once(cache, tmp_path,
         case.run("native")
 
 
+@pytest.mark.usefixtures("native_path")
 def test_with_one_auto_takes_native_for_all_but_float64():
     case = make_case(dtype=torch.float32, length=40)
     assert torch.equal(case.run("auto"), case.run("native"))

@@ -50,7 +50,7 @@ def sigmoid2(b_u, ASM: tl.constexpr):
     ]
 )  # fmt: skip
 def map_gradient_kernel(
-    p_q, p_k, p_scale1, p_up1, p_gate1, p_z1, p_scale2, p_down2, p_dz2, p_pull, p_rho,
+    p_q, p_k, p_scale1, p_up1, p_gate1, p_z1, p_scale2, p_down2, p_dz2, p_pull,
     p_planes, p_dz1, p_dgate1, p_blocks, p_valid,
     q_batch, q_token, q_head, k_batch, k_token, k_head, gate1_batch, gate1_token, gate1_head,
     length, max_lag, num_rest, num_heads, last, origin, full, most, plane, span,
@@ -67,7 +67,7 @@ def map_gradient_kernel(
     Plane 0 of ``p_planes`` holds ``dw``; 1 gets ``a`` before the norm; 2 and 3 get ``dy`` of the gate and
     the scale map; they lie ``plane`` tiles apart. With ``dy`` come the gradients of the first mixing's ``z``
     and ``gate``, ``[B, T, maps, R1]``. ``p_scale1`` counts scale maps in units of 1 / ln 2. ``p_pull``
-    ``[B, T, H]`` is what ``rho`` adds: ``dg = da softplus(u) [g > 0] - pull (g / rho)``.
+    ``[B, T, H]`` is what ``rho`` adds: ``dg = da softplus(u) [g > 0] - pull g``.
 
     Of a part of the rows (``SPLIT``): ``p_dz1`` is the scratch of ``backward_parts`` for the gradients of
     ``gate z``, and what is made of them is left to ``add_parts_kernel``.
@@ -118,7 +118,6 @@ def map_gradient_kernel(
         o_m = tl.arange(0, BM)
         o_row = (first_token + i0) * num_heads + i_h + o_m.to(tl.int64) * num_heads
         b_pull = tl.load(p_pull + o_row, mask=i0 + o_m < n, other=0.0)
-        b_inverse = 1.0 / tl.load(p_rho + o_row, mask=i0 + o_m < n, other=1.0)
         if R2 > 0:
             p_dz2_rows = p_dz2 + (first_token * num_heads + i_h) * R2
             b_dz2 = gated_statistic(
@@ -174,7 +173,7 @@ def map_gradient_kernel(
                 b_dgate = b_dgate * b_softplus
                 b_dscale = b_dscale.to(p_planes.dtype.element_ty)
                 tl.store(p_tile + next_plane * 3, b_dscale)
-            b_dgate = (b_dgate - b_pull[:, None] * (b_gate * b_inverse[:, None])).to(p_planes.dtype.element_ty)
+            b_dgate = (b_dgate - b_pull[:, None] * b_gate).to(p_planes.dtype.element_ty)
             tl.store(p_tile + next_plane * 2, b_dgate)
         if ACTIVATED:
             b_a = tl.maximum(b_gate, 0.0, propagate_nan=tl.PropagateNan.ALL)

@@ -148,11 +148,11 @@ class BackwardPass:
         return max(1, tile.warps * tile.keys // tile.rows) if self._call.by_lag else tile.warps
 
     def _pull_of_norm(self, grad_o: Tensor, o: Tensor) -> Tensor:
-        """What flows back through ``rho``, ``[B, T, H]``: ``dg`` gets this times ``-g / rho``."""
+        """What flows back through ``rho``, ``[B, T, H]``: ``dg`` gets this times ``-g``. ``o`` is 0 where nothing does."""
         call = self._call
         if not (call.norm and self._needs.scores):
             return torch.zeros_like(call.rho)
-        return torch.where(call.rho > call.eps, (grad_o * o).sum(-1) / call.rho, 0)
+        return (grad_o * o).sum(-1) / call.rho / call.rho
 
     def _rows(self, shape: torch.Size, needed: bool, zero: bool = False) -> Tensor:
         """Memory for ``[B, T, ...]``, zero where no program writes; any tensor if it is not needed."""
@@ -223,7 +223,7 @@ class BackwardPass:
         scale2, down2 = scale_table(readout, 1.0, call), padded_table(readout.down, dtype, call.q)
         gated = {"GATED": routing.gate is not None, "GATE_GRADIENT": needs.routing.gate}
         map_gradient_kernel[(chunk.blocks, chunk.parts)](
-            call.q, call.k, scale1, up1, gate1, call.z1, scale2, down2, self._dz2, self._pull, call.rho,
+            call.q, call.k, scale1, up1, gate1, call.z1, scale2, down2, self._dz2, self._pull,
             self._planes, self._sums(chunk, self._dz1), self._dgate1, self._blocks, self._valid,
             *call.q.stride()[:3], *call.k.stride()[:3], *gate1.stride()[:3],
             *self._rows_of(chunk), chunk.tiles, chunk.span,

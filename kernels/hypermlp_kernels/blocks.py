@@ -13,7 +13,7 @@ from hypermlp_kernels.skew import high_float, low_float, pack, rotate
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
-# units of the two sums of squares (add_squares) and where the one of small numbers comes to its end
+# units of the two sums of squares (norm_of) and where the one of small numbers comes to its end
 SMALL = tl.constexpr(2.0**-40)
 LARGE = tl.constexpr(2.0**66)
 FULL = tl.constexpr(2.0**124)
@@ -195,19 +195,11 @@ def select(b_gate, b_scale, GLU: tl.constexpr, ASM: tl.constexpr):
 
 
 @triton.jit
-def add_squares(b_small, b_large, b_x):
-    """A tile's squares added to two sums over each row, in units for small and for large numbers.
-
-    Squares of one unit overflow, or vanish, long before the norm does; these two have norms from 2^-84 to 2^127.
-    """
-    b_up = b_x * (1.0 / SMALL)
-    b_down = b_x * (1.0 / LARGE)
-    return b_small + tl.sum(b_up * b_up, axis=1), b_large + tl.sum(b_down * b_down, axis=1)
-
-
-@triton.jit
 def norm_of(b_small, b_large):
-    """The norm from :func:`add_squares`. A NaN stays one."""
+    """A norm from the sums of the squares of ``x / SMALL`` and of ``x / LARGE``. A NaN stays one.
+
+    Squares in one unit overflow, or vanish, long before the norm does; these two have norms from 2^-84 to 2^127.
+    """
     return tl.where(b_small < FULL, tl.sqrt(b_small) * SMALL, tl.sqrt(b_large) * LARGE)
 
 

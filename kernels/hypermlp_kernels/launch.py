@@ -29,6 +29,7 @@ from hypermlp_kernels.call import (
     tile_options,
     unit_stride,
 )
+from hypermlp_kernels.launch_norms import extreme_norms
 from hypermlp_kernels.plan import Chunk, Tiles, Widths, chunks, modelled_clocks, slot_rows
 from hypermlp_kernels.readout import readout_kernel
 from hypermlp_kernels.rows import routing_statistic_kernel, selection_statistics_kernel
@@ -92,6 +93,7 @@ def forward(
     """
     q, k, v = (unit_stride(x) for x in (q, k, v))
     batch, length, heads = v.shape[:3]
+    q = _marked_queries(q, (routing_mix.gate, readout_mix.gate), heads)
     kept = None
     if attention_mask is not None or cu_seqlens is not None:
         kept = sequences(attention_mask, cu_seqlens, batch, length, q.device)
@@ -214,7 +216,14 @@ def _selection_statistics(call: Call) -> Callable[[_Stored | None], None]:
             **tile_options(tile),
         )  # fmt: skip
 
-    return lambda stored: run("selection_statistics", call, lambda tile: launch(tile, stored))
+    extreme = extreme_norms(call, scale, up)
+
+    def both(stored: _Stored | None) -> None:
+        run("selection_statistics", call, lambda tile: launch(tile, stored))
+        if call.norm:
+            extreme()
+
+    return both
 
 
 def _stored_readout(call: Call, o: Tensor) -> Callable[[_Stored], None]:
@@ -267,22 +276,24 @@ def _readout(call: Call, o: Tensor) -> None:
     run("readout", call, launch)
 
 
+def _nonfinite(x: Tensor, heads: int) -> Tensor:
+    """Which tokens of ``x`` ``[B, T, maps, width]`` hold a NaN or an infinity in a map of each head, ``[B, T, H]``."""
+    largest = torch.linalg.vector_norm(x, ord=float("inf"), dim=-1)
+    return (~torch.isfinite(largest)).view(*x.shape[:2], -1, heads).any(2)
+
+
+def _marked_queries(q: Tensor, gates: tuple[Tensor | None, Tensor | None], heads: int) -> Tensor:
+    """``q`` with NaN for every token whose query or gates hold a number that is not finite: it reaches the output."""
+    bad = _nonfinite(q, heads)
+    for gate in gates:
+        if gate is not None:
+            bad = bad | _nonfinite(gate, heads)
+    return q.masked_fill(bad.repeat(1, 1, q.shape[2] // heads)[..., None], float("nan"))
+
+
 def _count_nonfinite(call: Call) -> Tensor:
-    """``[B, T + 1, H]`` int32: twice the tokens before each that hold a NaN or an infinity in a head's keys or values.
-
-    1 more where a token's own query or gates do.
-    """
+    """``[B, T + 1, H]`` int32: how many tokens before each hold a NaN or an infinity in a head's keys or values."""
     batch, length, heads = call.sizes
-
-    def bad(x: Tensor) -> Tensor:
-        largest = torch.linalg.vector_norm(x, ord=float("inf"), dim=-1)
-        return (~torch.isfinite(largest)).view(batch, length, -1, heads).any(2)
-
     count = torch.zeros(batch, length + 1, heads, dtype=torch.int32, device=call.v.device)
-    count[:, 1:] = 2 * (bad(call.k) | bad(call.v)).cumsum(1, dtype=torch.int32)
-    own = bad(call.q)
-    for mix in (call.routing, call.readout):
-        if mix.gate is not None:
-            own = own | bad(mix.gate)
-    count[:, :-1] += own
+    count[:, 1:] = (_nonfinite(call.k, heads) | _nonfinite(call.v, heads)).cumsum(1, dtype=torch.int32)
     return count

@@ -70,6 +70,12 @@ def backward(
         kept = sequences(attention_mask, cu_seqlens, v.shape[0], v.shape[1], q.device)
     z1, rho, z2 = (_finite(x).contiguous() for x in statistics)
     rho = rho.masked_fill(marked[..., 0], 1)
+    if norm:
+        o = o.masked_fill((rho <= eps)[..., None], 0)
+    # rows of extreme size in a unit of their own: all but the queries' gradients stay as they are
+    unit = _units(rho, q.dtype)
+    q, z1 = (_by_unit(x, unit) for x in (q, z1))
+    rho, z2 = rho / unit, z2 / unit[..., None]
     call = Call(
         q, k, v, routing_mix, readout_mix, z1, rho, z2, glu, by_lag, causal, norm, eps,
         v.shape[1] if max_lag is None else max_lag, precision_of(q.dtype, allow_tf32), attention_mask, kept, None,
@@ -79,13 +85,32 @@ def backward(
         for choice in larger:
             # the kernels share a tile: where one of them does not fit, all start again with the next
             with suppress(triton.OutOfResources):
-                return BackwardPass(call, needs, choice, grad_o, o, scratch_bytes, span).run()
-        return BackwardPass(call, needs, smallest, grad_o, o, scratch_bytes, span).run()
+                return _in_unit(BackwardPass(call, needs, choice, grad_o, o, scratch_bytes, span).run(), unit)
+        return _in_unit(BackwardPass(call, needs, smallest, grad_o, o, scratch_bytes, span).run(), unit)
 
 
 def _finite(x: Tensor) -> Tensor:
     """Zeros in place of NaN and infinities: products meet hidden pairs too, and zero times NaN is NaN."""
     return torch.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _units(rho: Tensor, dtype: torch.dtype) -> Tensor:
+    """The power of two below ``rho`` where its square would overflow or vanish, else 1; float16 has no room for it."""
+    if dtype == torch.float16:
+        return torch.ones_like(rho)
+    unit = rho / (2 * torch.frexp(rho).mantissa)
+    return torch.where((rho < 2.0**-50) | (rho > 2.0**60), unit, 1)
+
+
+def _by_unit(x: Tensor, unit: Tensor) -> Tensor:
+    """``x`` ``[B, T, maps, width]`` with the gate maps, which come first, in the rows' units ``[B, T, heads]``."""
+    heads = unit.shape[2]
+    return torch.cat((x[:, :, :heads] / unit[..., None].to(x.dtype), x[:, :, heads:]), dim=2)
+
+
+def _in_unit(grads: tuple[Tensor | None, ...], unit: Tensor) -> tuple[Tensor | None, ...]:
+    dq, *others = grads
+    return (None if dq is None else _by_unit(dq, unit), *others)
 
 
 def _choices(call: Call, tile: BackwardTile | None) -> tuple[BackwardTile, ...]:

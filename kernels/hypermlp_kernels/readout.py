@@ -30,15 +30,14 @@ from hypermlp_kernels.visibility import hide
 def load_values(p_v, p_count, t, i_v, n, stride, num_heads, WIDTH: tl.constexpr, BN: tl.constexpr, BV: tl.constexpr):
     """``[BN, BV]``: a tile of values, channel block ``i_v``, zero for tokens that hold a NaN or an infinity.
 
-    A hidden key has weight zero, and zero times NaN is NaN. ``p_count`` has twice the number of such tokens before
-    each, and 1 more for one whose own query or gates hold one.
+    A hidden key has weight zero, and zero times NaN is NaN. ``p_count`` counts such tokens before each.
     """
     o_j = t * BN + tl.arange(0, BN)
     o_v = i_v * BV + tl.arange(0, BV)
     inside = (o_j >= 0) & (o_j < n)
     before = tl.load(p_count + o_j * num_heads, mask=inside, other=0)
     after = tl.load(p_count + (o_j + 1) * num_heads, mask=inside, other=0)
-    mask = (inside & (before // 2 == after // 2))[:, None]
+    mask = (inside & (before == after))[:, None]
     if WIDTH % BV != 0:
         mask = mask & (o_v < WIDTH)[None, :]
     p_first = p_v + tl.cast(t * BN, tl.int64) * stride
@@ -50,7 +49,7 @@ def store_output(
     b_o, p_o, p_count, i0, i_v, n, max_lag, num_heads,
     WIDTH: tl.constexpr, BY_LAG: tl.constexpr, CAUSAL: tl.constexpr, BM: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
-    """Store a block of output; a row that sees a number that is not finite becomes NaN (``p_count``: load_values)."""
+    """Store a block of output; a row that sees a value that is not finite becomes NaN."""
     o_m = tl.arange(0, BM)
     inside = i0 + o_m < n
     o_last = i0 + o_m + 1
@@ -59,11 +58,9 @@ def store_output(
         o_first = tl.maximum(o_last - max_lag, 0)
     if not CAUSAL:
         o_last = tl.zeros((BM,), tl.int32) + n
-    last = tl.load(p_count + o_last * num_heads, mask=inside, other=0)
-    first = tl.load(p_count + o_first * num_heads, mask=inside, other=0)
-    own = tl.load(p_count + (i0 + o_m) * num_heads, mask=inside, other=0)
-    seen_bad = (last // 2 > first // 2) | (own % 2 == 1)
-    b_o = tl.where(seen_bad[:, None], float("nan"), b_o)
+    seen_bad = tl.load(p_count + o_last * num_heads, mask=inside, other=0)
+    seen_bad = seen_bad - tl.load(p_count + o_first * num_heads, mask=inside, other=0)
+    b_o = tl.where((seen_bad > 0)[:, None], float("nan"), b_o)
     o_v = i_v * BV + tl.arange(0, BV)
     mask = inside[:, None] & (o_v < WIDTH)[None, :]
     p_first = p_o + i0.to(tl.int64) * num_heads * WIDTH

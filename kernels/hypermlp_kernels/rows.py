@@ -10,7 +10,6 @@ import triton.language as tl
 from hypermlp_kernels.blocks import (
     LN2,
     LOG2E,
-    add_squares,
     as_floats,
     gated_statistic,
     head_of,
@@ -19,7 +18,6 @@ from hypermlp_kernels.blocks import (
     load_rows,
     locate,
     mix,
-    norm_of,
     pick_group,
     score_columns,
     select,
@@ -162,8 +160,7 @@ def selection_statistics_kernel(
     b_index = rotation_index(b_anchor, BM, BN, ASM)
     b_last_gate = tl.zeros((BM, BN), tl.int32 if PACKED else ACC)
     b_last_scale = b_last_gate
-    b_small = tl.zeros((BM,), ACC)
-    b_large = b_small
+    b_square = tl.zeros((BM,), ACC)
     b_z = tl.zeros((BM, NG * BR2), ACC)
     for t in tl.range(t_first, t_stop, num_stages=STAGES):
         b_gate, b_scale, b_last_gate, b_last_scale = score_columns(
@@ -182,7 +179,7 @@ def selection_statistics_kernel(
             )  # fmt: skip
         b_gate, b_scale, _ = hide_all(b_gate, b_scale, b_gate, i0, t, n, max_lag, p_hole, BY_LAG, CAUSAL, HOLES, BM, BN)
         if NORM:
-            b_small, b_large = add_squares(b_small, b_large, b_gate)
+            b_square += tl.sum(b_gate * b_gate, axis=1)
         if R2 > 0 or SLOT > 0:
             b_a = select(b_gate, b_scale, GLU, ASM)
         if SLOT > 0:
@@ -195,7 +192,7 @@ def selection_statistics_kernel(
     o_row = ((first_token + i0) * num_heads + i_h) + o_m.to(tl.int64) * num_heads
     inside = i0 + o_m < n
     if NORM:
-        b_rho = norm_of(b_small, b_large)
+        b_rho = tl.sqrt(b_square)
         # a comparison that a NaN fails: it must reach the output
         tl.store(p_rho + o_row, tl.where(b_rho <= eps, eps, b_rho), mask=inside)
     if R2 > 0:

@@ -27,6 +27,7 @@ from hypermlp_kernels import (
     backward_rows,
     backward_tables,
     decode,
+    norms,
     short_conv,
 )
 from hypermlp_kernels.readout import readout_kernel
@@ -35,6 +36,7 @@ from hypermlp_kernels.stored import stored_readout_kernel
 
 KERNELS = (
     routing_statistic_kernel, selection_statistics_kernel, readout_kernel, stored_readout_kernel,
+    norms.extreme_norms_kernel,
     backward_rows.weight_gradient_kernel, backward_rows.readout_statistic_gradient_kernel,
     backward_maps.map_gradient_kernel, backward_tables.table_gradient_kernel,
     backward_keys.turn_kernel, backward_keys.key_product_kernel, backward_parts.add_parts_kernel,

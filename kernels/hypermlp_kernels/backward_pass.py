@@ -148,7 +148,7 @@ class BackwardPass:
         return max(1, tile.warps * tile.keys // tile.rows) if self._call.by_lag else tile.warps
 
     def _pull_of_norm(self, grad_o: Tensor, o: Tensor) -> Tensor:
-        """What flows back through ``rho``, ``[B, T, H]``: ``dg`` gets this times ``-g``. ``o`` is 0 where nothing does."""
+        """What flows back through ``rho``, ``[B, T, H]``: ``dg`` gets this times ``-g``; ``o`` is 0 if none does."""
         call = self._call
         if not (call.norm and self._needs.scores):
             return torch.zeros_like(call.rho)

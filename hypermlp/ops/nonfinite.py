@@ -50,7 +50,8 @@ def rows_that_see_nonfinite(x: OperatorArgs, start: Tensor, stop: Tensor) -> Ten
     for own in (x.q, x.routing_mix.gate, x.readout_mix.gate):
         if own is not None:
             seen = seen | _held(own, heads)
-    return seen
+    # a token of no sequence is padding, whatever it holds
+    return seen & (start < stop)[first:, None]
 
 
 def _held(x: Tensor, heads: int) -> Tensor:

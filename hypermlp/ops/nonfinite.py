@@ -51,7 +51,7 @@ def rows_that_see_nonfinite(x: OperatorArgs, start: Tensor, stop: Tensor) -> Ten
         if own is not None:
             seen = seen | _held(own, heads)
     # a token of no sequence is padding, whatever it holds
-    return seen & (start < stop)[first:, None]
+    return seen & (start < stop)[x.past :, None]
 
 
 def _held(x: Tensor, heads: int) -> Tensor:

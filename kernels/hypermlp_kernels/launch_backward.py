@@ -108,9 +108,8 @@ def _by_unit(x: Tensor, unit: Tensor) -> Tensor:
     return torch.cat((x[:, :, :heads] / unit[..., None].to(x.dtype), x[:, :, heads:]), dim=2)
 
 
-def _in_unit(grads: tuple[Tensor | None, ...], unit: Tensor) -> tuple[Tensor | None, ...]:
-    dq, *others = grads
-    return (None if dq is None else _by_unit(dq, unit), *others)
+def _in_unit(grads: Gradients, unit: Tensor) -> Gradients:
+    return grads if grads.q is None else grads._replace(q=_by_unit(grads.q, unit))
 
 
 def _choices(call: Call, tile: BackwardTile | None) -> tuple[BackwardTile, ...]:

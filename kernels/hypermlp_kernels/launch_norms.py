@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from hypermlp_kernels.call import Call, aligned, gate_of, holes, tile_options
+from hypermlp_kernels.call import Call, aligned, gate_of, holes, scale_mode, tile_options
 from hypermlp_kernels.norms import extreme_norms_kernel
 from hypermlp_kernels.tiles import Tile, pad_width
 
@@ -27,7 +27,7 @@ def extreme_norms(call: Call, scale: Tensor, up: Tensor) -> Callable[[], None]:
             *call.q.stride()[:3], *call.k.stride()[:3], *gate.stride()[:3],
             call.sizes[1], call.max_lag, num_blocks, call.sizes[2], call.q.shape[2], call.eps,
             **options, ALIGNED=aligned(call.q, call.k), R1=routing.rank, HOLES=call.attention_mask is not None,
-            SCALE1=routing.scale_mode, GATED1=routing.gate is not None, BR1=pad_width(routing.rank),
+            SCALE1=scale_mode(routing), GATED1=routing.gate is not None, BR1=pad_width(routing.rank),
             **tile_options(tile),
         )  # fmt: skip
 

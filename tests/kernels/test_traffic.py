@@ -40,7 +40,7 @@ def test_a_backward_is_counted_apart() -> None:
     assert count(linear, [x], list(linear.parameters())) == Traffic(products, 2 * products)
 
 
-@pytest.mark.parametrize(("backend", "expected"), [("auto", (13, 47)), ("triton", (2, 3))])
+@pytest.mark.parametrize(("backend", "expected"), [("chunked", (13, 47)), ("triton", (2, 3))])
 def test_what_the_readme_says_of_a_convolution(backend: str, expected: tuple[int, int]) -> None:
     """In passes over ``[B, T, D]``, forward and backward."""
     case = LayerCase(length=4096, hidden_size=1024, batch=4, dtype=torch.bfloat16)

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from hypermlp.ops import native
+
 _LANGUAGES = (".py", ".cpp", ".h")
 
 
@@ -29,6 +31,7 @@ def describe(device: str = "cpu") -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "triton": _installed("triton"),
+        "native": native.unavailable(torch.empty(0)) or "built",
         "hypermlp": __version__,
         "commit": _commit(),
         "sources": _sources(),

@@ -187,6 +187,7 @@ def _baseline(name: str, description: str, build: Callable[[LayerCase], Attentio
 
 
 ATTENTION_PROVIDERS = (
+    _ours("auto", "as it comes: the native path where there is a compiler"),
     _ours("chunked", "chunked path"),
     _ours("reference", "dense reference", peak_bytes=reference_bytes),
     _baseline("softmax", "softmax (SDPA), same hidden size", softmax),
@@ -196,5 +197,5 @@ ATTENTION_PROVIDERS = (
 # what a GPU is for: the fused kernels, and no dense maps
 LAYER_PROVIDERS_ON_GPU = (
     _ours("triton", "fused kernels"),
-    *(provider for provider in ATTENTION_PROVIDERS if provider.peak_bytes is None),
+    *(provider for provider in ATTENTION_PROVIDERS[1:] if provider.peak_bytes is None),
 )

@@ -120,6 +120,7 @@ def test_importing_the_library_loads_no_extra_and_touches_no_gpu():
     heavy = ["matplotlib", "transformers", "typer", "rich", "safetensors", "hypermlp_lab"]
     program = (
         "import sys, torch; before = set(sys.modules); import hypermlp; "
+        "assert 'torch._dynamo' not in sys.modules; "  # the compiler takes as long to load as PyTorch
         "layer = hypermlp.HyperGLU(16, max_lag=4); layer(torch.randn(1, 3, 16)); "
         "assert not torch.cuda.is_initialized(); "
         f"print(sorted((set(sys.modules) - before) & set({heavy!r})))"

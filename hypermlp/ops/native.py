@@ -25,15 +25,17 @@ _logger = logging.getLogger("hypermlp")
 
 def unavailable(q: Tensor) -> str | None:
     """Why the kernels cannot take ``q``, or None if they can. Builds them, the first time."""
-    reason: str | None = _unavailable(q.device.type, q.dtype)
-    return reason
+    return _unavailable(q.device.type, q.dtype)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _unavailable(device_type: str, dtype: torch.dtype) -> str | None:
     if device_type not in ("cpu", "meta"):
         return f"the kernels are for a CPU and the input is on {device_type}"
     return _why_not_built(torch.promote_types(dtype, torch.float32))
+
+
+# what torch.compiler.assume_constant_result sets; calling that would load the whole compiler with this module
+_unavailable._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @cache

@@ -146,7 +146,7 @@ def test_asking_times_every_candidate(monkeypatch: pytest.MonkeyPatch, within: b
             assert not TUNED.wanted
             searched = len(gpu.launches)
             report.call(48, **small)
-            assert len(gpu.launches) == searched + 3
+            assert len(gpu.launches) == searched + 4  # three kernels, and the norms of extreme rows
         assert searched > 6
         with virtual_gpu("sm_90") as gpu:
             report.call(17, **small)

@@ -49,6 +49,7 @@ def test_offloaded_equals_resident(offload: str, options: dict[str, Any], tmp_pa
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_native_hugging_face_model(offload: str, tied: bool, tmp_path: Path) -> None:
     pytest.importorskip("transformers")
+    from hypermlp.integrations.huggingface.names import CACHE_NAME
     from hypermlp.models.huggingface import HyperMLPConfig, HyperMLPForCausalLM
 
     torch.manual_seed(1)
@@ -62,8 +63,8 @@ def test_the_native_hugging_face_model(offload: str, tied: bool, tmp_path: Path)
     @torch.no_grad()
     def found() -> dict[str, Tensor]:
         first = model(ids[:, :7], use_cache=True)
-        cache = first.past_key_values
-        logits = [first.logits] + [model(token, past_key_values=cache).logits for token in ids[:, 7:].split(1, dim=1)]
+        cache = first[CACHE_NAME]
+        logits = [first.logits] + [model(token, cache=cache).logits for token in ids[:, 7:].split(1, dim=1)]
         made = model.generate(ids[:1], max_new_tokens=5, do_sample=False, pad_token_id=0)
         return {"whole": model(ids).logits, "steps": torch.cat(logits, dim=1), "generated": made}
 

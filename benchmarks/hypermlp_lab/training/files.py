@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,6 +23,10 @@ _REMEDIES = {
 }
 # of folders that some file systems do not sync, or that may be written but not read
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES)
+
+
+# how often the name of a lock's holder is looked for, and the seconds between
+_LOOKS, _PAUSE = 20, 0.05
 
 
 class FolderLock:
@@ -69,10 +74,13 @@ class FolderLock:
         self._lock.release()
 
     def _owner(self) -> str:
-        try:
-            return (self.folder / _OWNER).read_text(errors="replace") or "another process"
-        except OSError:
-            return "another process"
+        """Who holds the lock, given a moment to say so; what an earlier holder left may stand there until then."""
+        for _ in range(_LOOKS):
+            with suppress(OSError):
+                if owner := (self.folder / _OWNER).read_text(errors="replace"):
+                    return owner
+            time.sleep(_PAUSE)
+        return "another process"
 
 
 def make_folder(folder: Path) -> None:

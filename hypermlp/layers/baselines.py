@@ -40,13 +40,13 @@ class SoftmaxAttention(AttentionLayer):
 
     def attend_step(self, q: Tensor, gates: Gates, past: Past) -> Tensor:
         batch = q.shape[0]
-        keys, values = _joined(past, batch)
-        q = q.reshape(batch, keys.shape[1], 1, -1)
+        keys, values = _joined(past, batch, self.config.num_heads)
+        q = q.reshape(batch, self.config.num_heads, 1, self.config.qk_width)
         visible = None if past.valid is None else past.valid[:, None, None]
         return F.scaled_dot_product_attention(q, keys, values, attn_mask=visible).flatten(1)
 
     def attend_block(self, q: Tensor, gates: Gates, past: Past) -> Tensor:
-        keys, values = _joined(past, q.shape[0])
+        keys, values = _joined(past, q.shape[0], q.shape[2])
         count = keys.shape[2]
         visible = self._visible(count, past.valid, None, q.device)[:, :, count - q.shape[1] :]
         return F.scaled_dot_product_attention(q.transpose(1, 2), keys, values, attn_mask=visible).transpose(1, 2)
@@ -65,10 +65,10 @@ class SoftmaxAttention(AttentionLayer):
         return visible | torch.eye(length, dtype=torch.bool, device=device)
 
 
-def _joined(past: Past, batch: int) -> list[Tensor]:
+def _joined(past: Past, batch: int, heads: int) -> list[Tensor]:
     """Keys and values of all slots, ``[B, H, n, width]``: a copy only where they are in several segments."""
     joined = (part[0] if len(part) == 1 else torch.cat(list(part), dim=1) for part in (past.keys, past.values))
-    return [part.view(batch, -1, *part.shape[1:]) for part in joined]
+    return [part.view(batch, heads, *part.shape[1:]) for part in joined]
 
 
 class ReLUAttention(OperatorLayer, SoftmaxAttention):

@@ -65,7 +65,7 @@ def test_layers(mode, batch, length, mixer, causal):
     assert all(p.grad is None or not p.grad.any() for p in layer.parameters())
 
 
-@pytest.mark.parametrize("mixer", ["hyperglu", "hypermlp"])
+@pytest.mark.parametrize("mixer", ["hyperglu", "hypermlp", "relu", "softmax"])
 @torch.no_grad()
 def test_blocks_and_steps_after_a_cache_of_no_rows(mixer):
     layer = build_layer(HyperConfig(8, mixer=mixer, max_lag=9), layer_idx=0)

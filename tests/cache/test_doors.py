@@ -49,7 +49,7 @@ def test_crop_takes_integers_alone(wrong: object) -> None:
 
 
 def test_crop_takes_numpy_integers() -> None:
-    numpy = pytest.importorskip("numpy")
+    numpy = pytest.importorskip("numpy", reason="its integers are what is tried: an extra")
     cache = filled(make())
     cache.crop(numpy.int64(-2))
     assert cache.get_seq_length() == 3

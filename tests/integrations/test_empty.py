@@ -66,7 +66,11 @@ def test_nanogpt(mixer: Any, shape: tuple[int, int]) -> None:
 
 
 def test_timm() -> None:
-    timm = pytest.importorskip("tests.integrations.test_timm", exc_type=(ImportError, RuntimeError))
+    timm = pytest.importorskip(
+        "tests.integrations.test_timm",
+        reason="timm, or the torchvision that it needs, cannot be imported beside this torch",
+        exc_type=(ImportError, RuntimeError),
+    )
     pixels = torch.zeros(0, 3, 16, 16)
     model = timm.swapped()
     check(model, model(pixels), timm.stock()(pixels))

@@ -1,16 +1,29 @@
-// The operator's backward: its division into pieces, and the sums of their gradients.
+// The operator's backward: its division into pieces, and the order in which their sums are added.
 #include "backward_tile.h"
 
 namespace hypermlp {
 namespace {
+
+// What has been added to the gradients. Whoever waits waits for work that has begun, so that the wait ends.
+class Added {
+ public:
+  explicit Added(long count) : flags_(count) {
+    for (long i = 0; i < count; ++i) flags_.add(0);
+  }
+  void wait_for(long i) {
+    while (!flags_[i].load(std::memory_order_acquire)) sched_yield();
+  }
+  void note(long i) { flags_[i].store(1, std::memory_order_release); }
+
+ private:
+  Array<std::atomic<char>> flags_;
+};
 
 struct Plan {
   Sizes sizes;
   Pieces pieces;
   SharedKeys shared;
   Array<Tables> routing, readout;
-  Array<GroupSums> groups;  // [groups, heads]
-  Array<KeySums> key_sums;  // [pieces, heads]: of the pieces that are no whole sequence
   Array<BackwardSpace> spaces;
   Workspace space;
 
@@ -20,27 +33,16 @@ struct Plan {
         shared(call, pieces),
         routing(call.maps * call.heads),
         readout(call.heads),
-        groups(pieces.groups() * call.heads),
-        key_sums(pieces.count() * call.heads),
         spaces(workers(call)),
         space(memory) {
     for (long x = 0; x < call.maps * call.heads; ++x) routing.add(space, sizes.tables, sizes.rank1, true);
     for (long h = 0; h < call.heads; ++h) readout.add(space, sizes.tables, sizes.rank2, true);
-    for (long g = 0; g < pieces.groups(); ++g)
-      for (long h = 0; h < call.heads; ++h) groups.add(space, call, sizes, columns_of(call, g));
-    for (long p = 0; p < pieces.count(); ++p)
-      for (long h = 0; h < call.heads; ++h)
-        key_sums.add(space, call, sizes, pieces[p].whole ? 0 : tokens_of(call, pieces[p]));
     shared.take(space, sizes, true);
-    for (long w = 0; w < workers(call); ++w) spaces.add(space, call, sizes, pieces.any_whole() ? sizes.tokens : 0);
+    for (long w = 0; w < workers(call); ++w)
+      spaces.add(space, call, sizes, pieces.any_whole() ? sizes.tokens : 0, seen_tokens(call));
   }
 
- private:
-  // each has sums of its own, as large as the tables: few, where sequences are few and long
-  static long wanted_groups(const Call& call) {
-    return max((8 + call.heads - 1) / call.heads, min(call.num_sequences, 32));
-  }
-  static long workers(const Call& call) { return max(1, call.threads); }
+  long workers(const Call& call) const { return max(1, min(call.threads, pieces.groups() * call.heads)); }
 
   // columns that a group's pieces see
   long columns_of(const Call& call, long group) const {
@@ -52,9 +54,20 @@ struct Plan {
     }
     return round_up(most, BLOCK);
   }
-  static long tokens_of(const Call& call, const Piece& piece) {
-    const Layout layout(call, call.sequences[piece.sequence]);
-    return layout.last_key(piece.end) - layout.first_key(piece.begin);
+
+ private:
+  // each adds sums as large as the tables to the gradients: few, where sequences are few and long
+  static long wanted_groups(const Call& call) {
+    return max((8 + call.heads - 1) / call.heads, min(call.num_sequences, 32));
+  }
+  // keys that a piece sees, at most
+  long seen_tokens(const Call& call) const {
+    long most = 0;
+    for (long p = 0; p < pieces.count(); ++p) {
+      const Layout layout(call, call.sequences[pieces[p].sequence]);
+      most = max(most, layout.last_key(pieces[p].end) - layout.first_key(pieces[p].begin));
+    }
+    return most;
   }
 };
 
@@ -69,9 +82,11 @@ extern "C" int64_t hypermlp_backward_bytes(const Call* call) { return Plan(*call
 extern "C" void hypermlp_backward(Call* call) {
   Plan plan(*call, call->workspace);
   const Sizes& sizes = plan.sizes;
+  const Pieces& pieces = plan.pieces;
   const long maps = call->maps * call->heads, heads = call->heads;
   const long tables = maps + heads;
-  const long tasks[] = {tables + plan.shared.count(), plan.pieces.groups() * heads, tables + heads};
+  const long tasks[] = {tables + plan.shared.count(), pieces.groups() * heads};
+  Added keys_added(pieces.count() * heads), tables_added(tasks[1]);
 
   auto arrange = [&](long x) {
     if (x < maps)
@@ -83,37 +98,23 @@ extern "C" void hypermlp_backward(Call* call) {
   };
   auto run_group = [&](long task, long worker) {
     const long group = task / heads, head = task % heads;
-    GroupSums& into = plan.groups[task];
-    for (long m = 0; m <= call->maps; ++m) into.maps[m].clear();
     BackwardSpace& space = plan.spaces[worker];
-    for (long p = 0; p < plan.pieces.count(); ++p) {
-      const Piece& piece = plan.pieces[p];
+    space.tables.start(plan.columns_of(*call, group));
+    // the last piece first: the next group's first may wait for it
+    for (long p = pieces.count() - 1; p >= 0; --p) {
+      const Piece& piece = pieces[p];
       if (piece.group != group) continue;
       const Keys& keys = plan.shared.of(*call, sizes, piece, head, space.keys);
-      const KeySums& sums = piece.whole ? space.sums : plan.key_sums[p * heads + head];
-      Backward(*call, sizes, plan.routing.data(), plan.readout.data(), into, keys, space).run(piece, head, sums);
-      if (piece.whole) add_keys(*call, sizes, piece, head, sums);
+      Backward(*call, sizes, plan.routing.data(), plan.readout.data(), keys, space).run(piece, head);
+      if (p > 0 && pieces[p - 1].sequence == piece.sequence) keys_added.wait_for((p - 1) * heads + head);
+      add_keys(*call, sizes, piece, head, space.key_sums);
+      keys_added.note(p * heads + head);
     }
+    if (group > 0) tables_added.wait_for(task - heads);
+    space.tables.add_to(*call, sizes, head);
+    tables_added.note(task);
   };
-  // sums of the groups and pieces in their order
-  auto add_up = [&](long x) {
-    if (x >= tables) {
-      const long head = x - tables;
-      for (long p = 0; p < plan.pieces.count(); ++p)
-        if (!plan.pieces[p].whole) add_keys(*call, sizes, plan.pieces[p], head, plan.key_sums[p * heads + head]);
-      return;
-    }
-    const bool first = x < maps;
-    const MixGrads& grads = first ? call->d_routing : call->d_readout;
-    const long index = first ? x : x - maps, rank = first ? sizes.rank1 : sizes.rank2, lags = call->lags;
-    for (long g = 0; g < plan.pieces.groups(); ++g)
-      plan.groups[g * heads + index % heads].maps[first ? index / heads : call->maps].add_to(
-          sizes.tables, head_of(grads.diag, index, lags), head_of(grads.down, index, lags * rank),
-          head_of(grads.up, index, lags * rank));
-  };
-  auto run = [&](int phase, long task, long worker) {
-    phase == 0 ? arrange(task) : phase == 1 ? run_group(task, worker) : add_up(task);
-  };
-  Threads<3, decltype(run)>(tasks, run).start(min(call->threads, tasks[1]));
+  auto run = [&](int phase, long task, long worker) { phase == 0 ? arrange(task) : run_group(task, worker); };
+  Threads<2, decltype(run)>(tasks, run).start(plan.workers(*call));
   for (long w = 0; w < plan.spaces.count(); ++w) call->nonfinite |= plan.spaces[w].nonfinite;
 }

@@ -1,14 +1,12 @@
 // The gradients of one piece, tile by tile: each tile's maps are made again from the saved statistics.
 // docs/mathematics.md derives the equations. A gradient that was not asked for is not computed.
 #pragma once
+#include "backward_space.h"
 #include "maps.h"
 #include "norm.h"
 #include "softplus.h"
-#include "sums.h"
 
 namespace hypermlp {
-
-constexpr long KEYS_AT_ONCE = 48;  // of a map whose columns are copied side by side: its rows lie pages apart
 
 inline bool any(const MixGrads& grads) { return grads.diag || grads.down || grads.up || grads.gate; }
 
@@ -18,33 +16,6 @@ struct Needs {
       : keys(call.dk), scores(call.dq || call.dk || any(call.d_routing)), readout(scores || any(call.d_readout)) {}
 };
 
-struct BackwardSpace {  // of one worker
-  real *score[Keys::MAPS], *gate_map, *softplus, *slope, *a, *weights;
-  real *q, *z, *gate, *gated, *e, *grad_o, *finite_grad_o, *o, *turned, *out;
-  Keys keys;
-  KeySums sums;
-  bool nonfinite = false;
-
-  BackwardSpace(Workspace& space, const Call& call, const Sizes& sizes, long tokens)
-      : keys(space, sizes, tokens, true), sums(space, call, sizes, tokens) {
-    auto map = [&] { return space.take(Layout::map_size(sizes.columns), Layout::MARGIN); };
-    for (long m = 0; m < sizes.maps; ++m) score[m] = map();
-    gate_map = map(), a = map(), weights = map();
-    softplus = sizes.maps == 2 ? map() : nullptr;
-    slope = sizes.maps == 2 ? map() : nullptr;
-    q = space.take(TILE * sizes.qk_padded);
-    z = space.take(TILE * sizes.rank_padded);
-    gate = space.take(TILE * sizes.rank_padded);
-    gated = space.take(TILE * sizes.rank_padded);
-    e = space.take(TILE * sizes.rank_padded);
-    grad_o = space.take(TILE * sizes.v_padded);
-    finite_grad_o = space.take(TILE * sizes.v_padded);
-    o = space.take(TILE * sizes.v_padded);
-    turned = space.take(TILE * KEYS_AT_ONCE);
-    out = space.take(TILE * sizes.qk_padded);
-  }
-};
-
 // of a tile's rows: rho in the row's unit, and for its gradient the row sum of (grad_o / rho) o
 struct Norms {
   real rho[TILE], unit[TILE], pull[TILE];
@@ -52,29 +23,29 @@ struct Norms {
 
 class Backward {
  public:
-  Backward(const Call& call, const Sizes& sizes, const Tables* routing, const Tables* readout, const GroupSums& into,
-           const Keys& keys, BackwardSpace& space)
+  Backward(const Call& call, const Sizes& sizes, const Tables* routing, const Tables* readout, const Keys& keys,
+           BackwardSpace& space)
       : call_(call),
         sizes_(sizes),
         needs_(call),
         routing_(routing),
         readout_(readout),
-        into_(into),
         keys_(keys),
         s_(space) {}
 
-  void run(const Piece& piece, long head, const KeySums& sums) {
+  void run(const Piece& piece, long head) {
     const Sequence& sequence = call_.sequences[piece.sequence];
     const Layout layout(call_, sequence);
     first_key_ = layout.first_key(piece.begin);
     s_.nonfinite |= keys_.nonfinite;
-    sums.clear(sizes_);
+    s_.key_sums.clear(sizes_, layout.last_key(piece.end) - first_key_);
     for (long first = piece.begin; first < piece.end; first += TILE)
-      run_tile(Tile(layout, first, piece.end, Layout::pitch(sizes_.columns)), sequence, head, sums);
+      run_tile(Tile(layout, first, piece.end, Layout::pitch(sizes_.columns)), sequence, head);
   }
 
  private:
-  void run_tile(const Tile& t, const Sequence& s, long head, const KeySums& sums) {
+  void run_tile(const Tile& t, const Sequence& s, long head) {
+    const KeySums& sums = s_.key_sums;
     Norms norms;
     read_grad_o(t, s, head, norms);
     for (int m = 0; m < sizes_.maps; ++m) {
@@ -88,7 +59,7 @@ class Backward {
     if (sums.values) values_gradient(t, readout_[head], sums.values);
     if (!needs_.readout) return;
     weights_gradient(t);
-    mix_backward(t, s, call_.readout, readout_[head], into_.maps.data()[sizes_.maps], call_.heads, head, s_.a,
+    mix_backward(t, s, call_.readout, readout_[head], s_.tables.maps[sizes_.maps], call_.heads, head, s_.a,
                  s_.weights, call_.d_readout.gate);
     if (!needs_.scores) return;
     selection_backward(t, readout_[head], norms);
@@ -97,7 +68,7 @@ class Backward {
       const Tables& tables = routing_[index];
       real* y = m == 0 ? s_.weights : s_.slope;
       restore(t, s, call_.routing, tables, sizes_.maps * call_.heads, index, call_.z1);
-      mix_backward(t, s, call_.routing, tables, into_.maps.data()[m], sizes_.maps * call_.heads, index, s_.score[m], y,
+      mix_backward(t, s, call_.routing, tables, s_.tables.maps[m], sizes_.maps * call_.heads, index, s_.score[m], y,
                    call_.d_routing.gate);
       if (!call_.dq && !call_.dk) continue;
       scores_gradient(t, tables, y);
@@ -312,7 +283,6 @@ class Backward {
   const Sizes& sizes_;
   const Needs needs_;
   const Tables *routing_, *readout_;
-  const GroupSums& into_;
   const Keys& keys_;
   BackwardSpace& s_;
   long first_key_ = 0;

@@ -86,7 +86,8 @@ struct TableSums {
     down = wanted.down ? space.take(length * padded) : nullptr;
     up = wanted.up ? space.take(length * padded) : nullptr;
   }
-  void clear() const {
+  void start(long columns) {
+    length = columns;
     if (scale) zero(scale, length);
     if (down) zero(down, length * padded);
     if (up) zero(up, length * padded);

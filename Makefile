@@ -7,6 +7,7 @@ define INSTALL_TESTS
 $(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c $(@D)/constraints.txt -e ".[test]"
 touch $@
 endef
+CPP := $(wildcard kernels/hypermlp_kernels/native/*.h kernels/hypermlp_kernels/native/*.cpp)
 HF_TESTS := tests/integrations tests/models tests/distributed/test_heads_huggingface.py
 # old releases use of each other what is deprecated by now
 OLDEST := $(foreach kind,Deprecation PendingDeprecation Future,-W default::$(kind)Warning)
@@ -49,11 +50,13 @@ constraints: .venv-constraints/.ready
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(CPP)
 	$(BIN)/mypy
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP)
 
 bench: $(VENV)/.lab
 	$(BIN)/hypermlp bench attention --out benchmarks/results/attention-cpu.json --plot docs/pictures/attention-cpu.png

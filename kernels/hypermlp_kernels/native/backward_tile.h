@@ -25,13 +25,7 @@ class Backward {
  public:
   Backward(const Call& call, const Sizes& sizes, const Tables* routing, const Tables* readout, const Keys& keys,
            BackwardSpace& space)
-      : call_(call),
-        sizes_(sizes),
-        needs_(call),
-        routing_(routing),
-        readout_(readout),
-        keys_(keys),
-        s_(space) {}
+      : call_(call), sizes_(sizes), needs_(call), routing_(routing), readout_(readout), keys_(keys), s_(space) {}
 
   void run(const Piece& piece, long head) {
     const Sequence& sequence = call_.sequences[piece.sequence];
@@ -59,8 +53,8 @@ class Backward {
     if (sums.values) values_gradient(t, readout_[head], sums.values);
     if (!needs_.readout) return;
     weights_gradient(t);
-    mix_backward(t, s, call_.readout, readout_[head], s_.tables.maps[sizes_.maps], call_.heads, head, s_.a,
-                 s_.weights, call_.d_readout.gate);
+    mix_backward(t, s, call_.readout, readout_[head], s_.tables.maps[sizes_.maps], call_.heads, head, s_.a, s_.weights,
+                 call_.d_readout.gate);
     if (!needs_.scores) return;
     selection_backward(t, readout_[head], norms);
     for (int m = 0; m < sizes_.maps; ++m) {

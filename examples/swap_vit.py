@@ -6,7 +6,7 @@
 A small ViT of transformers learns scikit-learn's handwritten digits (1797 pictures of 8 x 8, which come with the
 package). Then its attention is swapped, the new layers started afresh or from the attention they
 replace, and all are tuned for the same few epochs, the softmax model too. At the end the tables of the
-swapped model are resized, and it reads the digits at another size. Needs transformers and scikit-learn:
+swapped model are resized, and it reads the digits at another size. Needs transformers 5.10 or later and scikit-learn:
 pip install "hypermlp[hf]" scikit-learn.
 """
 

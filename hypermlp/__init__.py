@@ -6,6 +6,7 @@ from hypermlp.cache import HyperCache
 from hypermlp.config import HyperConfig, MixConfig
 from hypermlp.layers import HyperGLU, HyperMLP, ReLUAttention, SoftmaxAttention, build_layer
 from hypermlp.ops import SequenceMix, hyper_attention
+from hypermlp.optim import ParameterGroups, parameter_groups
 
 if TYPE_CHECKING:
     from hypermlp.integrations import restore_attention, swap_attention
@@ -18,11 +19,13 @@ __all__ = [
     "HyperGLU",
     "HyperMLP",
     "MixConfig",
+    "ParameterGroups",
     "ReLUAttention",
     "SequenceMix",
     "SoftmaxAttention",
     "build_layer",
     "hyper_attention",
+    "parameter_groups",
     "restore_attention",
     "swap_attention",
 ]

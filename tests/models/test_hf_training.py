@@ -7,6 +7,7 @@ import logging
 import pytest
 import torch
 
+from hypermlp import parameter_groups
 from hypermlp.integrations.huggingface.names import CACHE_NAME
 from tests.hf_names import set_checkpointing
 from tests.models.families import ATTENTION, PAD, assert_same_weights, left_padded, tiny, tokens
@@ -96,6 +97,26 @@ def test_trainer(packed, tmp_path):
     assert_same_weights(again, model)
     ids = tokens(1, 5)
     torch.testing.assert_close(again.double()(ids).logits, model.eval().double()(ids).logits, **CLOSE)
+
+
+def test_trainer_decays_the_matrices_alone(tmp_path):
+    pytest.importorskip("accelerate", reason="Trainer needs accelerate")
+    model = tiny(dtype=torch.float32).train()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    # a step so small that the decay is all of it: a tenth of each weight
+    groups = parameter_groups(model, weight_decay=1e6)
+    settings = {"max_steps": 1, "use_cpu": True, "report_to": [], "disable_tqdm": True, "save_strategy": "no"}
+    Trainer(
+        model=model,
+        args=TrainingArguments(output_dir=str(tmp_path), lr_scheduler_type="constant", **settings),
+        train_dataset=[{"input_ids": tokens(1, 5)[0].tolist(), "labels": tokens(1, 5)[0].tolist()}] * 2,
+        optimizers=(torch.optim.AdamW(groups, lr=1e-7), None),
+    ).train()
+    kept = {id(p) for p in groups.others["params"]}
+    assert kept
+    for name, p in model.named_parameters():
+        expected = before[name] * (1.0 if id(p) in kept else 0.9)
+        torch.testing.assert_close(p.detach(), expected, rtol=0, atol=1e-6, msg=name)
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # of PEFT itself

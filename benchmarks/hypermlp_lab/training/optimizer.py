@@ -7,6 +7,7 @@ import math
 import torch
 from torch import nn
 
+from hypermlp import parameter_groups
 from hypermlp_lab.training.config import TrainingConfig
 
 _BETAS = (0.9, 0.95)
@@ -15,16 +16,8 @@ _FINAL_SHARE = 0.1
 
 
 def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW whose weight decay acts on the weights of linear layers only.
-
-    Lag tables, convolutions, norms, biases and embeddings are not decayed: zero is no natural
-    value for them (a convolution's current-token tap starts at one).
-    """
-    decayed = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
-    groups = [
-        {"params": [p for p in model.parameters() if id(p) in decayed], "weight_decay": config.weight_decay},
-        {"params": [p for p in model.parameters() if id(p) not in decayed], "weight_decay": 0.0},
-    ]
+    """AdamW whose weight decay acts on the weights of linear layers only, see :func:`hypermlp.parameter_groups`."""
+    groups = parameter_groups(model, weight_decay=config.weight_decay)
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.lr, betas=_BETAS, fused=True)
 
 

@@ -1,0 +1,111 @@
+"""Groups of parameters: what decays, what Muon may take, and that three ways of training use them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from hypermlp import HyperConfig, HyperGLU, parameter_groups, swap_attention
+from hypermlp.models import LanguageModel, LanguageModelConfig
+
+
+def names_of(model, groups):
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [{names[id(parameter)] for parameter in group["params"]} for group in groups]
+
+
+def language_model(tie):
+    return LanguageModel(LanguageModelConfig(11, 16, 1, HyperConfig(16, max_lag=8, bias=True), tie_embeddings=tie))
+
+
+@pytest.mark.parametrize("tie", [True, False])
+def test_each_parameter_is_in_one_group(tie):
+    model = language_model(tie)
+    groups = parameter_groups(model, weight_decay=0.3)
+    matrices, heads, others = names_of(model, groups)
+    assert len(matrices) + len(heads) + len(others) == len(list(model.parameters()))
+    assert matrices | heads | others == {name for name, _ in model.named_parameters()}
+    assert [group["weight_decay"] for group in groups] == [0.3, 0.3, 0.0]
+    assert {name.rpartition(".")[2] for name in matrices} == {"weight"}
+    assert heads == (set() if tie else {"head.weight"})
+    attention = "blocks.0.attention."
+    # two dimensions, and no matrices: taps and diagonals
+    for name in ("k_conv.weight", "v_conv.weight", "routing_mix.diag", "readout_mix.diag", "readout_mix.up"):
+        assert attention + name in others
+    assert {"embedding.weight", attention + "q_proj.bias"} <= others
+    assert {attention + "gate.proj.weight", attention + "o_proj.weight"} <= matrices
+
+
+def test_what_is_not_trained_is_in_none():
+    layer = HyperGLU(16, max_lag=4)
+    layer.q_proj.requires_grad_(False)
+    named = set().union(*names_of(layer, parameter_groups(layer)))
+    assert "q_proj.weight" not in named
+    assert "k_proj.weight" in named
+
+
+def test_a_weight_that_a_head_and_an_embedding_share_does_not_decay():
+    model = nn.ModuleDict({"embed": nn.Embedding(9, 4), "inner": nn.Linear(4, 4), "head": nn.Linear(4, 9, bias=False)})
+    assert names_of(model, parameter_groups(model)) == [
+        {"inner.weight"},
+        {"head.weight"},
+        {"inner.bias", "embed.weight"},
+    ]
+    model["head"].weight = model["embed"].weight
+    assert names_of(model, parameter_groups(model))[1] == set()
+    assert "embed.weight" in names_of(model, parameter_groups(model))[2]
+
+
+def test_further_heads():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3))
+    assert names_of(model, parameter_groups(model, heads=[model[1]]))[1] == {"1.weight"}
+    with pytest.raises(ValueError, match="no modules of Sequential"):
+        parameter_groups(model, heads=[nn.Linear(2, 2)])
+    with pytest.raises(TypeError, match="must be linear layers, got ReLU"):
+        parameter_groups(model, heads=[nn.ReLU()])
+
+
+@pytest.mark.parametrize("decay", [-0.1, float("nan")])
+def test_bad_decay(decay):
+    with pytest.raises(ValueError, match="at least 0"):
+        parameter_groups(nn.Linear(2, 2), weight_decay=decay)
+
+
+def test_parameters_in_place_of_a_model():
+    with pytest.raises(TypeError, match="not its parameters"):
+        parameter_groups(nn.Linear(2, 2).parameters())
+
+
+def test_a_swapped_gpt2():
+    transformers = pytest.importorskip("transformers", minversion="5.5", reason="needs the hf extra")
+    config = transformers.GPT2Config(n_layer=1, n_embd=16, n_head=2, vocab_size=50, n_positions=32)
+    model = transformers.GPT2LMHeadModel(config)
+    swap_attention(model, "hyperglu")
+    matrices, heads, others = names_of(model, parameter_groups(model))
+    assert "transformer.h.0.mlp.c_fc.weight" in matrices  # a Conv1D of theirs
+    assert {"transformer.wte.weight", "transformer.wpe.weight"} <= others
+    assert not heads
+    assert any(name.endswith("routing_mix.up") for name in others)
+
+
+def test_muon_and_adamw_train_together():
+    torch.manual_seed(0)
+    model = language_model(tie=False)
+    groups = parameter_groups(model)
+    optimizers = [
+        torch.optim.Muon([groups.matrices], lr=0.02),
+        torch.optim.AdamW([groups.heads, groups.others], lr=0.01),
+    ]
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    tokens = torch.randint(11, (2, 8))
+    losses = []
+    for _ in range(8):
+        loss = nn.functional.cross_entropy(model(tokens)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    assert all(not torch.equal(before[name], parameter) for name, parameter in model.named_parameters())

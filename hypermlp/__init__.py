@@ -10,6 +10,7 @@ from hypermlp.optim import ParameterGroups, parameter_groups
 
 if TYPE_CHECKING:
     from hypermlp.integrations import restore_attention, swap_attention
+    from hypermlp.models import extend_max_lag
 
 __version__ = "0.1.0"
 
@@ -24,6 +25,7 @@ __all__ = [
     "SequenceMix",
     "SoftmaxAttention",
     "build_layer",
+    "extend_max_lag",
     "hyper_attention",
     "parameter_groups",
     "restore_attention",
@@ -32,9 +34,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """``swap_attention`` and ``restore_attention``, loaded when they are first asked for."""
+    """What needs more than the layers, loaded when it is first asked for."""
     if name in ("restore_attention", "swap_attention"):
         from hypermlp import integrations
 
         return getattr(integrations, name)
+    if name == "extend_max_lag":
+        from hypermlp.models import extend_max_lag
+
+        return extend_max_lag
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

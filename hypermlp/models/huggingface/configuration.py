@@ -168,3 +168,11 @@ class HyperMLPConfig(PreTrainedConfig):
         """What the attention of layer ``layer_idx`` computes."""
         fields = self.attention[layer_idx] if isinstance(self.attention, list) else self.attention
         return HyperConfig(**fields)
+
+    def extend_max_lag(self, max_lag: int) -> None:
+        """Note that layers by lag know ``max_lag`` lags now: what :func:`hypermlp.extend_max_lag` calls."""
+        described = self.attention if isinstance(self.attention, list) else [self.attention]
+        for fields in described:
+            if fields["mixer"] in ("hyperglu", "hypermlp") and fields["layout"] == "lag":
+                fields["max_lag"] = max(fields["max_lag"], max_lag)
+        self.max_position_embeddings = max(self.max_position_embeddings, max_lag)

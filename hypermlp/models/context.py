@@ -1,0 +1,117 @@
+"""A longer context for a trained model: tables by lag get rows for lags that it has not seen."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from hypermlp.integrations.swap import note_changes
+from hypermlp.layers import HyperMLP
+from hypermlp.layers.sequence_mixing import LagMixing
+from hypermlp.models.language_model import LanguageModel
+
+Fill = Literal["identity", "continue"]
+
+# the share of the old rows whose mean goes on, so that no row's noise does
+_LAST = 8
+
+
+@torch.no_grad()
+def extend_max_lag(model: nn.Module, max_lag: int, *, fill: Fill = "identity") -> int:
+    """Give the lag tables of a model's hyper layers rows up to ``max_lag``, in place.
+
+    A layer with tables for ``L`` lags is a window over the last ``L`` tokens; afterwards each token reads ``max_lag``.
+    The rows of the first ``L`` lags stay as they are, so results are the same bit for bit where no token has more
+    than ``L`` before it, and wherever they were not, the newly seen tokens are what makes the difference.
+
+    Args:
+        model: a layer, a language model, a model of the Hugging Face family or a swapped one. Their configs follow.
+        max_lag: the new number of lags. Layers that know as many already are left alone, as are baselines and layers
+            by position.
+        fill: ``"identity"``: the new rows mix nothing, diagonal and tables are zero. ``"continue"``: each table goes
+            on as the mean of its last eighth.
+
+    Returns:
+        The number of layers extended. An error changes nothing.
+
+    Raises:
+        TypeError: ``max_lag`` is no integer.
+        ValueError: no hyper layer is by lag, all know at least ``max_lag`` lags, ``fill`` is unknown, or tables are
+            sharded.
+
+    Parameters become new objects: make the optimizer afterwards, and wrap and shard afterwards. A cache that is being
+    filled is of the old window and is refused: begin a new one. Time and memory of a cached token grow with the
+    window, parameters by ``heads * (max_lag - L) * (1 + 2 rank)`` for each mixing of each map.
+
+    Example:
+        >>> layer = HyperMLP(64, max_lag=128)
+        >>> extend_max_lag(layer, 512)
+        1
+        >>> layer.routing_mix.up.shape
+        torch.Size([2, 512, 16])
+    """
+    if not isinstance(max_lag, int) or isinstance(max_lag, bool):
+        raise TypeError(f"max_lag must be an integer, got {max_lag!r}")
+    if fill not in get_args(Fill):
+        raise ValueError(f"fill must be one of {get_args(Fill)}, got {fill!r}")
+    layers = [m for m in model.modules() if isinstance(m, HyperMLP) and m.config.layout == "lag"]
+    if not layers:
+        raise ValueError(f"no hyper layer of {type(model).__name__} is by lag: there is nothing to extend")
+    short = [layer for layer in layers if _lags(layer) < max_lag]
+    if not short:
+        raise ValueError(
+            f"max_lag must be more than the {min(map(_lags, layers))} lags that every layer knows, got {max_lag}"
+        )
+    mixes = {id(mix): mix for layer in short for mix in (layer.routing_mix, layer.readout_mix) if mix is not None}
+    if any(type(table).__name__ == "DTensor" for mix in mixes.values() for table in mix.parameters()):
+        raise ValueError("the tables are sharded (DTensor): extend before fully_shard or parallelize_module")
+    for mix in mixes.values():
+        _extend(mix, max_lag, fill)
+    for layer in short:
+        layer.config = replace(layer.config, max_lag=max_lag)
+    _note(model, max_lag)
+    return len(short)
+
+
+def _lags(layer: HyperMLP) -> int:
+    lags = layer.config.max_lag
+    assert lags is not None
+    return lags
+
+
+def _extend(mix: LagMixing, max_lag: int, fill: Fill) -> None:
+    for name in ("diag", "down", "up"):
+        table = getattr(mix, name)
+        if table is not None:
+            setattr(mix, name, nn.Parameter(_extended(table, max_lag, fill), requires_grad=table.requires_grad))
+    mix.max_lag = max_lag
+
+
+def _extended(table: Tensor, max_lag: int, fill: Fill) -> Tensor:
+    """``[heads, max_lag, ...]`` whose first rows are ``table``."""
+    heads, lags, *width = table.shape
+    more = table.new_zeros(heads, max_lag - lags, *width)
+    if fill == "continue":
+        more += table[:, -max(1, lags // _LAST) :].mean(1, keepdim=True)
+    return torch.cat((table, more), dim=1)
+
+
+def _note(model: nn.Module, max_lag: int) -> None:
+    """Let the configs that models are saved with say what the layers are now."""
+    note_changes(model)
+    family = sys.modules.get("hypermlp.models.huggingface.modeling")
+    configs: dict[int, Any] = {}
+    for module in model.modules():
+        if isinstance(module, LanguageModel):
+            attention = replace(module.config.attention, max_lag=max_lag)
+            context = module.config.context_length
+            context = None if context is None else max(context, max_lag)
+            module.config = replace(module.config, attention=attention, context_length=context)
+        elif family is not None and isinstance(module, family.HyperMLPPreTrainedModel):
+            configs[id(module.config)] = module.config
+    for config in configs.values():
+        config.extend_max_lag(max_lag)

@@ -1,0 +1,147 @@
+"""``extend_max_lag``: a longer context without a change to what was seen before."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hypermlp import HyperCache, HyperConfig, HyperGLU, HyperMLP, SoftmaxAttention
+from hypermlp.models import LanguageModel, LanguageModelConfig, extend_max_lag
+
+OLD, NEW, HIDDEN = 8, 19, 16
+FILLS = ["identity", "continue"]
+
+
+def layer(cls=HyperGLU, **options):
+    torch.manual_seed(0)
+    made = cls(HIDDEN, max_lag=OLD, mix_rank=3, dtype=torch.float64, **options)
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return made
+
+
+@pytest.mark.parametrize("fill", FILLS)
+@pytest.mark.parametrize("cls", [HyperGLU, HyperMLP])
+def test_what_fits_the_old_window_is_the_same(cls, fill):
+    made, x = layer(cls), torch.randn(2, NEW, HIDDEN, dtype=torch.float64)
+    short, long = made(x[:, :OLD]), made(x)
+    assert extend_max_lag(made, NEW, fill=fill) == 1
+    assert torch.equal(made(x[:, :OLD]), short)
+    after = made(x)
+    torch.testing.assert_close(after[:, :OLD], long[:, :OLD], rtol=0, atol=1e-12)
+    assert not torch.allclose(after[:, OLD:], long[:, OLD:])
+    assert made.config.max_lag == made.routing_mix.max_lag == made.readout_mix.max_lag == NEW
+
+
+def test_identity_rows_mix_nothing():
+    made = layer()
+    before = {name: p.detach().clone() for name, p in made.named_parameters()}
+    extend_max_lag(made, NEW)
+    for name, parameter in made.named_parameters():
+        old = before[name]
+        if "mix." not in name:
+            assert torch.equal(parameter, old)
+            continue
+        assert parameter.shape == (old.shape[0], NEW, *old.shape[2:])
+        assert torch.equal(parameter[:, :OLD], old)
+        assert not parameter[:, OLD:].any()
+
+
+def test_continued_rows_are_the_mean_of_the_last_eighth():
+    torch.manual_seed(0)
+    made = HyperMLP(HIDDEN, max_lag=32, mix_rank=2)
+    torch.nn.init.normal_(made.routing_mix.diag)
+    old = made.routing_mix.diag.detach().clone()
+    extend_max_lag(made, 40, fill="continue")
+    new = made.routing_mix.diag
+    assert torch.equal(new[:, :32], old)
+    torch.testing.assert_close(new[:, 32:], old[:, 28:32].mean(1, keepdim=True).expand(-1, 8))
+
+
+def test_new_rows_are_trained():
+    made = layer()
+    extend_max_lag(made, NEW)
+    made(torch.randn(1, NEW, HIDDEN, dtype=torch.float64)).square().sum().backward()
+    for table in (made.routing_mix.diag, made.routing_mix.up, made.routing_mix.down, made.readout_mix.diag):
+        assert table.grad[:, OLD:].any()
+
+
+def test_frozen_tables_stay_frozen():
+    made = layer().requires_grad_(False)
+    extend_max_lag(made, NEW)
+    assert not any(parameter.requires_grad for parameter in made.parameters())
+
+
+def language_model(**options):
+    torch.manual_seed(0)
+    attention = HyperConfig(HIDDEN, max_lag=OLD, mix_rank=2)
+    return LanguageModel(LanguageModelConfig(11, HIDDEN, 2, attention, **options), dtype=torch.float64).eval()
+
+
+def test_a_language_model_and_its_config():
+    model, tokens = language_model(context_length=OLD), torch.randint(11, (1, NEW))
+    before = model(tokens[:, :OLD])
+    assert extend_max_lag(model, NEW) == 2
+    assert model.config.attention.max_lag == model.config.context_length == NEW
+    assert torch.equal(model(tokens[:, :OLD]), before)
+    again = LanguageModel(model.config, dtype=torch.float64)
+    again.load_state_dict(model.state_dict())
+    torch.testing.assert_close(again(tokens), model(tokens), rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
+def test_cached_steps_see_the_new_window():
+    model, tokens = language_model(), torch.randint(11, (1, NEW + 4))
+    old_cache = HyperCache()
+    model(tokens[:, :3], cache=old_cache)
+    extend_max_lag(model, NEW)
+    cache = HyperCache()
+    steps = torch.cat([model(tokens[:, i : i + 1], cache=cache) for i in range(tokens.shape[1])], 1)
+    torch.testing.assert_close(steps, model(tokens), rtol=0, atol=1e-10)
+    with pytest.raises(ValueError, match="filled by another layer"):
+        model(tokens[:, 3:4], cache=old_cache)
+
+
+def test_native_family(tmp_path):
+    families = pytest.importorskip("tests.models.families", reason="needs the hf extra")
+    model, ids = families.tiny(), families.tokens(2, 30)
+    before = model(ids[:, :11]).logits
+    assert extend_max_lag(model, 25) == 2
+    torch.testing.assert_close(model(ids[:, :11]).logits, before, rtol=0, atol=1e-12)
+    assert model.config.attention_config(0).max_lag == 25
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path, dtype=torch.float64)
+    torch.testing.assert_close(again(ids).logits, model(ids).logits, rtol=0, atol=1e-10)
+    options = {"max_new_tokens": 6, "do_sample": False}
+    assert torch.equal(model.generate(ids, **options), model.generate(ids, use_cache=False, **options))
+
+
+def test_swapped_model(tmp_path):
+    transformers = pytest.importorskip("transformers", minversion="5.5", reason="needs the hf extra")
+    from hypermlp import swap_attention
+    from hypermlp.integrations.huggingface import from_pretrained
+
+    config = transformers.GPT2Config(n_layer=2, n_embd=16, n_head=2, vocab_size=50, n_positions=64)
+    model = transformers.GPT2LMHeadModel(config).double().eval()
+    swap_attention(model, "hyperglu", max_lag=OLD)
+    ids = torch.randint(50, (1, 30))
+    assert extend_max_lag(model, NEW) == 2
+    model.save_pretrained(tmp_path)
+    again = from_pretrained(tmp_path, dtype=torch.float64).eval()
+    torch.testing.assert_close(again(ids).logits, model(ids).logits, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("model", "max_lag", "options", "error", "match"),
+    [
+        (SoftmaxAttention(HIDDEN), 9, {}, ValueError, "nothing to extend"),
+        (HyperGLU(HIDDEN, max_lag=OLD, causal=False), 9, {}, ValueError, "nothing to extend"),
+        (HyperGLU(HIDDEN, max_lag=OLD), OLD, {}, ValueError, "more than the 8 lags"),
+        (HyperGLU(HIDDEN, max_lag=OLD), 4, {}, ValueError, "more than the 8 lags"),
+        (HyperGLU(HIDDEN, max_lag=OLD), 9.0, {}, TypeError, "integer"),
+        (HyperGLU(HIDDEN, max_lag=OLD), 9, {"fill": "zeros"}, ValueError, "identity"),
+    ],
+)
+def test_bad_input(model, max_lag, options, error, match):
+    with pytest.raises(error, match=match):
+        extend_max_lag(model, max_lag, **options)

@@ -41,6 +41,7 @@ FLOORS = (
     {"hypermlp_lab.bench"},
     {"hypermlp_lab.commands"},
     {"hypermlp_lab.cli", "hypermlp_lab.__init__"},
+    {"hypermlp.__main__"},
     {"benchmarks", "tools"},
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import shlex
 from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
@@ -16,7 +17,7 @@ from rich.progress import track
 from torch import Tensor
 
 from hypermlp.generation import stream as stream_tokens
-from hypermlp.models import LanguageModel
+from hypermlp.models import LanguageModel, LanguageModelConfig
 from hypermlp.ops.attention import Backend
 from hypermlp_lab.console import chosen_device, user_errors
 from hypermlp_lab.text import decode, encode
@@ -27,7 +28,7 @@ from hypermlp_lab.training.demo import Demo, printable, save_curves
 from hypermlp_lab.training.display import TrainingDisplay
 from hypermlp_lab.training.files import naming, read_json, replace_file
 from hypermlp_lab.training.memory import check_memory
-from hypermlp_lab.training.recipe import BYTE_VOCAB, byte_model
+from hypermlp_lab.training.recipe import BYTE_VOCAB, byte_model, match_parameters, parameter_count
 
 app = typer.Typer(
     help="HyperMLP and HyperGLU attention: train, compare and sample small language models.",
@@ -72,6 +73,9 @@ def train(
     max_lag: Annotated[
         int | None, typer.Option(help="Lags a layer reaches back over. Default: seq-len for hyper mixers.")
     ] = None,
+    match: Annotated[
+        str | None, typer.Option(help="Widen the MLPs to the parameters of a model with this mixer, as the demo does.")
+    ] = None,
     data: Data = None,
     device: Device = "auto",
     dtype: Dtype = "float32",
@@ -79,7 +83,10 @@ def train(
     seed: Seed = 0,
     out: Annotated[Path | None, typer.Option(help="Folder of the run. Default: runs/MIXER.")] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the newest checkpoint in --out, with its options.")
+        bool,
+        typer.Option(
+            "--resume", help="Go on from the newest checkpoint in --out, with its options; --steps may be more."
+        ),
     ] = False,
     fresh: Fresh = False,
 ) -> None:
@@ -89,7 +96,7 @@ def train(
     options: dict[str, Any] = {
         "mixer": mixer, "steps": steps, "seq_len": seq_len, "hidden_size": hidden_size, "layers": layers,
         "batch_size": batch_size, "lr": lr, "max_lag": max_lag, "data": None if data is None else str(data.resolve()),
-        "dtype": dtype, "seed": seed,
+        "dtype": dtype, "seed": seed, "match": match,
     }  # fmt: skip
     with user_errors():
         if resume and fresh:
@@ -99,7 +106,8 @@ def train(
         assert trainer.lock is not None
         with trainer.lock:
             if resume:
-                trainer.resume()
+                trainer.resume(longer=True)
+                _write_options(out, options)
             else:
                 _start(out, options, fresh)
             _train(trainer, options["mixer"], out, console)
@@ -193,13 +201,15 @@ def _train(trainer: Trainer, name: str, out: Path, console: Console) -> None:
         finished = trainer.run()
     if not finished:
         console.print(f"Stopped after step {trainer.progress.step}. Go on with:", highlight=False)
-        console.print(f"hypermlp train --resume --out {out}", highlight=False, markup=False, soft_wrap=True)
+        command = shlex.join(["hypermlp", "train", "--resume", "--out", str(out)])
+        console.print(command, highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(_INTERRUPTED)
     reports = [report.RunReport.of(name, trainer)]
     report.write_json(out / _REPORT, reports, data=trainer.corpus.name, device=str(trainer.device))
     console.print(report.table(reports))
     save_curves(out / _CURVES, reports, f"{name} on {trainer.corpus.name}", console)
-    console.print(f"Sample with: hypermlp generate {out}", highlight=False, markup=False, soft_wrap=True)
+    command = shlex.join(["hypermlp", "generate", str(out)])
+    console.print(f"Sample with: {command}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _print_stream(prompt_ids: Tensor, steps: Iterable[Tensor]) -> None:
@@ -214,17 +224,30 @@ def _build_trainer(options: dict[str, Any], out: Path, device: torch.device, bac
     config = TrainingConfig(
         **{name: options[name] for name in ("steps", "batch_size", "seq_len", "lr", "seed", "dtype")}
     )
-    model_config = byte_model(
-        options["mixer"],
-        hidden_size=options["hidden_size"],
-        num_layers=options["layers"],
-        seq_len=options["seq_len"],
-        max_lag=options["max_lag"],
-    )
+    model_config = _model_config(options)
     check_memory(model_config, config, device)
     corpus = load_corpus(options["data"])
     torch.manual_seed(config.seed)
     return Trainer(LanguageModel(model_config, backend=backend), corpus, config, out=out, device=device)
+
+
+def _model_config(options: dict[str, Any]) -> LanguageModelConfig:
+    """Of the model to train, as wide as the one to match."""
+    shape = {
+        "hidden_size": options["hidden_size"], "num_layers": options["layers"],
+        "seq_len": options["seq_len"], "max_lag": options["max_lag"],
+    }  # fmt: skip
+    own = byte_model(options["mixer"], **shape)
+    if options["match"] is None:
+        return own
+    other = byte_model(options["match"], **shape)
+    if parameter_count(own) > parameter_count(other):
+        raise ValueError(
+            f"--match {options['match']}: {options['mixer']} has {parameter_count(own):,} parameters and it has "
+            f"{parameter_count(other):,}, and a model is only widened: train {options['match']} with "
+            f"--match {options['mixer']}"
+        )
+    return match_parameters(own, other)[0]
 
 
 def _start(out: Path, options: dict[str, Any], fresh: bool) -> None:
@@ -238,20 +261,28 @@ def _start(out: Path, options: dict[str, Any], fresh: bool) -> None:
     for file in files:
         with naming(file, "cannot be deleted"):
             file.unlink(missing_ok=True)
+    _write_options(out, options)
+
+
+def _write_options(out: Path, options: dict[str, Any]) -> None:
     replace_file(out / _OPTIONS, (json.dumps(options, indent=2) + "\n").encode())
 
 
 def _saved_options(out: Path, options: dict[str, Any], context: typer.Context) -> dict[str, Any]:
-    """Options of the run in ``out``; those given again must agree."""
+    """Options of the run in ``out``; those given again must agree, but for more steps."""
     file = out / _OPTIONS
     if latest_checkpoint(out) is None or not file.is_file():
         raise ValueError(f"no training run to resume in {str(out)!r}: check --out, or leave --resume out")
-    saved = read_json(file)
+    saved = {"match": None} | read_json(file)  # older runs do not have it
     if saved.keys() != options.keys() or not isinstance(saved["mixer"], str):
         raise ValueError(f"{file} is not what a training run wrote: restore it, or start anew with --fresh")
     for name, value in options.items():
         source = context.get_parameter_source(name)
-        if source is not None and source.name != "DEFAULT" and value != saved[name]:
+        if source is None or source.name == "DEFAULT" or value == saved[name]:
+            continue
+        if name == "steps" and isinstance(saved[name], int) and value > saved[name]:
+            saved[name] = value
+        else:
             flag = "--" + name.replace("_", "-")
             raise ValueError(f"{flag} {value} differs from the run in {out}, which has {saved[name]}: leave it out")
     return saved

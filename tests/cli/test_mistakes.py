@@ -1,5 +1,7 @@
 import errno
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -104,3 +106,9 @@ def test_missing_extra_is_one_clear_line(monkeypatch):
     monkeypatch.setattr(cli, "find_spec", lambda name: None if name == "typer" else object())
     with pytest.raises(SystemExit, match=r'need typer: pip install "hypermlp\[lab\]"'):
         cli.main()
+
+
+def test_the_package_runs_as_the_command():
+    done = subprocess.run([sys.executable, "-m", "hypermlp", "--help"], capture_output=True, text=True, check=True)
+    assert "demo" in done.stdout
+    assert "python -m hypermlp" in done.stdout

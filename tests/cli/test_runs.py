@@ -199,3 +199,31 @@ def test_importing_the_library_needs_no_extra():
         "assert not found, found"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_finished_run_is_trained_longer(command, corpus, tmp_path):
+    out = tmp_path / "a run"
+    command("train", "--data", corpus, "--out", out, "--steps", 2, *TINY)
+    result = command("train", "--resume", "--out", out, "--steps", 5)
+    assert result.exit_code == 0, result.output
+    history = json.loads((out / "report.json").read_text())["models"][0]["history"]
+    assert [point["step"] for point in history][-1] == 5
+    assert json.loads((out / "options.json").read_text())["steps"] == 5
+    assert f"hypermlp generate '{out}'" in result.output  # a command to copy
+    fewer = command("train", "--resume", "--out", out, "--steps", 3)
+    assert fewer.exit_code == 2
+    assert "--steps 3 differs from the run" in fewer.output
+
+
+def test_a_model_is_widened_to_another(command, corpus, tmp_path):
+    arguments = ["--data", corpus, "--steps", 1, *TINY[2:], "--hidden-size", 64]
+    command("train", "--mixer", "hyperglu", "--out", tmp_path / "ours", *arguments)
+    result = command("train", "--mixer", "softmax", "--match", "hyperglu", "--out", tmp_path / "plain", *arguments)
+    assert result.exit_code == 0, result.output
+    ours, plain = (load_model(tmp_path / name).num_parameters() for name in ("ours", "plain"))
+    assert abs(ours - plain) <= 0.01 * ours
+    again = command("train", "--resume", "--steps", 2, "--out", tmp_path / "plain")
+    assert again.exit_code == 0, again.output
+    wrong = command("train", "--match", "softmax", "--out", tmp_path / "wrong", *arguments)
+    assert wrong.exit_code == 2
+    assert "train softmax with --match hyperglu" in wrong.output

@@ -102,8 +102,12 @@ class Trainer:
         tokens = self.progress.step * self.config.batch_size * self.config.seq_len
         return tokens / self.progress.seconds if self.progress.seconds else 0.0
 
-    def resume(self) -> bool:
+    def resume(self, *, longer: bool = False) -> bool:
         """Go back to the newest checkpoint in ``out``; False if there is none.
+
+        Args:
+            longer: let the checkpoint be of a run of fewer steps. The learning rate is then that of the longer run from
+                here on: higher than where a finished run ended.
 
         Raises:
             ValueError: it belongs to another model, data or training configuration, or does not load
@@ -113,7 +117,7 @@ class Trainer:
         if folder is None:
             return False
         model_config, identity = checkpoint.read_config(folder)
-        self._check_same(folder, {**model_config.to_dict(), **identity})
+        self._check_same(folder, {**model_config.to_dict(), **identity}, longer)
         weights = checkpoint.read_weights(folder, model_config)
         state = checkpoint.load_trainer_state(folder)
         with checkpoint.reading(folder / checkpoint.TRAINER):
@@ -239,10 +243,13 @@ class Trainer:
         if self.watcher is not None:
             self.watcher.on_evaluation(point)
 
-    def _check_same(self, folder: Path, saved: dict[str, Any]) -> None:
-        # device and checkpoint_every may change: they do not decide what is learnt
+    def _check_same(self, folder: Path, saved: dict[str, Any], longer: bool) -> None:
         own = {**self.model.config.to_dict(), **self._identity}
-        different = sorted(name for name in own if name != "checkpoint_every" and saved.get(name) != own[name])
+        # device and checkpoint_every may change: they do not decide what is learnt
+        free = {"checkpoint_every"}
+        if longer and isinstance(saved.get("steps"), int) and saved["steps"] < own["steps"]:
+            free.add("steps")
+        different = sorted(name for name in own if name not in free and saved.get(name) != own[name])
         if different:
             wanted = ", ".join(f"{name}={saved.get(name)!r}" for name in different if name != "corpus")
             remedy = f"resume with {wanted}" if wanted else "its text has changed since"

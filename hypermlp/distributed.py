@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from hypermlp.collectives import copied, summed
 from hypermlp.config import HyperConfig
 from hypermlp.layers import AttentionLayer
 from hypermlp.layers.sequence_mixing import LagMixing
@@ -116,6 +115,33 @@ def _gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
     return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
+class _Sum(torch.autograd.Function):
+    """The sum over the group, taken of the values or else of their gradient; the other of the two is left as it is."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup, of_values: bool) -> Tensor:
+        ctx.group, ctx.of_values = group, of_values
+        if not of_values:
+            return x.view_as(x)
+        total = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return _Sum.apply(grad, ctx.group, not ctx.of_values), None, None  # type: ignore[no-untyped-call]
+
+
+def _copied(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """``x``; its gradient is summed over ``group``: enters what differs by process."""
+    return cast(Tensor, _Sum.apply(x, group, False))  # type: ignore[no-untyped-call]
+
+
+def _summed(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """``x`` summed over ``group``; its gradient is left as it is: leaves what differs by process."""
+    return cast(Tensor, _Sum.apply(x, group, True))  # type: ignore[no-untyped-call]
+
+
 class _Group(NamedTuple):
     """The processes of a sharded layer. A copy of the layer, such as a moving average, shares them."""
 
@@ -136,7 +162,7 @@ class _SummedLinear(nn.Module):
         self.weight, self.bias, self.group = linear.weight, linear.bias, group
 
     def forward(self, x: Tensor) -> Tensor:
-        out = summed(F.linear(x, self.weight), self.group.processes)
+        out = _summed(F.linear(x, self.weight), self.group.processes)
         return out if self.bias is None else out + self.bias.to(out.dtype)  # autocast does not see a sum
 
     def reset_parameters(self) -> None:
@@ -159,7 +185,7 @@ class _CopiedConv(ShortConv):
 
     @property
     def taps(self) -> Tensor:
-        return copied(self.weight, self.group.processes)
+        return _copied(self.weight, self.group.processes)
 
 
 class _Cut(NamedTuple):
@@ -270,5 +296,5 @@ def _enter(
     x = args[0] if args else kwargs.get("hidden_states")
     if not isinstance(x, Tensor):  # the layer says what is wrong
         return args, kwargs
-    x = copied(x, group.processes)
+    x = _copied(x, group.processes)
     return ((x, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": x})

@@ -6,6 +6,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -63,6 +64,17 @@ def native_path() -> None:
     reason = native.unavailable(torch.empty(0))
     if reason is not None:
         pytest.skip(f"the native path is not there: {reason}")
+
+
+@pytest.fixture
+def text_folder(tmp_path: Path) -> Path:
+    """Forty small files to train on."""
+    folder = tmp_path / "text"
+    folder.mkdir()
+    for index in range(40):
+        lines = (f"line {number} of file {index}: {number * index % 97}\n" for number in range(20))
+        (folder / f"file{index}.txt").write_text("".join(lines))
+    return folder
 
 
 class _Deprecations(logging.Handler):

@@ -30,7 +30,7 @@ FLOORS = (
     {"hypermlp_kernels"},
     {"hypermlp.ops"},
     {"hypermlp.config"},
-    {"hypermlp.cache", "hypermlp.budget", "hypermlp.collectives", "hypermlp.optim"},
+    {"hypermlp.cache", "hypermlp.budget", "hypermlp.optim"},
     {"hypermlp.layers"},
     {"hypermlp.integrations", "hypermlp.distributed"},
     {"hypermlp.models"},

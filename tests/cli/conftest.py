@@ -10,16 +10,6 @@ TINY = ["--hidden-size", "16", "--layers", "1", "--seq-len", "32", "--batch-size
 
 
 @pytest.fixture
-def corpus(tmp_path):
-    folder = tmp_path / "text"
-    folder.mkdir()
-    for index in range(30):
-        lines = (f"def function_{number}(x):\n    return x + {number * index}\n" for number in range(20))
-        (folder / f"module{index}.py").write_text("".join(lines))
-    return str(folder)
-
-
-@pytest.fixture
 def command():
     app = cli.build_app()
 

@@ -10,9 +10,9 @@ from tests.cli.conftest import TINY
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"mixer": 5}', "\x00"])
-def test_options_that_cannot_be_read_are_named(command, corpus, tmp_path, text):
+def test_options_that_cannot_be_read_are_named(command, text_folder, tmp_path, text):
     out = tmp_path / "run"
-    command("train", "--data", corpus, "--out", out, "--steps", 1, *TINY)
+    command("train", "--data", text_folder, "--out", out, "--steps", 1, *TINY)
     (out / "options.json").write_text(text)
     result = command("train", "--resume", "--out", out)
     assert result.exit_code == 2
@@ -32,8 +32,8 @@ def test_options_that_cannot_be_read_are_named(command, corpus, tmp_path, text):
         (["--resume"], "no training run to resume"),
     ],
 )
-def test_mistakes_get_one_line(command, corpus, tmp_path, arguments, message):
-    result = command("train", "--data", corpus, *TINY, "--out", tmp_path / "run", *arguments)
+def test_mistakes_get_one_line(command, text_folder, tmp_path, arguments, message):
+    result = command("train", "--data", text_folder, *TINY, "--out", tmp_path / "run", *arguments)
     assert result.exit_code == 2
     assert message in result.output
     assert "Traceback" not in result.output
@@ -63,10 +63,10 @@ def test_mistakes_get_one_line(command, corpus, tmp_path, arguments, message):
     ],
 )
 @pytest.mark.parametrize("kind", ["train", "demo"])
-def test_sizes_and_devices_that_cannot_be(command, corpus, tmp_path, kind, arguments, message):
+def test_sizes_and_devices_that_cannot_be(command, text_folder, tmp_path, kind, arguments, message):
     if kind == "demo" and arguments[0] == "--max-lag":
         pytest.skip("no option of the demo")
-    result = command(kind, "--data", corpus, *TINY, "--out", tmp_path / "run", *arguments)
+    result = command(kind, "--data", text_folder, *TINY, "--out", tmp_path / "run", *arguments)
     assert result.exit_code == 2, result.output
     assert message in result.output
     assert len(result.output.strip().splitlines()) == 1
@@ -74,27 +74,27 @@ def test_sizes_and_devices_that_cannot_be(command, corpus, tmp_path, kind, argum
 
 
 @pytest.mark.parametrize("kind", ["train", "demo"])
-def test_places_that_cannot_be_written(command, corpus, tmp_path, kind):
+def test_places_that_cannot_be_written(command, text_folder, tmp_path, kind):
     (tmp_path / "file").write_text("notes")
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
-        result = command(kind, "--steps", 1, "--data", corpus, *TINY, "--out", out)
+        result = command(kind, "--steps", 1, "--data", text_folder, *TINY, "--out", out)
         assert result.exit_code == 2
         assert f"{out} cannot be made a folder" in result.output
         assert len(result.output.strip().splitlines()) == 1
     (tmp_path / "run" / "report.json").mkdir(parents=True)
-    result = command(kind, "--steps", 1, "--data", corpus, *TINY, "--out", tmp_path / "run", "--fresh")
+    result = command(kind, "--steps", 1, "--data", text_folder, *TINY, "--out", tmp_path / "run", "--fresh")
     assert result.exit_code == 2
     assert "report.json cannot be deleted" in result.output
 
 
 @pytest.mark.parametrize("kind", ["train", "demo"])
-def test_a_full_disk_is_one_line(command, corpus, tmp_path, monkeypatch, kind):
+def test_a_full_disk_is_one_line(command, text_folder, tmp_path, monkeypatch, kind):
     def full(handle):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     (tmp_path / "run" / "hyperglu").mkdir(parents=True)
     monkeypatch.setattr(os, "fsync", full)
-    result = command(kind, "--steps", 1, "--data", corpus, *TINY, "--out", tmp_path / "run")
+    result = command(kind, "--steps", 1, "--data", text_folder, *TINY, "--out", tmp_path / "run")
     assert result.exit_code == 2
     line = result.output.strip().splitlines()[-1]
     assert line.startswith("hypermlp: ")

@@ -27,9 +27,9 @@ def stop_after(monkeypatch, step):
     monkeypatch.setattr(Trainer, "step", stepping)
 
 
-def test_demo_end_to_end(command, corpus, tmp_path):
+def test_demo_end_to_end(command, text_folder, tmp_path):
     out = tmp_path / "demo"
-    result = command("demo", "--steps", 3, "--data", corpus, "--out", out, *TINY)
+    result = command("demo", "--steps", 3, "--data", text_folder, "--out", out, *TINY)
     assert result.exit_code == 0, result.output
     for word in ("HyperGLU", "softmax", "parameters", "bits per byte", "tokens/s", "peak memory", "goes on from"):
         assert word in result.output
@@ -46,8 +46,8 @@ def test_demo_end_to_end(command, corpus, tmp_path):
     assert load_model(out / "softmax").num_parameters() == second["parameters"]
 
 
-def test_interrupted_demo_goes_on_and_ends_as_a_whole_one(command, corpus, tmp_path, monkeypatch):
-    arguments = ["demo", "--steps", 3, "--data", corpus, *TINY]
+def test_interrupted_demo_goes_on_and_ends_as_a_whole_one(command, text_folder, tmp_path, monkeypatch):
+    arguments = ["demo", "--steps", 3, "--data", text_folder, *TINY]
     command(*arguments, "--out", tmp_path / "whole")
     with monkeypatch.context() as patch:
         stop_after(patch, 2)
@@ -67,9 +67,9 @@ def contents(folder):
     return {file: file.read_bytes() for file in folder.rglob("*") if file.is_file() and not file.name.startswith(".")}
 
 
-def test_a_demo_that_has_ended_shows_its_result_again(command, corpus, tmp_path, monkeypatch):
+def test_a_demo_that_has_ended_shows_its_result_again(command, text_folder, tmp_path, monkeypatch):
     out = tmp_path / "demo"
-    arguments = ["demo", "--steps", 2, "--data", corpus, "--out", out, *TINY]
+    arguments = ["demo", "--steps", 2, "--data", text_folder, "--out", out, *TINY]
     first = command(*arguments)
     before = contents(out)
     with monkeypatch.context() as patch:
@@ -87,9 +87,9 @@ def test_a_demo_that_has_ended_shows_its_result_again(command, corpus, tmp_path,
 
 
 @pytest.mark.parametrize("ended", [True, False])
-def test_a_demo_of_other_options_deletes_nothing_unasked(command, corpus, tmp_path, monkeypatch, ended):
+def test_a_demo_of_other_options_deletes_nothing_unasked(command, text_folder, tmp_path, monkeypatch, ended):
     out = tmp_path / "demo"
-    arguments = ["demo", "--data", corpus, "--out", out, *TINY]
+    arguments = ["demo", "--data", text_folder, "--out", out, *TINY]
     with monkeypatch.context() as patch:
         if not ended:
             stop_after(patch, 1)
@@ -105,9 +105,9 @@ def test_a_demo_of_other_options_deletes_nothing_unasked(command, corpus, tmp_pa
 
 
 @pytest.mark.parametrize("damage", ["config.json", "model.safetensors", "trainer.pt"])
-def test_a_demo_that_does_not_load_deletes_nothing(command, corpus, tmp_path, damage):
+def test_a_demo_that_does_not_load_deletes_nothing(command, text_folder, tmp_path, damage):
     out = tmp_path / "demo"
-    arguments = ["demo", "--steps", 2, "--data", corpus, "--out", out, *TINY]
+    arguments = ["demo", "--steps", 2, "--data", text_folder, "--out", out, *TINY]
     command(*arguments)
     file = out / "softmax" / "checkpoint-00000002" / damage
     file.write_bytes(b"not what it was")
@@ -121,24 +121,24 @@ def test_a_demo_that_does_not_load_deletes_nothing(command, corpus, tmp_path, da
 
 
 @pytest.mark.parametrize("name", ["report.json", "curves.png", "options.json"])
-def test_files_of_something_else_stay(command, corpus, tmp_path, name):
+def test_files_of_something_else_stay(command, text_folder, tmp_path, name):
     out = tmp_path / "mine"
     out.mkdir()
     (out / name).write_text("mine")
     for kind in ("demo", "train"):
         if (kind, name) == ("demo", "options.json"):
             continue
-        result = command(kind, "--steps", 1, "--data", corpus, "--out", out, *TINY)
+        result = command(kind, "--steps", 1, "--data", text_folder, "--out", out, *TINY)
         assert result.exit_code == 2
         assert f"{out / name} exists" in result.output
         assert "--fresh" in result.output
         assert (out / name).read_text() == "mine"
-    assert command("train", "--steps", 1, "--data", corpus, "--out", out, "--fresh", *TINY).exit_code == 0
+    assert command("train", "--steps", 1, "--data", text_folder, "--out", out, "--fresh", *TINY).exit_code == 0
 
 
-def test_train_over_a_run_needs_fresh(command, corpus, tmp_path):
+def test_train_over_a_run_needs_fresh(command, text_folder, tmp_path):
     out = tmp_path / "run"
-    arguments = ["train", "--data", corpus, "--out", out, *TINY]
+    arguments = ["train", "--data", text_folder, "--out", out, *TINY]
     assert command(*arguments, "--steps", 2).exit_code == 0
     before = contents(out)
     for more in ([], ["--resume", "--fresh"]):
@@ -154,17 +154,17 @@ def test_train_over_a_run_needs_fresh(command, corpus, tmp_path):
     assert json.loads((out / "options.json").read_text())["steps"] == 1
 
 
-def test_one_run_at_a_time_in_a_folder(command, corpus, tmp_path):
+def test_one_run_at_a_time_in_a_folder(command, text_folder, tmp_path):
     with FolderLock(tmp_path / "out"):
         for kind in ("demo", "train"):
-            result = command(kind, "--steps", 1, "--data", corpus, "--out", tmp_path / "out", *TINY)
+            result = command(kind, "--steps", 1, "--data", text_folder, "--out", tmp_path / "out", *TINY)
             assert result.exit_code == 2
             assert f"is being written by process {os.getpid()} on" in result.output
     assert contents(tmp_path / "out") == {}
 
 
-def test_train_interrupt_resume_generate(command, corpus, tmp_path, monkeypatch):
-    arguments = ["train", "--steps", 4, "--data", corpus, "--mixer", "hypermlp", *TINY]
+def test_train_interrupt_resume_generate(command, text_folder, tmp_path, monkeypatch):
+    arguments = ["train", "--steps", 4, "--data", text_folder, "--mixer", "hypermlp", *TINY]
     whole = tmp_path / "whole"
     assert command(*arguments, "--out", whole).exit_code == 0
     out = tmp_path / "run"

@@ -7,16 +7,6 @@ from hypermlp_lab.training.recipe import byte_model
 
 
 @pytest.fixture
-def text_folder(tmp_path):
-    folder = tmp_path / "text"
-    folder.mkdir()
-    for index in range(40):
-        lines = (f"line {number} of file {index}: {number * index % 97}\n" for number in range(20))
-        (folder / f"file{index}.txt").write_text("".join(lines))
-    return folder
-
-
-@pytest.fixture
 def new_trainer(text_folder):
     def build(out=None, mixer="hyperglu", **options):
         settings = {"steps": 6, "batch_size": 2, "seq_len": 16, "eval_windows": 4, "eval_every": 4, **options}

@@ -17,6 +17,7 @@ import torch
 pytest.importorskip("triton", reason="triton is not installed on this platform")
 sys.path.insert(0, str(Path(__file__).parents[1] / "interpreted"))
 
+import gradients
 from cases import CASES, TOLERANCE, Case, error
 
 from hypermlp_kernels import launch
@@ -42,10 +43,8 @@ elif not ON_GPU:
 
 def operator_case(case: Case, dtype: torch.dtype) -> tuple[OperatorCase, dict[str, Any]]:
     """The case as named tensors of ``dtype`` where the kernels run, and the arguments that carry no gradient."""
-    tensors = dict(zip("qkv", (case.q, case.k, case.v), strict=True))
-    for name, mix in zip(("routing", "readout"), case.mixes, strict=True):
-        fields = zip(("diag", "down", "up", "gate"), mix[:4], strict=True)
-        tensors |= {f"{name}.{field}": x for field, x in fields if x is not None}
+    tensors = dict(zip(gradients.NAMES, gradients.inputs(case), strict=True))
+    tensors = {name: x for name, x in tensors.items() if x is not None}
     has_tables = any(name.endswith(("diag", "down")) for name in tensors)
     options = {
         "selection": case.selection, "norm": case.norm, "eps": 1e-12, "causal": case.causal, "layout": case.layout,

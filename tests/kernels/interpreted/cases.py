@@ -13,6 +13,7 @@ from hypermlp.ops.reference import hyper_attention_reference
 from hypermlp.ops.varlen import Tokens, zero_padded
 from hypermlp_kernels import launch
 from hypermlp_kernels.tiles import KERNELS, Tile
+from tests.helpers import make_case
 
 
 @dataclass
@@ -40,32 +41,36 @@ class Case:
     tables: torch.dtype | None = None
 
     def __post_init__(self) -> None:
-        rng = torch.Generator().manual_seed(0)
-
-        def normal(*shape: int) -> torch.Tensor:
-            return torch.randn(*shape, generator=rng, dtype=torch.float64)
-
-        maps = self.H * (2 if self.selection == "glu" else 1)
         self.mask_tensor = None if self.mask is None else torch.tensor(self.mask, dtype=torch.bool)
         self.cu_seqlens = None if self.bounds is None else torch.tensor(self.bounds, dtype=torch.int32)
+        made = make_case(
+            batch=self.B, length=self.T, heads=self.H, qk=self.K, v=self.V, ranks=self.R, selection=self.selection,
+            norm=self.norm, causal=self.causal, layout=self.layout, max_lag=self.rows or self.T,
+            routing=self._parts(0), readout=self._parts(1),
+        )  # fmt: skip
         # views of wider tensors: strides that no kernel may take for granted
-        wide = (self.size * normal(self.B, self.T, maps, 2 * self.K)).to(self.dtype)
-        streams = [wide[..., : self.K], wide[..., self.K :]]
-        streams.append(normal(self.B, self.H, self.T, self.V).to(self.dtype).transpose(1, 2))
-        self.q, self.k, self.v = (zero_padded(x, self.mask_tensor) for x in streams)
+        q, k = (self.size * torch.cat([made.tensors[name] for name in "qk"], -1)).to(self.dtype).chunk(2, -1)
+        v = made.tensors["v"].to(self.dtype).transpose(1, 2).contiguous().transpose(1, 2)
+        self.q, self.k, self.v = (zero_padded(x, self.mask_tensor) for x in (q, k, v))
         if self.mask is None:
             assert not self.q.is_contiguous()
-        rows = self.rows or self.T
-        self.mixes = []
-        for heads, rank, diag, identity in zip((maps, self.H), self.R, self.diag, self.identity, strict=True):
-            tables = [0.1 * normal(heads, rows), *(0.2 * normal(heads, rows, rank) for _ in range(2))]
-            tables = [table.to(self.tables or self.dtype) for table in tables]
-            gate = zero_padded(torch.sigmoid(normal(self.B, self.T, heads, rank)).to(self.dtype), self.mask_tensor)
-            low_rank = (tables[1], tables[2], gate if self.gated else None) if rank else (None, None, None)
-            self.mixes.append(SequenceMix(tables[0] if diag else None, *low_rank, identity))
+        self.mixes = [self._small(mix) for mix in made.mixes()]
         has_tables = any(x is not None for mix in self.mixes for x in mix[:3])
-        self.max_lag = rows if has_tables else self.window
+        self.max_lag = (self.rows or self.T) if has_tables else self.window
         self.chosen = self.tile and dict.fromkeys(KERNELS, self.tile)
+
+    def _parts(self, index: int) -> tuple[str, ...]:
+        """Of the routing mixing, or of the readout mixing."""
+        low_rank = self.R[index] > 0
+        there = {"identity": self.identity[index], "diag": self.diag[index], "low_rank": low_rank, "gate": self.gated}
+        return tuple(name for name, present in there.items() if present)
+
+    def _small(self, mix: SequenceMix) -> SequenceMix:
+        """Tables that do not drown the identity, and gates between zero and one."""
+        dtype = self.tables or self.dtype
+        tables = (x if x is None else (by * x).to(dtype) for by, x in zip((0.2, 0.4, 0.4), mix.tables, strict=True))
+        gate = None if mix.gate is None else zero_padded(torch.sigmoid(mix.gate).to(self.dtype), self.mask_tensor)
+        return SequenceMix(*tables, gate, mix.identity)
 
     def to(self, device: str) -> "Case":
         """This case with its tensors on ``device``."""

@@ -9,21 +9,17 @@ from hypermlp import HyperGLU
 from hypermlp.ops import SequenceMix, hyper_attention
 from hypermlp.ops.library import PATHS
 from hypermlp_kernels import launch, launch_backward
+from tests.helpers import make_case
 
 repairs.repair()
 pytestmark = pytest.mark.skipif(not launch.interpreted(), reason="needs TRITON_INTERPRET=1 before triton is imported")
-T, H, K, V, R, L = 18, 1, 4, 4, 2, 20
+T, H, V, L = 18, 1, 4, 20
 
 
 def inputs(dtype: torch.dtype = torch.float64, batch: int = 1) -> list[torch.Tensor]:
     """q, k, v, then diag, down, up and gate of both mixings, all with gradients."""
-    rng = torch.Generator().manual_seed(0)
-    shapes = [(batch, T, 2 * H, K)] * 2 + [(batch, T, H, V)]
-    for heads in (2 * H, H):
-        shapes += [(heads, L), (heads, L, R), (heads, L, R), (batch, T, heads, R)]
-    return [
-        (0.5 * torch.randn(shape, generator=rng, dtype=torch.float64)).to(dtype).requires_grad_() for shape in shapes
-    ]
+    case = make_case(batch=batch, length=T, heads=H, qk=4, v=V, ranks=(2, 2), max_lag=L)
+    return [(0.5 * x).to(dtype).requires_grad_() for x in case.tensors.values()]
 
 
 def attend(tensors: list[torch.Tensor], backend: str = "triton", **options) -> torch.Tensor:

@@ -1,11 +1,13 @@
 """What every test shares: operator inputs, one way to evaluate them, and the two comparisons.
 
-To test a new path, add its name to ``BACKENDS``.
+To test a new path, add its name to ``BACKENDS``. The Triton kernels are among them in processes that interpret them,
+which ``tests/kernels/test_interpreted.py`` starts.
 """
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -18,7 +20,11 @@ from hypermlp.ops import SequenceMix, hyper_attention, tiling
 from hypermlp.ops.reference import hyper_attention_reference
 from hypermlp.ops.varlen import zero_padded
 
-BACKENDS = ["reference", "chunked", "native"]
+# triton reads it when it is imported
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+BACKENDS = ["reference", "triton"] if INTERPRETED else ["reference", "chunked", "native"]
+# of results in float64, where it is not that of assert_close: the kernels' softplus is a series
+RTOL = {"triton": 1e-7}
 STREAMS = ("q", "k", "v", "routing.gate", "readout.gate")  # [B, T, ...]; all else is a table
 FULL = ("identity", "diag", "low_rank", "gate")
 

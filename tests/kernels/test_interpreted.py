@@ -9,25 +9,35 @@ import pytest
 
 pytest.importorskip("triton", reason="triton is not installed on this platform")
 FOLDER = Path(__file__).parent / "interpreted"
+OPS = Path(__file__).parents[1] / "ops"
 
 
 @pytest.mark.parametrize("file", sorted(path.name for path in FOLDER.glob("check_*.py")))
 def test_in_the_interpreter(file: str) -> None:
-    check(file, "not slow", timeout=600)
+    check([FOLDER / file], "not slow", timeout=600)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("file", ["check_backward.py", "check_backward_parts.py"])
+@pytest.mark.parametrize(
+    "file", ["check_backward.py", "check_backward_parts.py", "check_extremes.py", "check_forward.py"]
+)
 def test_in_the_interpreter_thoroughly(file: str) -> None:
-    check(file, "slow", timeout=1800)
+    check([FOLDER / file], "slow", timeout=1800)
 
 
-def check(file: str, marked: str, timeout: float) -> None:
+def test_the_operator_in_the_tests_of_every_path() -> None:
+    """The kernels are a path like the others: small cases of the tests that take any."""
+    files = [OPS / name for name in ("test_definition.py", "test_empty.py", "test_bad_input.py")]
+    # two have a case each of their own: many tiles, and what their softplus makes of large scales
+    check(files, "not slow", 600, "-p", "repairs", "-k", "triton and not full_size and not large_scales")
+
+
+def check(files: list[Path], marked: str, timeout: float, *options: str) -> None:
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
+    environment["PYTHONPATH"] = os.pathsep.join([*(p for p in sys.path if p), str(FOLDER)])
     for name in [name for name in environment if name.startswith(("PYTEST_", "COV_"))]:
         del environment[name]
-    command = [sys.executable, "-m", "pytest", str(FOLDER / file), "-p", "no:cacheprovider", "-p", "no:xdist", "-x"]
-    command += ["-m", marked]
+    command = [sys.executable, "-m", "pytest", *map(str, files), "-p", "no:cacheprovider", "-p", "no:xdist", "-x"]
+    command += ["-m", marked, *options]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
     assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]

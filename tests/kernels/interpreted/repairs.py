@@ -65,3 +65,8 @@ def repair() -> None:
 
     InterpreterBuilder.create_dot, InterpreterBuilder.cast_impl = create_dot, cast_impl
     InterpreterBuilder.create_fp_trunc = cast_impl
+
+
+def pytest_configure() -> None:
+    """As a plugin of pytest (``-p repairs``), for tests that know nothing of the interpreter."""
+    repair()

@@ -8,6 +8,8 @@ $(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c $(@D)/con
 touch $@
 endef
 CPP := $(wildcard kernels/hypermlp_kernels/native/*.h kernels/hypermlp_kernels/native/*.cpp)
+# a worker that has nothing left takes tests from the other
+WORKERS := -n 2 --dist worksteal
 HF_TESTS := tests/integrations tests/models tests/distributed/test_heads_huggingface.py
 # old releases use of each other what is deprecated by now
 OLDEST := $(foreach kind,Deprecation PendingDeprecation Future,-W default::$(kind)Warning)
@@ -23,24 +25,24 @@ demo: $(VENV)/.lab
 	$(BIN)/hypermlp demo $(if $(STEPS),--steps $(STEPS)) $(if $(DATA),--data "$(DATA)") $(if $(FRESH),--fresh)
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest $(WORKERS)
 
 test-all: $(VENV)/.test
-	$(BIN)/python -m pytest -n 2 -m ""
+	$(BIN)/python -m pytest $(WORKERS) -m ""
 
 # other releases than those of constraints.txt, each in an environment of its own
 test-hf-newest: .venv-hf-newest/.ready
-	.venv-hf-newest/bin/python -m pytest -n 2 $(HF_TESTS)
+	.venv-hf-newest/bin/python -m pytest $(WORKERS) $(HF_TESTS)
 
 test-hf-oldest: .venv-hf-oldest/.ready
-	.venv-hf-oldest/bin/python -m pytest -n 2 $(OLDEST) $(HF_TESTS) tests/cli tests/test_examples.py
+	.venv-hf-oldest/bin/python -m pytest $(WORKERS) $(OLDEST) $(HF_TESTS) tests/cli tests/test_examples.py
 
 test-torch-newest: .venv-torch-newest/.ready
-	.venv-torch-newest/bin/python -m pytest -n 2
+	.venv-torch-newest/bin/python -m pytest $(WORKERS)
 
 # not torch.compile and torch.export, whose tracer is too old there
 test-torch-oldest: .venv-torch-oldest/.ready
-	.venv-torch-oldest/bin/python -m pytest -n 2 $(OLDEST) -k "not compil and not export" \
+	.venv-torch-oldest/bin/python -m pytest $(WORKERS) $(OLDEST) -k "not compil and not export" \
 		tests/cache tests/layers tests/ops tests/properties
 
 # the newest of all that constraints.in leaves open, for every Python and platform at once

@@ -20,6 +20,11 @@ from hypermlp.ops import native
 _device._device_constructors()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first, so that workers of pytest-xdist end at the same time."""
+    items.sort(key=lambda item: item.path.name != "test_interpreted.py")
+
+
 def _poisoned(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """``make``, whose floating-point result holds NaN when the library asks for it."""
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from hypermlp import HyperCache, HyperConfig, HyperGLU, HyperMLP, ReLUAttention, SoftmaxAttention
 from hypermlp.models import LanguageModel, LanguageModelConfig
 from hypermlp.ops import hyper_attention
+from tests.quick import some
 
 LAYERS = [HyperGLU, HyperMLP, ReLUAttention, SoftmaxAttention]
 OPTIONS: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -44,7 +45,7 @@ def dynamic(*names: str) -> dict[str, Any]:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-@pytest.mark.parametrize("name", [*OPTIONS, "LanguageModel"])
+@pytest.mark.parametrize("name", some([*OPTIONS, "LanguageModel"], quick=["HyperGLU", "SoftmaxAttention"]))
 def test_an_onnx_file_gives_the_same_at_other_lengths(name: str, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript", reason="torch.onnx.export(dynamo=True) needs onnxscript")
     runtime = pytest.importorskip("onnxruntime", reason="runs the file")

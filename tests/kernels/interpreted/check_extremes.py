@@ -3,52 +3,45 @@
 Not collected by name: ``tests/kernels/test_interpreted.py`` runs this file in a process of its own.
 """
 
+from typing import Any
+
 import pytest
 import repairs
 import torch
 from decode_cases import Decode
+from torch import Tensor
 
-from hypermlp.ops import SequenceMix, hyper_attention
 from hypermlp_kernels import launch
 from hypermlp_kernels.launch_decode import decode
+from tests.helpers import STREAMS, Case, evaluate, make_case
+from tests.quick import combinations, some
 
 repairs.repair()
 pytestmark = pytest.mark.skipif(not launch.interpreted(), reason="needs TRITON_INTERPRET=1 before triton is imported")
-T, H, K, V, R = 36, 1, 8, 8, 4
-NAMES = ("q", "k", "v", "diag1", "down1", "up1", "gate1", "diag2", "down2", "up2", "gate2")
-ALONG = ("q", "k", "v", "gate1", "gate2")
+T, H = 36, 1
 
 
-def inputs(selection: str, batch: int = 1, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
-    rng = torch.Generator().manual_seed(0)
-    maps = 2 * H if selection == "glu" else H
-    shapes = [(batch, T, maps, K)] * 2 + [(batch, T, H, V)]
-    for heads in (maps, H):
-        shapes += [(heads, T), (heads, T, R), (heads, T, R), (batch, T, heads, R)]
-    made = [(0.5 * torch.randn(shape, generator=rng, dtype=torch.float64)).to(dtype) for shape in shapes]
-    return dict(zip(NAMES, made, strict=True))
+def inputs(selection: str = "glu", **options: Any) -> Case:
+    sizes = {"length": T, "heads": H, "qk": 8, "v": 8, "ranks": (4, 4)}
+    return make_case(**sizes, selection=selection, dtype=torch.float32, **options)
 
 
-def outcome(tensors: dict[str, torch.Tensor], backend: str, rows: torch.Tensor | None = None, **options):
+def outcome(case: Case, backend: str, rows: Tensor | None = None) -> dict[str, Tensor]:
     """The output, and the gradients of a loss over ``rows`` ``[B, T]`` of it, all by default."""
-    leaves = {name: x.detach().clone().requires_grad_() for name, x in tensors.items()}
-    x = list(leaves.values())
-    o = hyper_attention(*x[:3], SequenceMix(*x[3:7]), SequenceMix(*x[7:]), backend=backend, **options)
-    weight = torch.randn(o.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(o)
+    v = case.tensors["v"]
+    weight = torch.randn(v.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(v)
     if rows is not None:
         weight = torch.where(rows[..., None, None], weight, 0)
-    o.backward(weight)
-    return {"output": o.detach()} | {name: leaf.grad for name, leaf in leaves.items()}
+    return evaluate(case, lambda c: c.run(backend), weight).named()
 
 
 @pytest.mark.parametrize("selection", ["relu", "glu"])
-@pytest.mark.parametrize("size", [1e-25, 1e-12, 1e10, 1e17, 1e19, 1e25, 1e30])
+@pytest.mark.parametrize("size", some([1e-25, 1e-12, 1e10, 1e17, 1e19, 1e25, 1e30], quick=[1e-25, 1e19, 1e30]))
 def test_scores_of_any_size_are_normalised(selection: str, size: float) -> None:
     """Of glu the gates: the product with a scale map as large is beyond float32, which the kernels keep it in."""
-    tensors = inputs(selection)
-    tensors["q"][:, :, :H] *= size
-    exact = outcome({name: x.double() for name, x in tensors.items()}, "reference", selection=selection, eps=1e-37)
-    found = outcome(tensors, "triton", selection=selection, eps=1e-37)
+    case = inputs(selection, eps=1e-37)
+    case.tensors["q"][:, :, :H] *= size
+    exact, found = outcome(case.map(Tensor.double), "reference"), outcome(case, "triton")
     for name, x in exact.items():
         assert (found[name].double() - x).abs().max() < 3e-4 * x.abs().max(), name
 
@@ -65,41 +58,46 @@ def test_single_tokens_normalise_scores_of_any_size(size: float, splits: int) ->
     assert (found.double() - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
-VALUES = {"large": 300.0, "nan": float("nan"), "inf": float("inf"), "-inf": -float("inf")}
+OPTIONS = {"glu": {}, "position": {"layout": "position"}, "relu": {"selection": "relu", "norm": False}}
+LATER = combinations(
+    OPTIONS, ["300", "nan", "inf", "-inf"],
+    quick=lambda name, value: value in {"glu": ("300", "nan", "inf"), "position": ("nan",), "relu": ("-inf",)}[name],
+)  # fmt: skip
 
 
-@pytest.mark.parametrize("value", VALUES.values(), ids=VALUES)
-@pytest.mark.parametrize("options", [{}, {"layout": "position"}, {"selection": "relu", "norm": False}], ids=str)
-def test_what_a_later_token_holds_changes_no_bit(value: float, options: dict) -> None:
+@pytest.mark.parametrize(("name", "value"), LATER)
+def test_what_a_later_token_holds_changes_no_bit(name: str, value: str) -> None:
     """Of earlier rows, of the other batch row, and of the gradients of a loss over them."""
-    at, options = 21, {"selection": "glu", **options}
-    tensors = inputs(options["selection"], batch=2)
+    at, case = 21, inputs(**OPTIONS[name], batch=2)
     rows = torch.ones(2, T, dtype=torch.bool)
     rows[0, at:] = False
-    other = {name: x.clone() for name, x in tensors.items()}
-    for name in ALONG:
-        other[name][0, at] = value
-    found, expected = outcome(other, "triton", rows, **options), outcome(tensors, "triton", rows, **options)
+    other = case.map(Tensor.clone)
+    for stream in STREAMS:
+        other.tensors[stream][0, at] = float(value)
+    found, expected = outcome(other, "triton", rows), outcome(case, "triton", rows)
     for name, x in expected.items():
         keep = rows if name == "output" else slice(None)
         assert torch.equal(found[name][keep], x[keep]), name
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("stream", ALONG)
-@pytest.mark.parametrize("options", [{}, {"selection": "relu", "norm": False}], ids=str)
-def test_rows_that_see_a_number_that_is_not_finite_are_nan(value: float, stream: str, options: dict) -> None:
-    at, options = 21, {"selection": "glu", **options}
-    tensors = inputs(options["selection"])
-    tensors[stream][0, at, :, 1] = value
-    found = outcome(tensors, "triton", **options)
+# each stream with each selection, each value with each selection
+SEEN = combinations(
+    ["glu", "relu"], STREAMS, ["nan", "inf", "-inf"],
+    quick=lambda name, stream, value: value == {"glu": "nan", "relu": "inf"}[name] or (stream, value) == ("k", "-inf"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "stream", "value"), SEEN)
+def test_rows_that_see_a_number_that_is_not_finite_are_nan(name: str, stream: str, value: str) -> None:
+    at, case = 21, inputs(**OPTIONS[name])
+    case.tensors[stream][0, at, :, 1] = float(value)
+    found = outcome(case, "triton")
     sees = torch.arange(T) >= at if stream in ("k", "v") else torch.arange(T) == at
     assert torch.equal(found["output"].isnan().flatten(2).all(-1)[0], sees)
     assert torch.equal(found["output"].isnan().flatten(2).any(-1)[0], sees)
-    expected = outcome(tensors, "reference", **options)
-    for name in NAMES:
-        if name != "output":
-            assert (found[name] - expected[name]).abs().max() <= 1e-3 * expected[name].abs().max(), name
+    for gradient, expected in outcome(case, "reference").items():
+        if gradient != "output":
+            assert (found[gradient] - expected).abs().max() <= 1e-3 * expected.abs().max(), gradient
 
 
 @pytest.mark.filterwarnings("ignore:invalid value")

@@ -56,6 +56,7 @@ def test_swap_gpt2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert (tmp_path / "swapped" / "model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_swap_vit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("transformers", minversion="5.10", reason="ViT is built otherwise before")
     pytest.importorskip("sklearn", reason="needs scikit-learn, which has the pictures")

@@ -14,6 +14,7 @@ from virtual_gpu import SHARED_MEMORY, virtual_gpu
 from hypermlp_kernels import launch
 from hypermlp_kernels.arguments import SequenceMix
 from hypermlp_kernels.tiles import KERNELS, Design, Precision, Tile, tiles
+from tests.quick import some
 
 pytestmark = pytest.mark.skipif(launch.interpreted(), reason="TRITON_INTERPRET is set: nothing is compiled")
 STATISTICS = ["routing_statistic_kernel", "selection_statistics_kernel", "extreme_norms_kernel"]
@@ -26,7 +27,7 @@ SMALL = dict.fromkeys(KERNELS, Tile(16, 16, 16, 1, 1))
 
 @recorded
 @pytest.mark.parametrize("design", report.DESIGNS)
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("arch", some(["sm_80", "sm_90"], quick=["sm_90"]))
 def test_preferred_tiles_keep_to_their_allowance(arch: str, design: Design) -> None:
     for tile, used in report.report(arch, "glu bf16", preferred_only=True, design=design):
         assert not report.complaints(arch, "glu bf16", tile, used)

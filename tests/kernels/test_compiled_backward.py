@@ -15,6 +15,7 @@ from virtual_gpu import SHARED_MEMORY, virtual_gpu
 from hypermlp_kernels import launch, launch_backward
 from hypermlp_kernels.arguments import MixNeeds, Needs, SequenceMix
 from hypermlp_kernels.backward_tiles import BackwardTile, backward_tiles
+from tests.quick import some
 
 pytestmark = pytest.mark.skipif(launch.interpreted(), reason="TRITON_INTERPRET is set: nothing is compiled")
 recorded = pytest.mark.skipif(
@@ -30,7 +31,7 @@ SPLIT_ORDER = [*ORDER[:2], *ADD, ORDER[2], *ADD, *ORDER[3:8], *ADD, ORDER[8]]
 
 
 @recorded
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("arch", some(["sm_80", "sm_90"], quick=["sm_90"]))
 def test_preferred_tiles_keep_to_their_allowance(arch: str) -> None:
     for tile, used in report_backward.report(arch, "glu bf16", preferred_only=True):
         assert not report_backward.complaints(arch, "glu bf16", tile, used)

@@ -13,6 +13,7 @@ from virtual_gpu import SHARED_MEMORY, virtual_gpu
 
 from hypermlp_kernels import launch, launch_decode
 from hypermlp_kernels.arguments import SequenceMix
+from tests.quick import some
 
 pytestmark = pytest.mark.skipif(launch.interpreted(), reason="TRITON_INTERPRET is set: nothing is compiled")
 recorded = pytest.mark.skipif(
@@ -22,7 +23,7 @@ ALL = [f"decode_{phase}_kernel" for phase in ("scores", "selection", "readout", 
 
 
 @recorded
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("arch", some(["sm_80", "sm_90"], quick=["sm_90"]))
 @pytest.mark.parametrize(
     "name",
     [

@@ -15,6 +15,7 @@ from virtual_gpu import virtual_gpu
 from hypermlp.ops.short_conv import short_conv
 from hypermlp.ops.varlen import sequence_starts, sequence_stops
 from hypermlp_kernels import launch, launch_short_conv
+from tests.quick import some
 
 pytestmark = pytest.mark.skipif(launch.interpreted(), reason="TRITON_INTERPRET is set: nothing is compiled")
 recorded = pytest.mark.skipif(
@@ -24,7 +25,7 @@ BOTH = ["short_conv_kernel", "short_conv_backward_kernel"]
 
 
 @recorded
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("arch", some(["sm_80", "sm_90"], quick=["sm_90"]))
 @pytest.mark.parametrize(
     "name",
     [

@@ -21,7 +21,7 @@ TILE = BackwardTile(32, 16, 32, 16, 16, 1, 1)
 NARROW = {"K": 4, "V": 4, "R": (2, 2)}
 # by how many tiles of 16 keys there are to a part; 40 tokens are three tiles, of which the first rows have two
 ALSO = (
-    "T1", "T2", "T15", "T17", "window1", "four-groups", "position", "bidirectional-relu", "holes", "packed-masked",
+    "T1", "T2", "T15", "T17", "window1", "position", "bidirectional-relu", "holes", "packed-masked",
     "float32-relu", "bfloat16-relu",
 )  # fmt: skip
 SPLIT = {

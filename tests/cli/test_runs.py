@@ -201,9 +201,9 @@ def test_importing_the_library_needs_no_extra():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_a_finished_run_is_trained_longer(command, corpus, tmp_path):
+def test_a_finished_run_is_trained_longer(command, text_folder, tmp_path):
     out = tmp_path / "a run"
-    command("train", "--data", corpus, "--out", out, "--steps", 2, *TINY)
+    command("train", "--data", text_folder, "--out", out, "--steps", 2, *TINY)
     result = command("train", "--resume", "--out", out, "--steps", 5)
     assert result.exit_code == 0, result.output
     history = json.loads((out / "report.json").read_text())["models"][0]["history"]
@@ -215,8 +215,8 @@ def test_a_finished_run_is_trained_longer(command, corpus, tmp_path):
     assert "--steps 3 differs from the run" in fewer.output
 
 
-def test_a_model_is_widened_to_another(command, corpus, tmp_path):
-    arguments = ["--data", corpus, "--steps", 1, *TINY[2:], "--hidden-size", 64]
+def test_a_model_is_widened_to_another(command, text_folder, tmp_path):
+    arguments = ["--data", text_folder, "--steps", 1, *TINY[2:], "--hidden-size", 64]
     command("train", "--mixer", "hyperglu", "--out", tmp_path / "ours", *arguments)
     result = command("train", "--mixer", "softmax", "--match", "hyperglu", "--out", tmp_path / "plain", *arguments)
     assert result.exit_code == 0, result.output

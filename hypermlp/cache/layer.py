@@ -79,8 +79,6 @@ class LayerCache:
 
     def check(self, q: Tensor, new: int) -> None:
         """Whether ``new`` tokens with queries ``[B, ...]`` may follow; an error changes nothing."""
-        if torch.is_grad_enabled() and q.requires_grad:
-            raise RuntimeError("cache= is for inference: call under torch.no_grad() or torch.inference_mode()")
         limit = self._limit
         if limit is not None and self.length + new > limit:
             raise ValueError(

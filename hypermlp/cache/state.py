@@ -12,6 +12,12 @@ from hypermlp.cache.spec import CacheSpec
 _INTEGERS = (torch.int64, torch.int32)
 
 
+def refuse_gradients(q: Tensor) -> None:
+    """RuntimeError where the tokens with queries ``q`` would be taken in and differentiated."""
+    if torch.is_grad_enabled() and q.requires_grad:
+        raise RuntimeError("cache= is for inference: call under torch.no_grad() or torch.inference_mode()")
+
+
 def check_state(spec: CacheSpec, tensors: Mapping[str, Tensor], max_length: int | None) -> int:
     """Whether one layer's saved tensors fit ``spec`` and each other; how many tokens they are of.
 

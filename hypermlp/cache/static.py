@@ -77,8 +77,6 @@ class StaticLayerCache:
 
     def check(self, q: Tensor, new: int) -> None:
         """Whether ``new`` tokens with queries ``[B, ...]`` may follow; an error changes nothing."""
-        if torch.is_grad_enabled() and q.requires_grad:
-            raise RuntimeError("cache= is for inference: call under torch.no_grad() or torch.inference_mode()")
         length = self.known_length
         if length is not None and length + new > self.max_length:
             raise ValueError(

@@ -19,7 +19,9 @@ from hypermlp.layers import HyperMLP
 from hypermlp.layers.feature_mixing import Gates
 from hypermlp.layers.projection import Embedding, Projection
 from hypermlp.layers.sequence_mixing import LagMixing
-from hypermlp.ops import SequenceMix, hyper_attention
+from hypermlp.ops.arguments import OperatorArgs, SequenceMix
+from hypermlp.ops.attention import attend
+from hypermlp.ops.varlen import Tokens
 
 
 def give_per_sample_gradients(model: nn.Module) -> nn.Module:
@@ -76,33 +78,22 @@ def _expanded(mix: LagMixing, args: tuple[Tensor], output: SequenceMix) -> Any:
     return _RowMix(torch.cat(tables, dim=-1).expand(len(args[0]), -1, -1, -1), output.gate)
 
 
-def _attend_by_row(
-    layer: HyperMLP,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    gates: Gates,
-    attention_mask: Tensor | None,
-    cu_seqlens: Tensor | None,
-) -> Tensor:
-    routing, readout = layer.mixes(q, gates)
-    if cu_seqlens is not None and torch.is_grad_enabled():
+def _attend_by_row(layer: HyperMLP, q: Tensor, k: Tensor, v: Tensor, gates: Gates, tokens: Tokens) -> Tensor:
+    mixes = layer.mixes(q, gates)
+    if tokens.cu_seqlens is not None and torch.is_grad_enabled():
         raise ValueError("cu_seqlens packs several samples in a row: pad them instead, a sample is a row for Opacus")
+    if not any(isinstance(found, _RowMix) for found in mixes):
+        return attend(OperatorArgs(q, k, v, *mixes, tokens, layer._options), layer.backend)
     configs = (layer.config.routing_mix, layer.config.readout_mix)
-    options = layer._options._asdict() | {"backend": layer.backend}
-    if not any(isinstance(found, _RowMix) for found in (routing, readout)):
-        return hyper_attention(
-            q, k, v, routing, readout, **options, attention_mask=attention_mask, cu_seqlens=cu_seqlens
-        )
     by_row = [
         found.rows(config) if isinstance(found, _RowMix) and isinstance(config, MixConfig) else [found] * len(q)
-        for found, config in zip((routing, readout), configs, strict=True)
+        for found, config in zip(mixes, configs, strict=True)
     ]
     out = []
     for row, (first, second) in enumerate(zip(*by_row, strict=True)):
         at = slice(row, row + 1)
-        mask = None if attention_mask is None else attention_mask[at]
-        out.append(hyper_attention(q[at], k[at], v[at], first, second, **options, attention_mask=mask))
+        own = tokens if tokens.valid is None else tokens._replace(valid=tokens.valid[at])
+        out.append(attend(OperatorArgs(q[at], k[at], v[at], first, second, own, layer._options), layer.backend))
     return torch.cat(out)
 
 

@@ -13,7 +13,7 @@ from hypermlp.layers.base import AttentionLayer
 from hypermlp.layers.feature_mixing import Gates
 from hypermlp.layers.operator_layer import OperatorLayer
 from hypermlp.ops.decode import Past
-from hypermlp.ops.varlen import key_spans
+from hypermlp.ops.varlen import Tokens, key_spans
 
 
 class SoftmaxAttention(AttentionLayer):
@@ -28,12 +28,10 @@ class SoftmaxAttention(AttentionLayer):
 
     mixer: ClassVar[Mixer] = "softmax"
 
-    def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, gates: Gates, attention_mask: Tensor | None, cu_seqlens: Tensor | None
-    ) -> Tensor:
-        length, causal, window = q.shape[1], self.config.causal, self.config.max_lag
-        plain = attention_mask is None and cu_seqlens is None and (window is None or not causal)
-        visible = None if plain else self._visible(length, attention_mask, cu_seqlens, q.device)
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, gates: Gates, tokens: Tokens) -> Tensor:
+        causal = self.config.causal
+        plain = tokens.one_sequence_a_row and (self.config.max_lag is None or not causal)
+        visible = None if plain else self._visible(q.shape[1], tokens, q.device)
         q, k, v = (y.transpose(1, 2) for y in (q, k, v))
         o = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=plain and causal)
         return o.transpose(1, 2)
@@ -48,20 +46,18 @@ class SoftmaxAttention(AttentionLayer):
     def attend_block(self, q: Tensor, gates: Gates, past: Past) -> Tensor:
         keys, values = _joined(past, q.shape[0], q.shape[2])
         count = keys.shape[2]
-        visible = self._visible(count, past.valid, None, q.device)[:, :, count - q.shape[1] :]
+        visible = self._visible(count, Tokens(past.valid), q.device)[:, :, count - q.shape[1] :]
         return F.scaled_dot_product_attention(q.transpose(1, 2), keys, values, attn_mask=visible).transpose(1, 2)
 
-    def _visible(
-        self, length: int, attention_mask: Tensor | None, cu_seqlens: Tensor | None, device: torch.device
-    ) -> Tensor:
+    def _visible(self, length: int, tokens: Tokens, device: torch.device) -> Tensor:
         """Bool ``[B or 1, 1, T, T]``. Every query sees itself, so that no row is empty."""
         start, stop = key_spans(
-            length, causal=self.config.causal, max_lag=self.config.max_lag, cu_seqlens=cu_seqlens, device=device
+            length, causal=self.config.causal, max_lag=self.config.max_lag, cu_seqlens=tokens.cu_seqlens, device=device
         )
         keys = torch.arange(length, device=device)
         visible = ((keys >= start[:, None]) & (keys < stop[:, None]))[None, None]
-        if attention_mask is not None:
-            visible = visible & (attention_mask != 0)[:, None, None]
+        if tokens.valid is not None:
+            visible = visible & tokens.valid[:, None, None]
         return visible | torch.eye(length, dtype=torch.bool, device=device)
 
 

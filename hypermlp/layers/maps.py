@@ -10,8 +10,6 @@ from torch import Tensor
 
 from hypermlp.cache import HyperCache, LayerCache
 from hypermlp.layers.base import AttentionLayer
-from hypermlp.ops.checks import check_attention_mask
-from hypermlp.ops.varlen import within_bounds, zero_padded
 
 
 def attention_map(
@@ -38,33 +36,24 @@ def attention_map(
     Raises:
         ValueError: for a static cache that holds tokens.
     """
-    state = None if cache is None else layer.cache_part(cache)
-    if state is None or state.empty:
-        batch, length = hidden_states.shape[:2]
+    part = None if cache is None else layer.cache_part(cache)
+    tokens = layer.tokens(hidden_states, attention_mask, cu_seqlens, part)
+    x = tokens.zeroed(hidden_states)
+    batch, length = x.shape[:2]
+    if part is None or part.empty:
         if not length:
-            return hidden_states.new_zeros(batch, layer.config.num_heads, 0, 0)
-        valid = None if attention_mask is None else check_attention_mask(attention_mask, hidden_states)
-        inside = within_bounds(hidden_states.shape[1], cu_seqlens, hidden_states.device)
-        x = zero_padded(zero_padded(hidden_states, valid), inside)
-        offset = layer._rotary_offset(x, valid, cu_seqlens)
-        gates = layer.gates(x)
-        k, v = layer.keys_values(x, cu_seqlens, offset)
-        unit = _unit(v, x.shape[1]).transpose(1, 2)
-        return layer.attend(layer.queries(x, gates, offset), k, unit, gates, valid, cu_seqlens).transpose(1, 2)
-    if not isinstance(state, LayerCache):
+            return x.new_zeros(batch, layer.config.num_heads, 0, 0)
+        q, k, v, gates = layer.streams(x, tokens)
+        return layer.attend(q, k, _unit(v, length).transpose(1, 2), gates, tokens).transpose(1, 2)
+    if not isinstance(part, LayerCache):
         raise ValueError("a map over earlier tokens needs a growing cache: this one is static")
-    valid = layer._new_tokens_mask(attention_mask, hidden_states, state)
-    x = zero_padded(hidden_states, valid)
-    offset = state.offset(valid)
-    gates = layer.gates(x)
-    k, v = (zero_padded(part, valid) for part in layer.keys_values(x, None, offset, past=state.inputs(x)))
-    past = state.extended(k, v, valid)
-    bounds = list(accumulate((part.shape[1] for part in past.values), initial=0))
+    q, k, v, gates = layer.streams(x, tokens, part)
+    past = part.extended(k, v, tokens.valid)
+    bounds = list(accumulate((values.shape[1] for values in past.values), initial=0))
     unit = _unit(v, bounds[-1]).flatten(0, 1)
-    values = [unit[:, start:stop] for start, stop in pairwise(bounds)]
-    weights = layer.attend_block(layer.queries(x, gates, offset), gates, past._replace(values=values)).transpose(1, 2)
-    # tokens before the window
-    return F.pad(weights, (state.length + x.shape[1] - bounds[-1], 0))
+    past = past._replace(values=[unit[:, start:stop] for start, stop in pairwise(bounds)])
+    weights = layer.attend_block(q, gates, past).transpose(1, 2)
+    return F.pad(weights, (part.length + length - bounds[-1], 0))  # zeros for tokens before the window
 
 
 def through_map(
@@ -83,14 +72,12 @@ def through_map(
         hidden_states: ``[B, T, hidden_size]``, the rows laid end to end where ``weights`` is of several.
         attention_mask, cu_seqlens: as for the map.
     """
-    valid = None if attention_mask is None else check_attention_mask(attention_mask, hidden_states)
-    inside = within_bounds(hidden_states.shape[1], cu_seqlens, hidden_states.device)
-    x = zero_padded(zero_padded(hidden_states, valid), inside)
-    gates = layer.gates(x)
-    _, v = layer.keys_values(x, cu_seqlens, layer._rotary_offset(x, valid, cu_seqlens))
+    tokens = layer.tokens(hidden_states, attention_mask, cu_seqlens)
+    x = tokens.zeroed(hidden_states)
+    _, _, v, gates = layer.streams(x, tokens)
     rows = v.reshape(weights.shape[0], weights.shape[-1], *v.shape[2:])
     read = torch.einsum("bhts,bshv->bthv", weights, rows).reshape(*x.shape[:2], -1)
-    return zero_padded(zero_padded(layer.output(read, gates), valid), inside)
+    return tokens.zeroed(layer.output(read, gates))
 
 
 def _unit(v: Tensor, count: int) -> Tensor:

@@ -7,16 +7,17 @@ from torch import Tensor
 from hypermlp.config import HyperConfig
 from hypermlp.layers.base import AttentionLayer
 from hypermlp.layers.feature_mixing import Gates
-from hypermlp.ops import SequenceMix, hyper_attention
-from hypermlp.ops.arguments import Options
+from hypermlp.ops.arguments import OperatorArgs, Options, SequenceMix
+from hypermlp.ops.attention import attend
 from hypermlp.ops.checks import check_plain
 from hypermlp.ops.decode import Past, decode_block, decode_step
 from hypermlp.ops.modes import autocast_enabled, without_autocast
 from hypermlp.ops.paths import choose
+from hypermlp.ops.varlen import Tokens
 
 
 class OperatorLayer(AttentionLayer):
-    """Reads by ``hyper_attention``, and by its decoding forms where there is a cache."""
+    """Reads by the operator, and by its decoding forms where there is a cache."""
 
     def _configure(self, config: HyperConfig) -> None:
         super()._configure(config)
@@ -32,13 +33,8 @@ class OperatorLayer(AttentionLayer):
         """First and second sequence mixing of the tokens with these queries and ``gates``; here none."""
         return SequenceMix(), SequenceMix()
 
-    def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, gates: Gates, attention_mask: Tensor | None, cu_seqlens: Tensor | None
-    ) -> Tensor:
-        return hyper_attention(
-            q, k, v, *self.mixes(q, gates), **self._options._asdict(),
-            attention_mask=attention_mask, cu_seqlens=cu_seqlens, backend=self.backend,
-        )  # fmt: skip
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, gates: Gates, tokens: Tokens) -> Tensor:
+        return attend(OperatorArgs(q, k, v, *self.mixes(q, gates), tokens, self._options), self.backend)
 
     def attend_step(self, q: Tensor, gates: Gates, past: Past) -> Tensor:
         path = choose(self.backend, q)

@@ -1,4 +1,8 @@
-"""``hyper_attention``: the only door to the operator. Arguments are checked here and nowhere below."""
+"""``hyper_attention``: the door to the operator. What it is given is checked here and nowhere below.
+
+Layers have a door of their own, for hidden states, masks and bounds; with what they make of them they call
+:func:`attend`.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +15,11 @@ from torch import Tensor
 
 from hypermlp.ops import checks
 from hypermlp.ops.arguments import OperatorArgs, Options, SequenceMix
-from hypermlp.ops.library import cast_for_autocast, run
+from hypermlp.ops.library import Path, cast_for_autocast, run
 from hypermlp.ops.modes import autocast_enabled, without_autocast
 from hypermlp.ops.paths import choose
 from hypermlp.ops.reference import hyper_attention_reference
-from hypermlp.ops.varlen import Tokens
+from hypermlp.ops.varlen import ALL_TOKENS
 
 Selection = Literal["glu", "relu"]
 LagOrPosition = Literal["lag", "position"]
@@ -92,34 +96,47 @@ def hyper_attention(
     options = Options(selection, norm, eps, causal, _resolve_layout(layout, causal), max_lag)
     routing_mix = SequenceMix() if routing_mix is None else routing_mix
     readout_mix = SequenceMix() if readout_mix is None else readout_mix
-    x = OperatorArgs(q, k, v, routing_mix, readout_mix, Tokens(attention_mask, cu_seqlens), options)
+    x = OperatorArgs(q, k, v, routing_mix, readout_mix, ALL_TOKENS, options)
     checks.check_kinds(x)
-    if autocast_enabled(q.device.type):
-        x = cast_for_autocast(x)
-    x = checks.checked(x)
-    return x.tokens.zeroed(attend(x.map_streams(x.tokens.zeroed), backend))
+    x = _fitting(x._replace(tokens=checks.tokens(q, attention_mask, cu_seqlens)))
+    if 0 in x.q.shape[:2]:
+        return _empty(x)
+    path = _chosen(backend, x.q)
+    # tokens of no sequence are never touched by a path of our own; a dense product does
+    zeroed = x.tokens.zeroed if path is None else x.tokens.masked_zeroed
+    return zeroed(_by(path, x.map_streams(zeroed)))
 
 
 def attend(x: OperatorArgs, backend: Backend) -> Tensor:
-    """What :func:`hyper_attention` returns, of what it has checked. Outputs at padded tokens mean nothing.
+    """What :func:`hyper_attention` returns, of a layer's streams and of tokens that its door has checked.
 
-    Padded keys and values hold zeros.
+    Keys and values of masked tokens hold zeros, and nothing of padding comes from what its hidden states held. The
+    output of padding means nothing, and no gradient may come to it.
     """
-    if 0 in x.q.shape[:2]:
-        return _empty(x)
-    path = choose(backend, x.q)
+    x = _fitting(x)
+    return _empty(x) if 0 in x.q.shape[:2] else _by(_chosen(backend, x.q), x)
+
+
+def _fitting(x: OperatorArgs) -> OperatorArgs:
+    """``x`` in autocast's precision, if what it is made of fits together."""
+    return checks.checked(cast_for_autocast(x) if autocast_enabled(x.q.device.type) else x)
+
+
+def _chosen(backend: Backend, q: Tensor) -> Path | None:
+    path = choose(backend, q)
+    if backend == "auto" and path is not None and not torch.compiler.is_compiling():
+        _say_once(q.device.type, path.name)
+    return path
+
+
+def _by(path: Path | None, x: OperatorArgs) -> Tensor:
     if path is not None:
-        if backend == "auto" and not torch.compiler.is_compiling():
-            _say_once(x.q.device.type, path.name)
         return run(path, x)
-    # the other paths never touch tokens of no sequence; a dense product does
-    x = x.map_streams(x.tokens.outside_zeroed)
     with without_autocast(x.q.device.type):
-        o = hyper_attention_reference(
+        return hyper_attention_reference(
             x.q, x.k, x.v, x.routing_mix, x.readout_mix, **x.options._asdict(),
             attention_mask=x.tokens.valid, cu_seqlens=x.tokens.cu_seqlens,
         )  # fmt: skip
-    return x.tokens.outside_zeroed(o)
 
 
 def _resolve_layout(layout: str | None, causal: bool) -> str:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hypermlp.ops.arguments import OperatorArgs, SequenceMix
 from hypermlp.ops.modes import require, values_readable
+from hypermlp.ops.varlen import ALL_TOKENS, Tokens
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -42,20 +43,28 @@ def check_kinds(x: OperatorArgs) -> None:
                 raise TypeError(f"{name}.{field} must be a tensor or None, got {type(table).__name__}")
 
 
+def tokens(x: Tensor, attention_mask: Tensor | None, cu_seqlens: Tensor | None) -> Tokens:
+    """Who is there of ``x`` ``[B, T, ...]``, as :func:`hypermlp.ops.hyper_attention` and the layers are told."""
+    if cu_seqlens is not None:
+        check_cu_seqlens(cu_seqlens, x)
+    elif attention_mask is None:
+        return ALL_TOKENS
+    if attention_mask is None:
+        return Tokens(None, cu_seqlens)
+    valid = check_attention_mask(attention_mask, x)
+    return Tokens(None if values_readable(valid) and bool(valid.all()) else valid, cu_seqlens)
+
+
 def checked(x: OperatorArgs) -> OperatorArgs:
-    """``x`` with its mask as bool and the number of its tables' rows as ``max_lag``, if all of it fits together."""
+    """``x``, whose ``tokens`` have been, with the number of its tables' rows as ``max_lag``, if all fits together."""
     check_streams(x.q, x.k, x.v, x.options.num_maps)
     check_eps(x.options.eps, x.q.dtype)
     check_mix("routing_mix", x.routing_mix, x.q, x.q.shape[2])
     check_mix("readout_mix", x.readout_mix, x.q, x.v.shape[2])
     options = x.options._replace(max_lag=table_rows(x.routing_mix, x.readout_mix, x.options.max_lag))
-    if x.tokens.cu_seqlens is not None:
-        check_cu_seqlens(x.tokens.cu_seqlens, x.q)
     if not options.by_lag and options.max_lag is not None:
         check_positions(x.q.shape[1], options.max_lag, x.tokens.cu_seqlens)
-    mask = x.tokens.valid
-    tokens = x.tokens if mask is None else x.tokens._replace(valid=check_attention_mask(mask, x.q))
-    return x._replace(tokens=tokens, options=options)
+    return x._replace(options=options)
 
 
 def check_eps(eps: float, dtype: torch.dtype) -> None:

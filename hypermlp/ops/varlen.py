@@ -21,7 +21,7 @@ from hypermlp_kernels.arguments import Segment
 
 
 class Tokens(NamedTuple):
-    """Who is there. Made and checked once, at a door, and passed on as one object.
+    """Who is there. Made and checked once, at a door (:func:`hypermlp.ops.checks.tokens`), and passed on as one object.
 
     Attributes:
         valid: bool ``[B, T]``, True for a token that counts; None if all do.
@@ -31,26 +31,51 @@ class Tokens(NamedTuple):
     valid: Tensor | None = None
     cu_seqlens: Tensor | None = None
 
+    @property
+    def one_sequence_a_row(self) -> bool:
+        """Whether every row is one sequence, of which every token counts."""
+        return self.valid is None and self.cu_seqlens is None
+
     def zeroed(self, x: Tensor) -> Tensor:
-        """``x`` ``[B, T, ...]`` with zeros where the mask has a padded token."""
+        """``x`` ``[B, T, ...]`` with zeros for every token that is padding: masked, or of no sequence."""
+        inside = within_bounds(x.shape[1], self.cu_seqlens, x.device)
+        if inside is None or self.valid is None:
+            return zero_padded(x, self.valid if inside is None else inside)
+        return zero_padded(x, self.valid & inside)
+
+    def masked_zeroed(self, x: Tensor) -> Tensor:
+        """``x`` with zeros for masked tokens. What those of no sequence hold is read by none."""
         return zero_padded(x, self.valid)
 
-    def outside_zeroed(self, x: Tensor) -> Tensor:
-        """``x`` with zeros at the tokens of no sequence."""
-        return zero_padded(x, within_bounds(x.shape[1], self.cu_seqlens, x.device))
+
+# every token counts: what most calls pass, made once
+ALL_TOKENS = Tokens()
 
 
-def zero_padded(x: Tensor, attention_mask: Tensor | None) -> Tensor:
+def zero_padded(x: Tensor, valid: Tensor | None) -> Tensor:
     """``x`` with the rows of padded tokens set to zero, whatever they held (NaN included).
 
     Args:
         x: ``[B, T, ...]``, or ``[B, ...]`` for T = 1.
-        attention_mask: bool ``[B, T]``, True for a valid token; None keeps ``x`` as it is.
+        valid: bool ``[B, T]``, True for a token that counts; None keeps ``x`` as it is.
     """
-    if attention_mask is None:
+    if valid is None:
         return x
-    mask = attention_mask.reshape(attention_mask.shape + (1,) * (x.ndim - attention_mask.ndim))
-    return torch.where(mask, x, x.new_zeros(()))
+    return torch.where(valid.reshape(valid.shape + (1,) * (x.ndim - valid.ndim)), x, x.new_zeros(()))
+
+
+def newest(attention_mask: Tensor, new: int, before: int | None) -> Tensor:
+    """Of a mask over ``new`` tokens, or over them and the ``before`` earlier ones, what it says of the new ones.
+
+    Args:
+        attention_mask: ``[B, new]`` or ``[B, before + new]``.
+        new: tokens that come now.
+        before: tokens that came before; None where the number cannot be read.
+    """
+    columns = attention_mask.shape[1]
+    if columns != new and before is not None and columns != before + new:
+        raise ValueError(f"attention_mask must count the {new} new tokens or all {before + new}, got {columns}")
+    return attention_mask[:, columns - new :]
 
 
 def within_bounds(length: int, cu_seqlens: Tensor | None, device: torch.device) -> Tensor | None:
@@ -159,13 +184,12 @@ def segments(tokens: Tokens, batch: int, length: int) -> list[Segment]:
     return found
 
 
-def unpacked(
-    k: Tensor, v: Tensor, x: Tensor, valid: Tensor | None, cu_seqlens: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Packed sequences ``[1, T, ...]`` as rows ``[N, longest, ...]``, padded with zeros on the left.
+def unpacked(k: Tensor, v: Tensor, x: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Packed sequences ``[1, T, ...]`` as rows ``[N, longest, ...]``, padded with zeros on the left; which are valid.
 
-    Where bounds cannot be read, any sequence may be the longest: rows are of ``T`` tokens then.
+    Where bounds cannot be read, any sequence may be the longest: rows are of ``T`` tokens then. Rows stay as they are.
     """
+    valid, cu_seqlens = tokens
     if cu_seqlens is None:
         return k, v, x, valid
     start, stop = cu_seqlens[:-1].long(), cu_seqlens[1:].long()

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from hypermlp import HyperGLU, HyperMLP, ReLUAttention, SoftmaxAttention
+from hypermlp.ops.varlen import ALL_TOKENS
 from tests.arrangements import Arrangement, assert_same_as_alone
 from tests.helpers import BACKENDS, evaluate_layer, tiles
 from tests.quick import combinations
@@ -83,7 +84,7 @@ def test_a_part_that_sees_its_neighbours_is_caught(monkeypatch, cls, broken):
     if broken == "convolution":
         monkeypatch.setattr(layer.k_conv, "forward", lambda x, **others: conv(x))
     elif broken == "gates":
-        monkeypatch.setattr(layer, "attend", lambda q, k, v, gates, mask, bounds: attend(q, k, v, gates, mask, None))
+        monkeypatch.setattr(layer, "attend", lambda *streams: attend(*streams[:-1], ALL_TOKENS))
     else:
         arrangement = ARRANGEMENTS["left"]
         monkeypatch.setattr(layer, "forward", lambda x, attention_mask=None, **kwargs: forward(x, **kwargs))

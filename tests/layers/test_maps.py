@@ -11,6 +11,7 @@ from torch import Tensor
 from hypermlp import HyperCache, HyperConfig, build_layer
 from hypermlp.layers import AttentionLayer
 from hypermlp.layers.maps import attention_map
+from hypermlp.ops.varlen import Tokens
 from tests.helpers import error
 
 MIXERS = ["hyperglu", "hypermlp", "relu", "softmax"]
@@ -28,7 +29,7 @@ def make(mixer: str, **options: Any) -> AttentionLayer:
 
 def read_by_map(layer: AttentionLayer, x: Tensor, weights: Tensor, **kwargs: Any) -> Tensor:
     """The layer's output from its map, by its own projections."""
-    _, v = layer.keys_values(x, kwargs.get("cu_seqlens"))
+    _, v = layer.keys_values(x, Tokens(None, kwargs.get("cu_seqlens")))
     return layer.output(torch.einsum("bhts,bshv->bthv", weights, v).flatten(-2), layer.gates(x))
 
 

@@ -51,4 +51,4 @@ def test_a_layers_convolutions_follow_its_backend(layer):
     layer(hidden_states)
     layer.backend = "triton"
     with pytest.raises(ValueError, match=r"backend='triton' cannot run here: .* the input is on cpu"):
-        layer.keys_values(hidden_states, None)
+        layer.keys_values(hidden_states)

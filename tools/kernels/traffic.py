@@ -31,6 +31,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "benchmarks")]
 from hypermlp.layers import AttentionLayer  # noqa: E402
 from hypermlp.layers.feature_mixing import GateProjection, Gates  # noqa: E402
 from hypermlp.ops.library import PATHS  # noqa: E402
+from hypermlp.ops.varlen import ALL_TOKENS  # noqa: E402
 from hypermlp_lab.bench.layers import LayerCase, hyperglu, softmax_wide  # noqa: E402
 
 # these look at the shape of their input, or leave their output unwritten
@@ -95,13 +96,12 @@ def count(function: Callable[..., Any], inputs: Sequence[Tensor], parameters: Se
 
 def parts(layer: AttentionLayer, x: Tensor) -> dict[str, Traffic]:
     """Each part of the layer alone; ``rest`` is what the whole layer moves besides, such as sums of gradients."""
-    gates = layer.gates(x)
-    q, (k, v) = layer.queries(x, gates), layer.keys_values(x, None)
-    o = layer.attend(q, k, v, gates, None, None)
+    q, k, v, gates = layer.streams(x)
+    o = layer.attend(q, k, v, gates, ALL_TOKENS)
     names = [name for name, y in gates._asdict().items() if y is not None]
 
     def attend(q: Tensor, k: Tensor, v: Tensor, *streams: Tensor) -> Tensor:
-        return layer.attend(q, k, v, Gates(**dict(zip(names, streams, strict=True))), None, None)
+        return layer.attend(q, k, v, Gates(**dict(zip(names, streams, strict=True))), ALL_TOKENS)
 
     calls: dict[str, list[tuple[Callable[..., Any], list[Tensor]]]] = {
         "projections": [(linear, [x]) for linear in (layer.q_proj, layer.k_proj, layer.v_proj)],

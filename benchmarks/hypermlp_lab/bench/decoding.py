@@ -77,7 +77,7 @@ class Session:
             self.cache = HyperCache(max_crop=steps, static=compiled, max_length=hidden_states.shape[1])
             past = hidden_states[:, :-steps]
             with torch.inference_mode():
-                keys, values = layer.keys_values(past, None)
+                keys, values = layer.keys_values(past)
                 layer.cache_part(self.cache).append(keys, values, past, None)
         self._start: dict[str, Tensor] | None = None
         if self.cache is not None and compiled:

@@ -156,9 +156,7 @@ def by_reference(layer: AttentionLayer, hidden_states: Tensor) -> Tensor:
 
 def by_dense_softmax(layer: AttentionLayer, hidden_states: Tensor) -> Tensor:
     """Causal softmax attention from its formula, without PyTorch's fused operator."""
-    gates = layer.gates(hidden_states)
-    q = layer.queries(hidden_states, gates)
-    k, v = layer.keys_values(hidden_states, None)
+    q, k, v, gates = layer.streams(hidden_states)
     return layer.output(dense_softmax(q, k, v).flatten(-2), gates)
 
 

@@ -15,6 +15,7 @@ from hypermlp.integrations.huggingface.names import one_cache
 from hypermlp.layers.block import TransformerBlock
 from hypermlp.models.huggingface.configuration import HyperMLPConfig
 from hypermlp.ops.modes import values_readable
+from hypermlp.ops.varlen import newest
 
 
 class HyperMLPDecoderLayer(GradientCheckpointingLayer, TransformerBlock):
@@ -68,15 +69,9 @@ def mask_of_new_tokens(attention_mask: Tensor, new_tokens: int, cache: Cache | N
             f"attention_mask must be 0/1 [batch, length], got shape {tuple(attention_mask.shape)}: "
             "for packed documents pass position_ids or cu_seq_lens_q"
         )
-    columns = attention_mask.shape[1]
     past = 0 if cache is None else cache.get_seq_length()
-    if columns != new_tokens and values_readable(*(x for x in (past,) if isinstance(x, Tensor)), wait=True):
-        past = int(past)
-        if columns != past + new_tokens:
-            raise ValueError(
-                f"attention_mask must count the {new_tokens} new tokens or all {past + new_tokens}, got {columns}"
-            )
-    return attention_mask[:, -new_tokens:]
+    readable = not isinstance(past, Tensor) or values_readable(past, wait=True)
+    return newest(attention_mask, new_tokens, int(past) if readable else None)
 
 
 def packed_bounds(position_ids: Tensor) -> Tensor | None:

@@ -102,7 +102,7 @@ def test_maps() -> None:
     same(average, maps.mean(1))
     assert not maps[1, :, :, 3:].any()
     mixer = attention.mixer
-    read = torch.einsum("bhts,bshv->bthv", maps[:1], mixer.keys_values(x[:1], None)[1])
+    read = torch.einsum("bhts,bshv->bthv", maps[:1], mixer.keys_values(x[:1])[1])
     same(mixer.output(read.flatten(-2), mixer.gates(x[:1])), out[:1])
     row = x[0]
     single, one = attention(row, row, row)

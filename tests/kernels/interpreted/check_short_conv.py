@@ -200,7 +200,7 @@ def test_hooks_and_replaced_forwards_are_respected(monkeypatch: pytest.MonkeyPat
     layer.k_conv.register_forward_hook(lambda module, args, y: seen.append(y))
     layer.v_conv.register_forward_pre_hook(lambda module, args: (2 * args[0],))
     monkeypatch.setattr(layer.k_conv, "forward", lambda x, **others: 3 * x)
-    k, v = layer.keys_values(x, None)
+    k, v = layer.keys_values(x)
     torch.testing.assert_close(seen[0], 3 * x)
     torch.testing.assert_close(k.flatten(-2), layer.k_proj(3 * x))
     torch.testing.assert_close(v.flatten(-2), layer.v_proj(short_conv(2 * x, layer.v_conv.taps)))

@@ -10,17 +10,17 @@ from typing import Any, Literal, TypedDict, get_args
 
 import torch
 
+from hypermlp.ops.attention import LagOrPosition
 from hypermlp.ops.checks import check_eps
 
 Mixer = Literal["hyperglu", "hypermlp", "relu", "softmax"]
-Layout = Literal["lag", "position"]
 GateActivation = Literal["sigmoid", "identity"]
 ConvInit = Literal["identity", "paper"]
 
 
 @dataclass(frozen=True)
 class MixConfig:
-    """One sequence mixing ``Diag(identity + diag) + down Diag(gate) up^T``.
+    """One sequence mixing ``Diag(identity + diag) + down Diag(core) up^T``.
 
     Args:
         rank: rank ``R`` of the low-rank term; 0 leaves it out.
@@ -50,7 +50,7 @@ class HyperFields(TypedDict, total=False):
     max_lag: int | None
     conv_size: int | None
     causal: bool
-    layout: Layout | None
+    layout: LagOrPosition | None
     routing_mix: MixConfig | bool | None
     readout_mix: MixConfig | bool | None
     q_gate: bool | None
@@ -112,7 +112,7 @@ class HyperConfig:
     max_lag: int | None = None
     conv_size: int = None  # type: ignore[assignment]
     causal: bool = True
-    layout: Layout = None  # type: ignore[assignment]
+    layout: LagOrPosition = None  # type: ignore[assignment]
     routing_mix: MixConfig | bool = None  # type: ignore[assignment]
     readout_mix: MixConfig | bool = None  # type: ignore[assignment]
     q_gate: bool = None  # type: ignore[assignment]
@@ -150,7 +150,7 @@ class HyperConfig:
         self._check()
 
     def _check(self) -> None:
-        self._check_choice("layout", self.layout, get_args(Layout))
+        self._check_choice("layout", self.layout, get_args(LagOrPosition))
         self._check_choice("gate_activation", self.gate_activation, get_args(GateActivation))
         self._check_choice("conv_init", self.conv_init, get_args(ConvInit))
         for name in ("qk_dim", "v_dim"):

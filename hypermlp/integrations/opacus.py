@@ -75,7 +75,7 @@ def _expanded(mix: LagMixing, args: tuple[Tensor], output: SequenceMix) -> Any:
     if not (mix.training and torch.is_grad_enabled()):
         return None
     tables = [x if x.ndim == 3 else x[..., None] for x in (output.diag, output.down, output.up) if x is not None]
-    return _RowMix(torch.cat(tables, dim=-1).expand(len(args[0]), -1, -1, -1), output.gate)
+    return _RowMix(torch.cat(tables, dim=-1).expand(len(args[0]), -1, -1, -1), output.core)
 
 
 def _attend_by_row(layer: HyperMLP, q: Tensor, k: Tensor, v: Tensor, gates: Gates, tokens: Tokens) -> Tensor:

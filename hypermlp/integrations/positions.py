@@ -45,7 +45,7 @@ def resize_positions(
     first) stay as they are; the others are interpolated, bicubic over a grid and linear along a
     sequence, with antialiasing where it shrinks.
 
-    A sequence mixing is ``Diag(1 + diag) + down Diag(gate) up^T``. ``diag`` and ``up`` say what happens at a
+    A sequence mixing is ``Diag(1 + diag) + down Diag(core) up^T``. ``diag`` and ``up`` say what happens at a
     position, so they keep their values. ``down`` sums over all positions; its values are multiplied by
     old tokens / new tokens, so that the sum over a finer grid of the same image is what it was, and the
     low-rank term keeps its share beside the identity. The same grid changes nothing.

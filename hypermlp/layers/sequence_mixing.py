@@ -65,11 +65,11 @@ class LagMixing(nn.Module):
             core: the tokens' cores, ``[B, T, heads * rank]`` or ``[B, heads * rank]``; of no width where ``rank`` is 0.
         """
         mix, held = self.mix, self._parameters
-        gate = core.view(*core.shape[:-1], self.num_heads, mix.rank) if mix.rank else None
+        cores = core.view(*core.shape[:-1], self.num_heads, mix.rank) if mix.rank else None
         try:  # three attributes of a module cost a step as much as a product
-            return SequenceMix(held["diag"], held["down"], held["up"], gate, mix.identity)
+            return SequenceMix(held["diag"], held["down"], held["up"], cores, mix.identity)
         except KeyError:  # some are left out, or something computes them: pruning, a parametrisation
-            return SequenceMix(self.diag, self.down, self.up, gate, mix.identity)
+            return SequenceMix(self.diag, self.down, self.up, cores, mix.identity)
 
     def extra_repr(self) -> str:
         mix = self.mix

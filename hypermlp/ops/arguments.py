@@ -12,8 +12,10 @@ from hypermlp_kernels.arguments import Gradients, MixGradients, MixNeeds, Needs,
 
 __all__ = ["Gradients", "MixGradients", "MixNeeds", "Needs", "OperatorArgs", "Options", "Outputs", "SequenceMix"]
 
-_MIXES = {f"{mix}_{field}": "Tensor?" for mix in ("routing", "readout") for field in MixGradients._fields}
-# name and type of each flat argument: exported programs hold them in this order
+# a mixing's tensors by the names that exported programs hold them under, where the core is a gate
+_MIX_TENSORS = ("diag", "down", "up", "gate")
+_MIXES = {f"{mix}_{field}": "Tensor?" for mix in ("routing", "readout") for field in _MIX_TENSORS}
+# name and type of each flat argument: exported programs hold them by these names and in this order
 SCHEMA: dict[str, str] = {
     "q": "Tensor", "k": "Tensor", "v": "Tensor", **_MIXES,
     "attention_mask": "Tensor?", "cu_seqlens": "Tensor?",
@@ -31,11 +33,11 @@ def signature(arguments: Mapping[str, str]) -> str:
 
 def mixing(flat: Mapping[str, Any], name: str) -> SequenceMix:
     """The mixing ``"routing"`` or ``"readout"`` of flat arguments by name."""
-    return SequenceMix(*(flat[f"{name}_{field}"] for field in SequenceMix._fields))
+    return SequenceMix(*(flat[f"{name}_{field}"] for field in (*_MIX_TENSORS, "identity")))
 
 
 class OperatorArgs(NamedTuple):
-    """What the operator computes with. ``q`` and the gates may be of the last tokens alone."""
+    """What the operator computes with. ``q`` and the cores may be of the last tokens alone."""
 
     q: Tensor
     k: Tensor
@@ -65,7 +67,7 @@ class OperatorArgs(NamedTuple):
     def map_streams(self, change: Callable[[Tensor], Tensor]) -> OperatorArgs:
         """With ``change`` of all that lies along the tokens; tables stay, which are parameters, and small."""
         routing, readout = (
-            mix if mix.gate is None else mix._replace(gate=change(mix.gate))
+            mix if mix.core is None else mix._replace(core=change(mix.core))
             for mix in (self.routing_mix, self.readout_mix)
         )
         return self._replace(

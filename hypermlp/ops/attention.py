@@ -84,7 +84,7 @@ def hyper_attention(
 
     Returns:
         ``o`` ``[B, T, H, V]`` in the dtype of ``q``. A row that sees a NaN or an infinity, in its own query or
-        gates or in a key or value, is NaN in that head, and passes no gradient back to the inputs. No bit of a row
+        cores or in a key or value, is NaN in that head, and passes no gradient back to the inputs. No bit of a row
         that does not see it changes.
 
     Raises:

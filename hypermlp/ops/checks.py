@@ -37,7 +37,7 @@ def check_kinds(x: OperatorArgs) -> None:
     for name, mix in (("routing_mix", x.routing_mix), ("readout_mix", x.readout_mix)):
         if not isinstance(mix, SequenceMix):
             raise TypeError(f"{name} must be a SequenceMix or None, got {type(mix).__name__}")
-        for field in ("diag", "down", "up", "gate"):
+        for field in ("diag", "down", "up", "core"):
             table = getattr(mix, field)
             if table is not None and not isinstance(table, Tensor):
                 raise TypeError(f"{name}.{field} must be a tensor or None, got {type(table).__name__}")
@@ -105,14 +105,14 @@ def check_streams(q: Tensor, k: Tensor, v: Tensor, num_maps: int) -> None:
 
 
 def check_mix(name: str, mix: SequenceMix, q: Tensor, heads: int) -> None:
-    """A mixing's tables ``[heads, L]``, ``[heads, L, R]`` and gate ``[B, T, heads, R]`` against ``q``."""
+    """A mixing's tables ``[heads, L]``, ``[heads, L, R]`` and core ``[B, T, heads, R]`` against ``q``."""
     if (mix.down is None) != (mix.up is None):
         raise ValueError(f"{name}.down and {name}.up come together: give both or neither")
     if not mix.identity and mix.diag is None and mix.down is None:
         raise ValueError(f"{name} has no identity, no diag and no low-rank term, so it maps everything to zero")
-    if mix.gate is not None and mix.down is None:
-        raise ValueError(f"{name}.gate multiplies the low-rank term: give {name}.down and {name}.up too")
-    for field, dims in (("diag", 2), ("down", 3), ("up", 3), ("gate", 4)):
+    if mix.core is not None and mix.down is None:
+        raise ValueError(f"{name}.core multiplies the low-rank term: give {name}.down and {name}.up too")
+    for field, dims in (("diag", 2), ("down", 3), ("up", 3), ("core", 4)):
         x = getattr(mix, field)
         if x is None:
             continue
@@ -122,18 +122,18 @@ def check_mix(name: str, mix: SequenceMix, q: Tensor, heads: int) -> None:
             raise TypeError(f"{name}.{field} must be a floating-point tensor, got {x.dtype}")
         if x.device != q.device:
             raise ValueError(f"{name}.{field} is on {x.device} and q on {q.device}: move them to one device")
-        if x.shape[dims - 2 if field == "gate" else 0] != heads:
+        if x.shape[dims - 2 if field == "core" else 0] != heads:
             raise ValueError(f"{name}.{field} must serve {heads} heads, got shape {tuple(x.shape)}")
-        if 0 in (x.shape[2:] if field == "gate" else x.shape):
+        if 0 in (x.shape[2:] if field == "core" else x.shape):
             raise ValueError(f"{name}.{field} has an empty dimension, shape {tuple(x.shape)}: every size must be >= 1")
     if mix.down is not None and mix.up is not None and mix.down.shape != mix.up.shape:
         raise ValueError(f"{name}.up must have the shape of down, {tuple(mix.down.shape)}, got {tuple(mix.up.shape)}")
-    if mix.gate is not None and mix.down is not None:
+    if mix.core is not None and mix.down is not None:
         expected = (*q.shape[:2], heads, mix.down.shape[-1])
-        if mix.gate.shape != expected:
-            raise ValueError(f"{name}.gate must be {expected}, got {tuple(mix.gate.shape)}")
-        if mix.gate.dtype != q.dtype:
-            raise TypeError(f"{name}.gate is {mix.gate.dtype} and q is {q.dtype}: cast them to one dtype")
+        if mix.core.shape != expected:
+            raise ValueError(f"{name}.core must be {expected}, got {tuple(mix.core.shape)}")
+        if mix.core.dtype != q.dtype:
+            raise TypeError(f"{name}.core is {mix.core.dtype} and q is {q.dtype}: cast them to one dtype")
     tables = {x.dtype for x in mix.tables if x is not None}
     if tables - {q.dtype, torch.float32, torch.float64} or len(tables) > 1:
         raise TypeError(

@@ -65,11 +65,11 @@ class Head:
             ScoreMap(
                 slab.queries(x.q, index),
                 slab.keys(x.k, index),
-                Mixing.of(layout, slab, index, routing, x.routing_mix.gate, x.z1),
+                Mixing.of(layout, slab, index, routing, x.routing_mix.core, x.z1),
             )
             for index in range(slab.head, x.q.shape[2], x.num_heads)
         ]
-        self.readout = Mixing.of(layout, slab, slab.head, readout, x.readout_mix.gate, x.z2)
+        self.readout = Mixing.of(layout, slab, slab.head, readout, x.readout_mix.core, x.z2)
 
     def score(self, score_map: ScoreMap, tile: Tile, out: ScoreBuffer) -> Tensor:
         """Scores of a tile's queries against the keys they see; returned by column."""
@@ -81,7 +81,7 @@ class Head:
 def forward(args: OperatorArgs) -> Outputs:
     """The operator of what :func:`hypermlp.ops.hyper_attention` has checked; padded keys and values are zeros.
 
-    ``q`` and the gates may have fewer rows than ``k`` and ``v``: they are then the last tokens' (the mask counts
+    ``q`` and the cores may have fewer rows than ``k`` and ``v``: they are then the last tokens' (the mask counts
     every token).
     """
     x = Operands(args)

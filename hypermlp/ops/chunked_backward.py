@@ -37,7 +37,7 @@ class MixGrads:
 
         self.diag, self.down = zeros(mix.diag, needs.diag), zeros(mix.down, needs.down)
         self.up = zeros(mix.up, needs.up)
-        self.gate = x.new(mix.gate.shape) if mix.gate is not None and needs.gate else None
+        self.core = x.new(mix.core.shape) if mix.core is not None and needs.core else None
 
     def accumulators(self, layout: Layout) -> Tables:
         """Zeros in column order, for one segment."""
@@ -56,7 +56,7 @@ class MixGrads:
                 total += layout.restore(part, total.shape[1])
 
     def finished(self) -> MixGradients:
-        return MixGradients(self.diag, self.down, self.up, self.gate)
+        return MixGradients(self.diag, self.down, self.up, self.core)
 
 
 class HeadGrads(NamedTuple):
@@ -86,16 +86,16 @@ class Grads:
         def view(grad: Tensor | None, index: int) -> Tensor | None:
             return None if grad is None else slab.queries(grad, index)
 
-        def mixing(tables: Tables, gate: Tensor | None, index: int) -> tuple[Tables, Tensor | None]:
-            return tables.map(lambda table: table[index]), view(gate, index)
+        def mixing(tables: Tables, core: Tensor | None, index: int) -> tuple[Tables, Tensor | None]:
+            return tables.map(lambda table: table[index]), view(core, index)
 
         maps = range(slab.head, x.q.shape[2], x.num_heads)
         return HeadGrads(
             [view(self.q, index) for index in maps],
             [view(self.k, index) for index in maps],
             view(self.v, slab.head),
-            [mixing(routing, self.routing.gate, index) for index in maps],
-            mixing(readout, self.readout.gate, slab.head),
+            [mixing(routing, self.routing.core, index) for index in maps],
+            mixing(readout, self.readout.core, slab.head),
             reaches_readout=self._needs.weights,
             reaches_scores=self._needs.scores,
         )
@@ -206,9 +206,9 @@ def _backward_tile(
 
 
 def _mix_backward(
-    mixing: Mixing, tile: Tile, x: Tensor, dy: Tensor, into_tables: Tables, into_gate: Tensor | None
+    mixing: Mixing, tile: Tile, x: Tensor, dy: Tensor, into_tables: Tables, into_core: Tensor | None
 ) -> Tensor:
-    """Gradients of ``y = x * scale + (gate * z) up^T``, ``z = x down``, all ``[batch * rows, columns]``.
+    """Gradients of ``y = x * scale + (core * z) up^T``, ``z = x down``, all ``[batch * rows, columns]``.
 
     Uses up both maps: the gradient of ``x`` takes the place of ``dy``, and ``x`` is scratch.
     """
@@ -217,11 +217,11 @@ def _mix_backward(
     if tables.up is not None:
         z = mixing.z[:, tile.own]
         dw = (dy @ tables.up).view_as(z)
-        dz = mixing.gated(dw, tile)
-        if into_gate is not None:
-            torch.mul(z, dw, out=into_gate[:, tile.own])
+        dz = mixing.times_core(dw, tile)
+        if into_core is not None:
+            torch.mul(z, dw, out=into_core[:, tile.own])
         if into.up is not None:
-            into.up.addmm_(dy.mT, mixing.gated(z, tile))
+            into.up.addmm_(dy.mT, mixing.times_core(z, tile))
         if into.down is not None:
             into.down.addmm_(x.mT, dz)
     if into.scale is not None:

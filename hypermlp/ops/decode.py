@@ -65,7 +65,7 @@ def decode_step(q: Tensor, past: Past, routing_mix: SequenceMix, readout_mix: Se
     Args:
         q: ``[B, S*H*K]``.
         past: keys and values; hidden tokens hold zeros.
-        routing_mix, readout_mix: gates ``[B, heads, R]``.
+        routing_mix, readout_mix: cores ``[B, heads, R]``.
         options: as everywhere.
     """
     columns = _columns(past)
@@ -152,15 +152,15 @@ def _to_slots(w: Tensor, columns: _Columns | None) -> Tensor:
 
 
 def _mix(x: Tensor, mix: SequenceMix) -> Tensor:
-    """``x (Diag(identity + diag) + down Diag(gate) up^T)`` for one token, ``[heads, B, c]``."""
-    diag, down, up, gate, identity = mix
+    """``x (Diag(identity + diag) + down Diag(core) up^T)`` for one token, ``[heads, B, c]``."""
+    diag, down, up, core, identity = mix
     y = x if identity else torch.zeros_like(x)
     if diag is not None:
         y = torch.addcmul(y, x, _rows(diag, x).unsqueeze(1))
     if down is not None and up is not None:
         z = _product(x, _rows(down, x))
-        if gate is not None:
-            z *= gate.transpose(0, 1)
+        if core is not None:
+            z *= core.transpose(0, 1)
         up = _rows(up, x).mT
         y = torch.baddbmm(y, z, up) if y is x else y.baddbmm_(z, up)
     return y
@@ -246,7 +246,7 @@ def _reference_block(x: OperatorArgs) -> Tensor:
     """The same of PyTorch's own operators alone: rows for earlier tokens too, which are dropped."""
     padding = (0, 0, 0, 0, x.past, 0)
     mixes = [
-        mix if mix.gate is None else mix._replace(gate=F.pad(mix.gate, padding))
+        mix if mix.core is None else mix._replace(core=F.pad(mix.core, padding))
         for mix in (x.routing_mix, x.readout_mix)
     ]
     o = hyper_attention_reference(

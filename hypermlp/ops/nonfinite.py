@@ -22,7 +22,7 @@ def without_nonfinite(x: OperatorArgs) -> tuple[OperatorArgs, Tensor | None]:
 
     None: there are none, and ``x`` is as it came.
     """
-    streams = x.q, x.k, x.v, x.routing_mix.gate, x.readout_mix.gate
+    streams = x.q, x.k, x.v, x.routing_mix.core, x.readout_mix.core
     # a sum that overflows is looked at again, and found finite
     sums = torch.stack([stream.sum() for stream in streams if stream is not None])
     if bool(torch.isfinite(sums).all()):
@@ -39,7 +39,7 @@ def rows_that_see_nonfinite(x: OperatorArgs, start: Tensor, stop: Tensor) -> Ten
     """Which rows of which heads see a number that is not finite, bool ``[B, m, H]``.
 
     Args:
-        x: queries and gates of the last ``m`` tokens; keys and values are zero at padded tokens.
+        x: queries and cores of the last ``m`` tokens; keys and values are zero at padded tokens.
         start: ``[T]`` first key of each query's span; ``stop`` one past its last.
     """
     heads = x.v.shape[2]
@@ -47,7 +47,7 @@ def rows_that_see_nonfinite(x: OperatorArgs, start: Tensor, stop: Tensor) -> Ten
     counts = torch.cumsum(held.to(torch.int32), dim=1)
     counts = torch.cat((torch.zeros_like(counts[:, :1]), counts), dim=1)
     seen = counts[:, stop[x.past :]] > counts[:, start[x.past :]]
-    for own in (x.q, x.routing_mix.gate, x.readout_mix.gate):
+    for own in (x.q, x.routing_mix.core, x.readout_mix.core):
         if own is not None:
             seen = seen | _held(own, heads)
     # a token of no sequence is padding, whatever it holds

@@ -75,15 +75,15 @@ def hyper_attention_reference(
 
 
 def _mix(x: Tensor, mix: SequenceMix, visible: Tensor) -> Tensor:
-    """``x (Diag(identity + diag) + down Diag(gate) up^T)`` along the last axis of ``[B, heads, T, n]``."""
+    """``x (Diag(identity + diag) + down Diag(core) up^T)`` along the last axis of ``[B, heads, T, n]``."""
     n, dtype = x.shape[-1], x.dtype
     y = x if mix.identity else torch.zeros_like(x)
     if mix.diag is not None:
         y = y + x * mix.diag[:, None, :n].to(dtype)
     if mix.down is not None and mix.up is not None:
         z = torch.einsum("bhic,hcr->bhir", x, mix.down[:, :n].to(dtype))
-        if mix.gate is not None:
-            z = z * mix.gate.transpose(1, 2)
+        if mix.core is not None:
+            z = z * mix.core.transpose(1, 2)
         y = y + torch.einsum("bhir,hcr->bhic", z, mix.up[:, :n].to(dtype))
     return torch.where(visible, y, 0)
 

@@ -127,24 +127,24 @@ class Tables(NamedTuple):
 
 
 class Mixing(NamedTuple):
-    """One head's sequence mixing over a slab: tables, gate and statistic ``[batch, n, R]``."""
+    """One head's sequence mixing over a slab: tables, core and statistic ``[batch, n, R]``."""
 
     layout: Layout
     tables: Tables
-    gate: Tensor | None
+    core: Tensor | None
     z: Tensor
 
     @classmethod
-    def of(cls, layout: Layout, slab: Slab, head: int, tables: Tables, gate: Tensor | None, z: Tensor) -> Mixing:
-        """``head``'s part of ``[heads, ...]`` tables and of ``[B, T, heads, R]`` gate and statistic."""
-        gate = None if gate is None else slab.queries(gate, head)
-        return cls(layout, tables.map(lambda table: table[head]), gate, slab.queries(z, head))
+    def of(cls, layout: Layout, slab: Slab, head: int, tables: Tables, core: Tensor | None, z: Tensor) -> Mixing:
+        """``head``'s part of ``[heads, ...]`` tables and of ``[B, T, heads, R]`` core and statistic."""
+        core = None if core is None else slab.queries(core, head)
+        return cls(layout, tables.map(lambda table: table[head]), core, slab.queries(z, head))
 
     def beside(self, tile: Tile) -> Tables:
         return self.tables.map(lambda table: self.layout.beside(table, tile))
 
     def apply(self, x: Tensor, tile: Tile, out: Tensor, saved: bool) -> None:
-        """``out = x * scale + (gate * z) up^T`` with ``z = x down``, for ``x`` ``[batch * rows, columns]``.
+        """``out = x * scale + (core * z) up^T`` with ``z = x down``, for ``x`` ``[batch * rows, columns]``.
 
         ``out`` may be ``x``. Keeps ``z``, or takes the ``saved`` one.
         """
@@ -158,8 +158,8 @@ class Mixing(NamedTuple):
         elif out is not x:
             out.copy_(x)
         if tables.up is not None:
-            out.addmm_(self.gated(z, tile), tables.up.mT)
+            out.addmm_(self.times_core(z, tile), tables.up.mT)
 
-    def gated(self, z: Tensor, tile: Tile) -> Tensor:
-        """``gate * z`` of a tile, ``[batch * rows, R]``."""
-        return (z if self.gate is None else self.gate[:, tile.own] * z).flatten(0, 1)
+    def times_core(self, z: Tensor, tile: Tile) -> Tensor:
+        """``core * z`` of a tile, ``[batch * rows, R]``."""
+        return (z if self.core is None else self.core[:, tile.own] * z).flatten(0, 1)

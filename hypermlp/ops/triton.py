@@ -111,7 +111,7 @@ def _decode(q: Tensor, past: Past, routing_mix: SequenceMix, readout_mix: Sequen
     batch, width = q.shape[0], past.keys[0].shape[1]
     # the kernels take dimensions of their own for heads and time
     routing_mix, readout_mix = (
-        mix if mix.gate is None else mix._replace(gate=mix.gate.unsqueeze(1)) for mix in (routing_mix, readout_mix)
+        mix if mix.core is None else mix._replace(core=mix.core.unsqueeze(1)) for mix in (routing_mix, readout_mix)
     )
     o = decode(
         q.reshape(batch, 1, -1, width),

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from torch import Tensor
 
+_RENAMED = "SequenceMix.gate is called core now, in the constructor too: write core in its place"
+
 
 class SequenceMix(NamedTuple):
-    """``Diag(identity + diag) + down Diag(gate_i) up^T`` along the sequence, for one token ``i``.
+    """``Diag(identity + diag) + down Diag(core_i) up^T`` along the sequence, for one token ``i``.
 
     The paper's ``R_j(x_t)`` (equation and storage in ``docs/mathematics.md``). Row 0 of a
     table belongs to lag 0, the token itself (or to position 0 in the position layout).
@@ -18,15 +21,21 @@ class SequenceMix(NamedTuple):
         diag: ``[heads, L]``, the paper's ``p``; None for none.
         down: ``[heads, L, R]``, the paper's ``A``; given together with ``up``.
         up: ``[heads, L, R]``, the paper's ``B``.
-        gate: ``[B, T, heads, R]``, the input-conditioned core ``c``; None for ones.
+        core: ``[B, T, heads, R]``, ``c`` of the paper, made from the token; None for ones.
         identity: whether the identity is part of the map.
     """
 
     diag: Tensor | None = None
     down: Tensor | None = None
     up: Tensor | None = None
-    gate: Tensor | None = None
+    core: Tensor | None = None
     identity: bool = True
+
+    @property
+    def gate(self) -> Tensor | None:
+        """Deprecated name of ``core``."""
+        warnings.warn(_RENAMED, DeprecationWarning, stacklevel=2)
+        return self.core
 
     @property
     def rank(self) -> int:
@@ -41,7 +50,30 @@ class SequenceMix(NamedTuple):
     @property
     def tensors(self) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
         """What may have a gradient, in the order of :class:`MixNeeds`."""
-        return self.diag, self.down, self.up, self.gate
+        return self.diag, self.down, self.up, self.core
+
+
+def _new_mix(
+    cls: type[SequenceMix],
+    diag: Tensor | None = None,
+    down: Tensor | None = None,
+    up: Tensor | None = None,
+    core: Tensor | None = None,
+    identity: bool = True,
+    *,
+    gate: Tensor | None = None,
+) -> SequenceMix:
+    """A mixing, also under the name that its core had."""
+    if gate is not None:
+        warnings.warn(_RENAMED, DeprecationWarning, stacklevel=2)
+        if core is not None:
+            raise TypeError("SequenceMix has one core: gate is its old name, give core alone")
+        core = gate
+    return tuple.__new__(cls, (diag, down, up, core, identity))
+
+
+# not a subclass: PyTorch's trees take a named tuple apart, and a class that inherits from one whole
+SequenceMix.__new__ = _new_mix  # type: ignore[method-assign,assignment]
 
 
 class Options(NamedTuple):
@@ -92,7 +124,7 @@ class MixNeeds(NamedTuple):
     diag: bool
     down: bool
     up: bool
-    gate: bool
+    core: bool
 
     @property
     def tables(self) -> bool:
@@ -127,7 +159,7 @@ class Needs(NamedTuple):
 
     @property
     def readout_statistic(self) -> bool:
-        return self.scores or self.readout.down or self.readout.gate
+        return self.scores or self.readout.down or self.readout.core
 
     @property
     def activated(self) -> bool:
@@ -140,7 +172,7 @@ class MixGradients(NamedTuple):
     diag: Tensor | None
     down: Tensor | None
     up: Tensor | None
-    gate: Tensor | None
+    core: Tensor | None
 
 
 class Gradients(NamedTuple):

@@ -42,7 +42,7 @@ class TableGradients:
             self._finished(mix.diag, self.diag, needs.diag),
             self._finished(mix.down, self.down, needs.down),
             self._finished(mix.up, self.up, needs.up),
-            gate if needs.gate else None,
+            gate if needs.core else None,
         )
 
     def _finished(self, table: Tensor | None, grad: Tensor, need: bool) -> Tensor | None:
@@ -82,9 +82,9 @@ class BackwardPass:
         self._dk = self._rows(call.k.shape, needs.k, zero=True)
         self._dv = self._rows(call.v.shape, needs.v, zero=True)
         self._dz1 = self._rows(call.z1.shape, needs.scores)
-        self._dgate1 = self._rows(call.z1.shape, needs.routing.gate)
+        self._dgate1 = self._rows(call.z1.shape, needs.routing.core)
         self._dz2 = self._rows(call.z2.shape, needs.readout_statistic)
-        self._dgate2 = self._rows(call.z2.shape, needs.readout.gate)
+        self._dgate2 = self._rows(call.z2.shape, needs.readout.core)
         batches = batch if call.sequences is None else 1
         rows = min(call.max_lag, length)
         self._routing = TableGradients(call, call.routing, needs.routing, call.q.shape[2], batches, rows)
@@ -208,7 +208,7 @@ class BackwardPass:
     def _readout_statistic_gradient(self, chunk: Chunk) -> None:
         call, mix = self._call, self._call.readout
         up, gate = padded_table(mix.up, call.mix_dtype), gate_of(mix, call.q)
-        gated = {"GATED": mix.gate is not None, "GATE_GRADIENT": self._needs.readout.gate}
+        gated = {"GATED": mix.core is not None, "GATE_GRADIENT": self._needs.readout.core}
         readout_statistic_gradient_kernel[(chunk.blocks, chunk.parts)](
             self._planes, up, gate, call.z2, self._sums(chunk, self._dz2), self._dgate2, self._blocks, self._valid,
             *gate.stride()[:3], *self._rows_of(chunk), chunk.span,
@@ -221,7 +221,7 @@ class BackwardPass:
         dtype = call.mix_dtype
         scale1, up1, gate1 = first_scale(call), padded_table(routing.up, dtype, call.q), gate_of(routing, call.q)
         scale2, down2 = scale_table(readout, 1.0, call), padded_table(readout.down, dtype, call.q)
-        gated = {"GATED": routing.gate is not None, "GATE_GRADIENT": needs.routing.gate}
+        gated = {"GATED": routing.core is not None, "GATE_GRADIENT": needs.routing.core}
         map_gradient_kernel[(chunk.blocks, chunk.parts)](
             call.q, call.k, scale1, up1, gate1, call.z1, scale2, down2, self._dz2, self._pull,
             self._planes, self._sums(chunk, self._dz1), self._dgate1, self._blocks, self._valid,
@@ -229,8 +229,8 @@ class BackwardPass:
             *self._rows_of(chunk), chunk.tiles, chunk.span,
             **self._options(
                 "K", "GLU", "HOLES", "PACKED", "ASM", "MIX", "PRECISION", "BK", ALIGNED=aligned(call.q, call.k),
-                R1=routing.rank, R2=readout.rank, SCALE1=scale_mode(routing), GATED1=routing.gate is not None,
-                SCALE2=scale_mode(readout), GRADIENT=needs.scores, GATE_GRADIENT=needs.routing.gate,
+                R1=routing.rank, R2=readout.rank, SCALE1=scale_mode(routing), GATED1=routing.core is not None,
+                SCALE2=scale_mode(readout), GRADIENT=needs.scores, GATE_GRADIENT=needs.routing.core,
                 ACTIVATED=needs.activated, SPLIT=chunk.parts > 1,
                 BR1=pad_width(routing.rank), BR2=pad_width(readout.rank),
             ),
@@ -253,7 +253,7 @@ class BackwardPass:
                 "K", "HOLES", "ASM", "MIX", "PRECISION", "BK", R=mix.rank, SCORES=scores,
                 ALIGNED=aligned(call.q, call.k), ALIGNED_GATE=aligned(gate),
                 DIAG=into.needs.diag, DOWN=into.needs.down, UP=into.needs.up,
-                GATED=mix.gate is not None, BR=pad_width(mix.rank),
+                GATED=mix.core is not None, BR=pad_width(mix.rank),
             ) | {"num_warps": self._table_warps},
         )  # fmt: skip
 
@@ -276,7 +276,7 @@ class BackwardPass:
             *call.k.stride()[:3], *gate.stride()[:3], *self._rows_of(chunk, num_maps), chunk.tiles, chunk.span,
             **self._options(
                 "K", "HOLES", "ASM", "MIX", "PRECISION", "BK", ALIGNED=aligned(call.k), R=mix.rank,
-                SCALE=scale_mode(mix), GATED=weights and mix.gate is not None, WEIGHTS=weights, SPLIT=chunk.parts > 1,
+                SCALE=scale_mode(mix), GATED=weights and mix.core is not None, WEIGHTS=weights, SPLIT=chunk.parts > 1,
                 QUERY_GRADIENT=self._needs.q and not weights, BR=pad_width(mix.rank),
             ),
         )  # fmt: skip

@@ -91,7 +91,7 @@ class Call(NamedTuple):
         """What a tuned tile is remembered by: all that a kernel is compiled for, so never the number of tokens."""
         target = triton.runtime.driver.active.get_current_target()
         mixes = (
-            f"{scale_mode(mix)}/{mix.rank}{'/gated' if mix.gate is not None else ''}"
+            f"{scale_mode(mix)}/{mix.rank}{'/gated' if mix.core is not None else ''}"
             for mix in (self.routing, self.readout)
         )
         switches = {
@@ -166,7 +166,7 @@ def aligned(*streams: Tensor) -> bool:
 
 
 def gate_of(mix: SequenceMix, otherwise: Tensor) -> Tensor:
-    return otherwise if mix.gate is None else unit_stride(mix.gate)
+    return otherwise if mix.core is None else unit_stride(mix.core)
 
 
 def holes(call: Call) -> Tensor:

@@ -93,7 +93,7 @@ def forward(
     """
     q, k, v = (unit_stride(x) for x in (q, k, v))
     batch, length, heads = v.shape[:3]
-    q = _marked_queries(q, (routing_mix.gate, readout_mix.gate), heads)
+    q = _marked_queries(q, (routing_mix.core, readout_mix.core), heads)
     kept = None
     if attention_mask is not None or cu_seqlens is not None:
         kept = sequences(attention_mask, cu_seqlens, batch, length, q.device)
@@ -211,7 +211,7 @@ def _selection_statistics(call: Call) -> Callable[[_Stored | None], None]:
             call.sizes[1], call.max_lag, num_blocks, call.sizes[2], per_block, chunk.first, chunk.pitch, call.eps,
             **call.options(), ALIGNED=aligned(call.q, call.k),
             R1=routing.rank, R2=readout.rank, HOLES=call.attention_mask is not None,
-            SCALE1=scale_mode(routing), GATED1=routing.gate is not None, NORM=call.norm, SLOT=rows,
+            SCALE1=scale_mode(routing), GATED1=routing.core is not None, NORM=call.norm, SLOT=rows,
             BR1=pad_width(routing.rank), BR2=pad_width(readout.rank),
             **tile_options(tile),
         )  # fmt: skip
@@ -241,7 +241,7 @@ def _stored_readout(call: Call, o: Tensor) -> Callable[[_Stored], None]:
             call.sizes[1], call.max_lag, stored.num_blocks, call.sizes[2], stored.per_block,
             chunk.first, chunk.pitch, value_blocks,
             **options, ALIGNED_VALUES=aligned(call.v), V=width, R2=readout.rank, HOLES=call.attention_mask is not None,
-            SCALE2=scale_mode(readout), GATED2=readout.gate is not None, NORM=call.norm,
+            SCALE2=scale_mode(readout), GATED2=readout.core is not None, NORM=call.norm,
             EARLY=call.norm and call.q.dtype == torch.float16,
             SLOT=stored.rows, BV=tile.values, BR2=pad_width(readout.rank),
             **tile_options(tile),
@@ -266,8 +266,8 @@ def _readout(call: Call, o: Tensor) -> None:
             call.sizes[1], call.max_lag, num_blocks, call.sizes[2],
             **call.options(), ALIGNED=aligned(call.q, call.k), ALIGNED_VALUES=aligned(call.v),
             V=o.shape[-1], R1=routing.rank, R2=readout.rank, HOLES=call.attention_mask is not None,
-            SCALE1=scale_mode(routing), GATED1=routing.gate is not None,
-            SCALE2=scale_mode(readout), GATED2=readout.gate is not None, NORM=call.norm,
+            SCALE1=scale_mode(routing), GATED1=routing.core is not None,
+            SCALE2=scale_mode(readout), GATED2=readout.core is not None, NORM=call.norm,
             EARLY=call.norm and call.q.dtype == torch.float16,
             BV=tile.values, BR1=pad_width(routing.rank), BR2=pad_width(readout.rank),
             **tile_options(tile),

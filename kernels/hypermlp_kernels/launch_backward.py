@@ -60,7 +60,7 @@ def backward(
     """
     q, k, v = (unit_stride(_finite(x)) for x in (q, k, v))
     routing_mix, readout_mix = (
-        mix if mix.gate is None else mix._replace(gate=_finite(mix.gate)) for mix in (routing_mix, readout_mix)
+        mix if mix.core is None else mix._replace(core=_finite(mix.core)) for mix in (routing_mix, readout_mix)
     )
     # rows that are NaN, since they see a number that is not finite, pass nothing back
     marked = o[..., :1].isnan()

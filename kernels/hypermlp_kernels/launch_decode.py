@@ -123,7 +123,7 @@ class _Call(NamedTuple):
         }
 
     def mixing(self, mix: SequenceMix) -> dict[str, Any]:
-        return {"DIAG": mix.diag is not None, "IDENTITY": mix.identity, "GATED": mix.gate is not None}
+        return {"DIAG": mix.diag is not None, "IDENTITY": mix.identity, "GATED": mix.core is not None}
 
 
 def decode(

@@ -27,7 +27,7 @@ def extreme_norms(call: Call, scale: Tensor, up: Tensor) -> Callable[[], None]:
             *call.q.stride()[:3], *call.k.stride()[:3], *gate.stride()[:3],
             call.sizes[1], call.max_lag, num_blocks, call.sizes[2], call.q.shape[2], call.eps,
             **options, ALIGNED=aligned(call.q, call.k), R1=routing.rank, HOLES=call.attention_mask is not None,
-            SCALE1=scale_mode(routing), GATED1=routing.gate is not None, BR1=pad_width(routing.rank),
+            SCALE1=scale_mode(routing), GATED1=routing.core is not None, BR1=pad_width(routing.rank),
             **tile_options(tile),
         )  # fmt: skip
 

@@ -15,7 +15,7 @@ from transformers import DynamicCache, StaticCache  # isort: skip
 from transformers.cache_utils import Cache, DynamicLayer  # isort: skip
 
 from hypermlp import HyperCache
-from hypermlp.integrations.huggingface.cache import CacheLayer
+from hypermlp.integrations.huggingface.cache import HostCacheLayer
 from hypermlp.integrations.huggingface.names import CACHE_NAME
 
 MIXERS = list(ATTENTION)
@@ -290,12 +290,12 @@ def test_a_cache_without_convolution_state_is_noticed():
 
 
 def test_a_cache_that_does_not_reorder_is_noticed():
-    with mock.patch.object(CacheLayer, "reorder_cache"):
+    with mock.patch.object(HostCacheLayer, "reorder_cache"):
         assert generations_differ(range(4), num_beams=4)
 
 
 def test_a_cache_that_does_not_crop_is_noticed():
-    with mock.patch.object(CacheLayer, "crop"):
+    with mock.patch.object(HostCacheLayer, "crop"):
         try:
             noticed = generations_differ(range(4), prompt_lookup_num_tokens=3) > 0
         except ValueError as error:  # older versions count tokens themselves, and the mask does not fit

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
-from hypermlp.ops import SequenceMix
+from hypermlp.ops import SequenceMix, hyper_attention
 from hypermlp.ops.arguments import DIFFERENTIABLE, Gradients, MixGradients, MixNeeds, Needs, OperatorArgs, Options
 from hypermlp.ops.library import PATHS
 from hypermlp.ops.varlen import Tokens
@@ -57,15 +58,37 @@ def test_gradients_and_needs_stand_in_the_order_of_the_tensors():
     x = numbered()
     named = {"q": x.q, "k": x.k, "v": x.v}
     for name, mix in (("routing", x.routing_mix), ("readout", x.readout_mix)):
-        named |= {f"{name}_{field}": getattr(mix, field) for field in ("diag", "down", "up", "gate")}
+        named |= dict(zip((f"{name}_{field}" for field in ("diag", "down", "up", "gate")), mix.tensors, strict=True))
     assert tuple(named) == DIFFERENTIABLE
     assert tuple(named.values()) == x.tensors
     grads = Gradients(x.q, x.k, x.v, MixGradients(*x.routing_mix.tensors), MixGradients(*x.readout_mix.tensors))
     assert grads.flat == x.tensors
     for place, name in enumerate(DIFFERENTIABLE):
         needs = Needs.of(place == other for other in range(len(DIFFERENTIABLE)))
-        mix, _, field = name.rpartition("_")
+        mix, _, field = name.replace("gate", "core").rpartition("_")
         found = getattr(needs, field) if not mix else getattr(getattr(needs, mix), field)
         assert found
         assert sum((needs.q, needs.k, needs.v, *needs.routing, *needs.readout)) == 1
     assert Needs.of([True] * 11) == Needs(True, True, True, MixNeeds(*[True] * 4), MixNeeds(*[True] * 4))
+
+
+def test_the_core_of_a_mixing_answers_to_its_old_name():
+    core = torch.zeros(1, 2, 3, 4)
+    with pytest.deprecated_call(match="write core"):
+        mix = SequenceMix(None, gate=core, identity=False)
+    assert mix == SequenceMix(core=core, identity=False)
+    with pytest.deprecated_call(match="write core"):
+        assert mix.gate is core
+    with pytest.deprecated_call(), pytest.raises(TypeError, match="one core"):
+        SequenceMix(core=core, gate=core)
+    assert tree_leaves(mix) == [None, None, None, core, False], "a named tuple like any other"
+
+
+def test_a_mixing_is_made_in_a_compiled_graph():
+    x, core = torch.randn(1, 3, 1, 2), torch.rand(1, 3, 1, 2)
+    tables = torch.randn(1, 4), torch.randn(1, 4, 2), torch.randn(1, 4, 2)
+
+    def run(core: torch.Tensor) -> torch.Tensor:
+        return hyper_attention(x, x, x, SequenceMix(*tables, core=core), selection="relu", backend="chunked")
+
+    torch.testing.assert_close(torch.compile(run, fullgraph=True, backend="eager")(core), run(core))

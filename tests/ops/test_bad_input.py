@@ -16,7 +16,7 @@ def rand(*shape: int, **kwargs):
 
 
 def mix(heads: int = 2 * H, **changes) -> SequenceMix:
-    tables = {"diag": rand(heads, L), "down": rand(heads, L, R), "up": rand(heads, L, R), "gate": rand(B, T, heads, R)}
+    tables = {"diag": rand(heads, L), "down": rand(heads, L, R), "up": rand(heads, L, R), "core": rand(B, T, heads, R)}
     return SequenceMix(**(tables | changes))
 
 
@@ -75,7 +75,7 @@ MIXES = {
     "table is a list": ({"routing_mix": mix(diag=[1.0])}, TypeError, "routing_mix.diag must be a tensor"),
     "down alone": ({"routing_mix": SequenceMix(down=rand(4, L, R))}, ValueError, "routing_mix.down and routing_mix.up"),
     "empty map": ({"readout_mix": SequenceMix(identity=False)}, ValueError, "readout_mix has no identity"),
-    "gate alone": ({"routing_mix": SequenceMix(gate=rand(B, T, 4, R))}, ValueError, "routing_mix.gate multiplies"),
+    "core alone": ({"routing_mix": SequenceMix(core=rand(B, T, 4, R))}, ValueError, "routing_mix.core multiplies"),
     "diag of rank 3": ({"routing_mix": mix(diag=rand(4, L, 1))}, ValueError, "routing_mix.diag must have 2 dim"),
     "down of rank 2": ({"routing_mix": mix(down=rand(4, L))}, ValueError, "routing_mix.down must have 3 dim"),
     "up of another rank": (
@@ -92,9 +92,9 @@ MIXES = {
     "heads": ({"readout_mix": mix(2 * H)}, ValueError, "readout_mix.diag must serve 2 heads"),
     "no rows": ({"routing_mix": SequenceMix(diag=rand(4, 0))}, ValueError, "routing_mix.diag has an empty dimension"),
     "rows disagree": ({"routing_mix": mix(diag=rand(4, L + 1))}, ValueError, r"number of lags, got \[8, 9\]"),
-    "gate too short": ({"routing_mix": mix(gate=rand(B, T - 1, 4, R))}, ValueError, "routing_mix.gate must be"),
-    "gate of another rank": ({"routing_mix": mix(gate=rand(B, T, 4, R + 1))}, ValueError, "routing_mix.gate must be"),
-    "gate of another dtype": ({"routing_mix": mix(gate=rand(B, T, 4, R).double())}, TypeError, "routing_mix.gate is"),
+    "core too short": ({"routing_mix": mix(core=rand(B, T - 1, 4, R))}, ValueError, "routing_mix.core must be"),
+    "core of another rank": ({"routing_mix": mix(core=rand(B, T, 4, R + 1))}, ValueError, "routing_mix.core must be"),
+    "core of another dtype": ({"routing_mix": mix(core=rand(B, T, 4, R).double())}, TypeError, "routing_mix.core is"),
     "narrow tables": ({"routing_mix": mix(diag=rand(4, L).half())}, TypeError, "routing_mix's tables must share"),
 }
 
@@ -121,7 +121,7 @@ MASKS = {
 ])  # fmt: skip
 @pytest.mark.parametrize("autocast", [False, True], ids=["", "autocast"])
 def test_bad_input_is_named(changes, kind, message, autocast):
-    casts_away = {"k of another dtype", "v of another dtype", "gate of another dtype"}
+    casts_away = {"k of another dtype", "v of another dtype", "core of another dtype"}
     if autocast and any(changes is row[0] for table in (STREAMS, MIXES) for n, row in table.items() if n in casts_away):
         pytest.skip("autocast makes the dtypes one")
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast), pytest.raises(kind, match=message):

@@ -80,7 +80,7 @@ def past_of(case, newest):
     q, k, v = (case.tensors[name] for name in "qkv")
     keys = k.permute(0, 2, 3, 1).flatten(0, 1)
     values = v.transpose(1, 2).flatten(0, 1)
-    mixes = [m if m.gate is None else m._replace(gate=m.gate[:, -newest:]) for m in case.mixes()]
+    mixes = [m if m.core is None else m._replace(core=m.core[:, -newest:]) for m in case.mixes()]
     o = case.options
     options = Options(o["selection"], o["norm"], o["eps"], True, "lag", q.shape[1])
     return q[:, -newest:], keys, values, mixes, options
@@ -88,7 +88,7 @@ def past_of(case, newest):
 
 def step(case, backend, segments=1):
     q, keys, values, mixes, options = past_of(case, 1)
-    mixes = [m if m.gate is None else m._replace(gate=m.gate[:, 0]) for m in mixes]
+    mixes = [m if m.core is None else m._replace(core=m.core[:, 0]) for m in mixes]
     cuts = [keys.shape[2]] if segments == 1 else [11, keys.shape[2] - 11]
     past = Past(list(keys.split(cuts, 2)), list(values.split(cuts, 1)), None)
     o = PATHS["native" if backend == "native" else "chunked"].step(q.flatten(1), past, *mixes, options)
@@ -140,7 +140,7 @@ def test_steps_normalise_scores_of_any_size(run, backend, selection, size):
 
 @every_step
 @pytest.mark.parametrize("chosen", [{}, {"selection": "relu"}, {"norm": False}, {"norm": False, "selection": "relu"}])
-@pytest.mark.parametrize("stream", ["q", "k", "v", "routing.gate", "readout.gate"])
+@pytest.mark.parametrize("stream", ["q", "k", "v", "routing.core", "readout.core"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("channel", [0, 2])
 @torch.no_grad()

@@ -17,7 +17,7 @@ B, H, K, R = 2, 2, 5, 3
 
 def mix(heads: int, rows: int, rank: int = R, **missing: Any) -> SequenceMix:
     tables = {"diag": torch.randn(heads, rows), "down": torch.randn(heads, rows, rank)}
-    tables |= {"up": torch.randn(heads, rows, rank), "gate": torch.randn(B, heads, rank)}
+    tables |= {"up": torch.randn(heads, rows, rank), "core": torch.randn(B, heads, rank)}
     return SequenceMix(**({n: x.double() for n, x in tables.items()} | missing))
 
 
@@ -83,12 +83,12 @@ def test_every_order_of_slots(order, maps):
     compare(q, order(past), *rest)
 
 
-@pytest.mark.parametrize("missing", ["diag", "gate", "identity", "low rank", "all"])
+@pytest.mark.parametrize("missing", ["diag", "core", "identity", "low rank", "all"])
 def test_missing_parts(missing):
     q, past, routing, readout, options = case()
     changes = {
-        "diag": {"diag": None}, "gate": {"gate": None}, "identity": {"identity": False},
-        "low rank": {"down": None, "up": None, "gate": None}, "all": dict.fromkeys(("diag", "down", "up", "gate")),
+        "diag": {"diag": None}, "core": {"core": None}, "identity": {"identity": False},
+        "low rank": {"down": None, "up": None, "core": None}, "all": dict.fromkeys(("diag", "down", "up", "core")),
     }  # fmt: skip
     compare(q, past, *(mix._replace(**changes[missing]) for mix in (routing, readout)), options)
 

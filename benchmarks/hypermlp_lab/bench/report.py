@@ -46,7 +46,7 @@ class Panel:
 
 
 @dataclass(frozen=True)
-class Layout:
+class Presentation:
     """What a benchmark shows.
 
     Attributes:
@@ -236,7 +236,7 @@ def _cache_mib(row: Row) -> float | None:
 _PARAMETERS = _number("parameters", "parameters", ",d", 1)
 _EXTRA_MEMORY = Panel("extra peak memory (MiB)", lambda row: float(row["extra_peak_bytes"] / _MIB))
 _RATE = Panel("tokens/s", lambda row: float(row["tokens_per_second"]), _rates_at_quartiles)
-_THROUGHPUT = Layout(
+_THROUGHPUT = Presentation(
     "T", "layer",
     (_PARAMETERS, *_times("ms", ".1f"), _number("tokens/s", "tokens_per_second", ",.0f")),
     (_number("extra MiB", "extra_peak_bytes", ".1f", 1 / _MIB),),
@@ -245,7 +245,7 @@ _THROUGHPUT = Layout(
 LAYOUTS = {
     "attention": _THROUGHPUT,
     "models": _THROUGHPUT,
-    "operators": Layout(
+    "operators": Presentation(
         "T", "operator",
         (
             *_times("ms", ".3f"), _number("TFLOP/s", "tflops", ".1f"), _number("of matmul", "matmul_share", ".0%"),
@@ -264,7 +264,7 @@ LAYOUTS = {
         ),
         note=_ceilings,
     ),
-    "decode": Layout(
+    "decode": Presentation(
         "context", "layer",
         (_PARAMETERS, *_times("ms/token", ".3f")),
         (

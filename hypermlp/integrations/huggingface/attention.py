@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hypermlp.integrations.arguments import refuse_unknown
-from hypermlp.integrations.huggingface.cache import CacheLayer, join_cache
+from hypermlp.integrations.huggingface.cache import HostCacheLayer, join_cache
 from hypermlp.integrations.huggingface.call import Call
-from hypermlp.integrations.huggingface.masks import Tokens, document_bounds, read_mask, refuse_nested
+from hypermlp.integrations.huggingface.masks import document_bounds, read_mask, refuse_nested
 from hypermlp.integrations.huggingface.names import IGNORED_BY_ATTENTION, one_cache
 from hypermlp.layers import AttentionLayer
+from hypermlp.ops.varlen import Tokens
 
 # the others hand over no mask, or one of their own kind, even for padded batches
 _READABLE = ("sdpa", "eager")
@@ -92,11 +93,11 @@ class HuggingFaceAttention(nn.Module):
         tokens = read_mask(attention_mask, hidden_states, first, causal=c.causal, window=c.window, told=told)
         if part is not None and not self._cacheable(hidden_states, tokens, part):
             part = None
-        call = Call(self.mixer, tokens.valid, tokens.cu_seqlens, part)
+        call = Call(self.mixer, tokens, part)
         out, weights = self._compute(hidden_states, call, self._map_wanted(output_attentions, part))
         return F.dropout(out, self.output_dropout, self.training), weights
 
-    def _part(self, cache: Any, new_tokens: int) -> CacheLayer | None:
+    def _part(self, cache: Any, new_tokens: int) -> HostCacheLayer | None:
         if cache is None:
             return None
         joined = join_cache(cache, self.layer_idx, new_tokens)
@@ -104,7 +105,7 @@ class HuggingFaceAttention(nn.Module):
             raise RuntimeError(f"this cache holds nothing: {joined.unusable}")
         return joined
 
-    def _cacheable(self, hidden_states: Tensor, tokens: Tokens, cache: CacheLayer) -> bool:
+    def _cacheable(self, hidden_states: Tensor, tokens: Tokens, cache: HostCacheLayer) -> bool:
         """Whether to fill the cache. Models make one even to train; it stays empty and says so if used."""
         if torch.is_grad_enabled() and cache.empty and self._trained(hidden_states):
             cache.unusable = "it was passed to a call that records gradients; call under torch.no_grad()"
@@ -118,7 +119,7 @@ class HuggingFaceAttention(nn.Module):
     def _compute(self, hidden_states: Tensor, call: Call, want_map: bool) -> tuple[Tensor, Tensor | None]:
         return call.read_with_map(hidden_states) if want_map else (call.read(hidden_states), None)
 
-    def _map_wanted(self, output_attentions: bool | None, cache: CacheLayer | None) -> bool:
+    def _map_wanted(self, output_attentions: bool | None, cache: HostCacheLayer | None) -> bool:
         if output_attentions or getattr(self.config, "output_attentions", False):
             return True
         # some hosts keep the wish to themselves and record by a hook what eager attention always returns

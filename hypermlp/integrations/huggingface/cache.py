@@ -27,7 +27,7 @@ from hypermlp.ops.modes import values_readable
 _NO_LIMIT = 1 << 62
 
 
-class CacheLayer:
+class HostCacheLayer:
     """What all kinds share. Which tokens are there, and how masks stand to them, the host's kind says."""
 
     memory: HyperCache
@@ -100,7 +100,7 @@ class CacheLayer:
         raise RuntimeError("hyper layers do not offload their cache")
 
 
-class HyperDynamicLayer(CacheLayer, DynamicLayer):  # type: ignore[misc]
+class HyperDynamicLayer(HostCacheLayer, DynamicLayer):  # type: ignore[misc]
     """Grows with the tokens, up to the layer's window."""
 
     def __init__(self, host: DynamicLayer, layer_idx: int) -> None:
@@ -108,7 +108,7 @@ class HyperDynamicLayer(CacheLayer, DynamicLayer):  # type: ignore[misc]
         self._start(layer_idx, HyperCache())
 
 
-class HyperSlidingLayer(CacheLayer, DynamicSlidingWindowLayer):  # type: ignore[misc]
+class HyperSlidingLayer(HostCacheLayer, DynamicSlidingWindowLayer):  # type: ignore[misc]
     """The same under masks that show a sliding window alone."""
 
     def __init__(self, host: DynamicSlidingWindowLayer, layer_idx: int) -> None:
@@ -121,7 +121,7 @@ class HyperSlidingLayer(CacheLayer, DynamicSlidingWindowLayer):  # type: ignore[
         return sizes
 
 
-class HyperStaticLayer(CacheLayer, StaticLayer):  # type: ignore[misc]
+class HyperStaticLayer(HostCacheLayer, StaticLayer):  # type: ignore[misc]
     """Memory of one size; the count of tokens is a tensor, so that a step compiles once."""
 
     cumulative_length: Tensor
@@ -185,7 +185,7 @@ _KINDS: dict[type, Any] = {
 }
 
 
-def join_cache(cache: Any, layer_idx: int | None, new_tokens: int) -> CacheLayer:
+def join_cache(cache: Any, layer_idx: int | None, new_tokens: int) -> HostCacheLayer:
     """The part of ``cache`` for layer ``layer_idx``, of a kind that hyper layers can use.
 
     Args:
@@ -211,7 +211,7 @@ def join_cache(cache: Any, layer_idx: int | None, new_tokens: int) -> CacheLayer
             "of a model, number the others anew (layer.self_attn.layer_idx = 0, 1, ...)"
         )
     found = cache.layers[layer_idx]
-    if isinstance(found, CacheLayer):
+    if isinstance(found, HostCacheLayer):
         _refuse_second_use(cache.layers, layer_idx, new_tokens)
         return found
     kind = _KINDS.get(type(found))
@@ -223,7 +223,7 @@ def join_cache(cache: Any, layer_idx: int | None, new_tokens: int) -> CacheLayer
     if int(found.get_seq_length()) > 0:
         raise ValueError(f"layer {layer_idx} of the cache was filled before the swap: start with a new cache")
     cache.layers[layer_idx] = kind(found, layer_idx)
-    joined: CacheLayer = cache.layers[layer_idx]
+    joined: HostCacheLayer = cache.layers[layer_idx]
     return joined
 
 

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
-from hypermlp.integrations.huggingface.cache import CacheLayer
+from hypermlp.integrations.huggingface.cache import HostCacheLayer
 from hypermlp.layers import AttentionLayer
 from hypermlp.layers.maps import attention_map, through_map
+from hypermlp.ops.varlen import Tokens
 
 logger = logging.get_logger(__name__)
 
@@ -18,16 +19,16 @@ class Call:
 
     Args:
         layer: the layer.
-        valid: bool or integer ``[B, T]``, or None.
-        cu_seqlens: bounds of packed documents in the rows laid end to end; not with a cache.
+        tokens: who is there: ``valid``, bool or integer ``[B, T]``, and bounds of packed documents in the rows laid
+            end to end, not with a cache. The layer checks them.
         cache: the layer's part of a cache.
     """
 
-    def __init__(
-        self, layer: AttentionLayer, valid: Tensor | None, cu_seqlens: Tensor | None, cache: CacheLayer | None
-    ) -> None:
-        self.layer, self.cu_seqlens, self.cache = layer, cu_seqlens, cache
-        self.valid = valid if valid is None or cu_seqlens is None else valid.flatten()[None]
+    def __init__(self, layer: AttentionLayer, tokens: Tokens, cache: HostCacheLayer | None) -> None:
+        self.layer, self.cache = layer, cache
+        self.valid, self.cu_seqlens = tokens
+        if self.valid is not None and self.cu_seqlens is not None:
+            self.valid = self.valid.flatten()[None]
 
     def read(self, x: Tensor) -> Tensor:
         """The layer's output, ``[B, T, hidden_size]``."""
@@ -57,7 +58,7 @@ class Call:
         # the layer's own numbers, and the gradients of the same numbers by way of the map
         return again + (out - again.detach()), weights
 
-    def _cached_with_map(self, cache: CacheLayer, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _cached_with_map(self, cache: HostCacheLayer, x: Tensor) -> tuple[Tensor, Tensor | None]:
         if cache.gives_maps:
             weights = cache.map(self.layer, x, self.valid)
             return self.read(x), weights

@@ -2,29 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from hypermlp.ops.modes import require, values_readable
-
-
-class Tokens(NamedTuple):
-    """The new tokens of a batch.
-
-    Attributes:
-        valid: bool ``[B, T]``, False for padding; None if all are valid.
-        cu_seqlens: bounds of the documents in the batch flattened to one row, where rows hold
-            several; else None.
-    """
-
-    valid: Tensor | None = None
-    cu_seqlens: Tensor | None = None
-
-    def flat(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """``x`` ``[B, T, ...]`` and the mask as one row."""
-        return x.flatten(0, 1)[None], None if self.valid is None else self.valid.flatten()[None]
+from hypermlp.ops.varlen import Tokens
 
 
 def read_mask(
@@ -36,7 +18,7 @@ def read_mask(
     window: int | None,
     told: Tensor | None = None,
 ) -> Tokens:
-    """The tokens that a mask describes.
+    """The tokens that a mask describes, ``valid`` ``[B, T]``; bounds are of the rows laid end to end.
 
     Args:
         mask: None for all visible tokens; ``[B, 1, T, S]``, bool (True is visible) or additive.

@@ -15,7 +15,7 @@ from hypermlp.integrations.huggingface.names import one_cache
 from hypermlp.layers.block import TransformerBlock
 from hypermlp.models.huggingface.configuration import HyperMLPConfig
 from hypermlp.ops.modes import values_readable
-from hypermlp.ops.varlen import newest
+from hypermlp.ops.varlen import Tokens, newest
 
 
 class HyperMLPDecoderLayer(GradientCheckpointingLayer, TransformerBlock):
@@ -55,7 +55,7 @@ class HyperMLPDecoderLayer(GradientCheckpointingLayer, TransformerBlock):
         x = self.attention_norm(hidden_states)
         cache = one_cache(cache=cache, past_key_values=past_key_values)
         part = None if cache is None else join_cache(cache, self.attention.layer_idx, x.shape[1])
-        call = Call(self.attention, attention_mask, cu_seqlens, part)
+        call = Call(self.attention, Tokens(attention_mask, cu_seqlens), part)
         read, weights = call.read_with_map(x) if output_attentions else (call.read(x), None)
         hidden_states = hidden_states + read
         out: Tensor = hidden_states + self.mlp(self.mlp_norm(hidden_states))

@@ -76,7 +76,7 @@ class _Inputs:
 
     def _mix(self, mix: SequenceMix) -> abi.Mix:
         diag, down, up = (self._table(x) for x in mix.tables)
-        gate = abi.Stream() if mix.gate is None else self.stream(mix.gate)
+        gate = abi.Stream() if mix.core is None else self.stream(mix.core)
         return abi.Mix(diag, down, up, gate, mix.rank, mix.identity)
 
 
@@ -151,7 +151,7 @@ def backward(
             torch.zeros(y.shape, dtype=x.dtype) if need and y is not None else None
             for y, need in ((mix.diag, asked.diag), (mix.down, asked.down), (mix.up, asked.up))
         )
-        gate = x.new(*mix.gate.shape) if asked.gate and mix.gate is not None else None
+        gate = x.new(*mix.core.shape) if asked.core and mix.core is not None else None
         found = MixGradients(diag, down, up, gate)
         setattr(call, f"d_{name}", abi.MixGrads(*(None if y is None else y.data_ptr() for y in found)))
         mixes.append(found)

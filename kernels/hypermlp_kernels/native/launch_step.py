@@ -88,7 +88,7 @@ def _mix(mix: SequenceMix, dtype: torch.dtype, kept: list[Tensor]) -> abi.Mix:
         return kept[-1].data_ptr()
 
     gate = abi.Stream()
-    if mix.gate is not None:
-        kept.append(mix.gate if mix.gate.stride(-1) == 1 else mix.gate.contiguous())
+    if mix.core is not None:
+        kept.append(mix.core if mix.core.stride(-1) == 1 else mix.core.contiguous())
         gate = abi.Stream(kept[-1].data_ptr(), kept[-1].stride(0), 0, kept[-1].stride(1))
     return abi.Mix(*(address(x) for x in mix.tables), gate, mix.rank, mix.identity)

@@ -14,9 +14,10 @@ from hypermlp import restore_attention, swap_attention
 from hypermlp.cache import LayerCache
 from hypermlp.integrations.huggingface import attention as attention_module
 from hypermlp.integrations.huggingface.attention import HuggingFaceAttention
-from hypermlp.integrations.huggingface.cache import CacheLayer, HyperStaticLayer
-from hypermlp.integrations.huggingface.masks import Tokens, read_mask
+from hypermlp.integrations.huggingface.cache import HostCacheLayer, HyperStaticLayer
+from hypermlp.integrations.huggingface.masks import read_mask
 from hypermlp.integrations.huggingface.names import CACHE_NAME
+from hypermlp.ops.varlen import Tokens
 from tests.hf_names import quiet
 from tests.integrations.huggingface import checks
 from tests.integrations.huggingface.hosts import (
@@ -221,9 +222,9 @@ def test_a_second_generate_goes_on_from_the_cache() -> None:
 @pytest.mark.parametrize(
     ("kind", "owner", "name"),
     [
-        ("beam", CacheLayer, "reorder_cache"),
+        ("beam", HostCacheLayer, "reorder_cache"),
         ("static beam", HyperStaticLayer, "reorder_cache"),
-        ("lookup", CacheLayer, "crop"),
+        ("lookup", HostCacheLayer, "crop"),
     ],
 )
 def test_a_cache_that_does_not_follow_is_noticed(

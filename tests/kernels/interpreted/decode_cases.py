@@ -66,7 +66,7 @@ class Decode(Case):
             "chosen": self.decode_tile, "num_splits": self.splits,
         }  # fmt: skip
         mixes = (
-            SequenceMix(*mix[:3], None if mix.gate is None else mix.gate[:, -1:], mix.identity) for mix in self.mixes
+            SequenceMix(*mix[:3], None if mix.core is None else mix.core[:, -1:], mix.identity) for mix in self.mixes
         )
         return (self.q[:, -1:], keys, values, *mixes), options
 

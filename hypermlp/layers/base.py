@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
+from einops import rearrange
 from torch import Tensor
 
 from hypermlp.cache import CacheSpec, HyperCache, LayerCache, StaticLayerCache
@@ -90,7 +91,7 @@ class AttentionLayer(Projections, ABC):
         if part is not None:
             refuse_gradients(q)
             part.append(*unpacked(k, v, x, tokens))
-        return tokens.zeroed(self.output(o.flatten(-2), gates))  # (o * phi(x Wm2 + b)) Wo
+        return tokens.zeroed(self.output(rearrange(o, "b t h v -> b t (h v)"), gates))  # (o * phi(x Wm2 + b)) Wo
 
     def cache_part(self, cache: HyperCache | LayerCache | StaticLayerCache) -> LayerCache | StaticLayerCache:
         """This layer's part of ``cache``, or ``cache`` where it is that; ValueError for a bidirectional layer."""

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 from hypermlp.config import Mixer
@@ -32,9 +33,9 @@ class SoftmaxAttention(AttentionLayer):
         causal = self.config.causal
         plain = tokens.one_sequence_a_row and (self.config.max_lag is None or not causal)
         visible = None if plain else self._visible(q.shape[1], tokens, q.device)
-        q, k, v = (y.transpose(1, 2) for y in (q, k, v))
+        q, k, v = (rearrange(y, "b t h k -> b h t k") for y in (q, k, v))
         o = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=plain and causal)
-        return o.transpose(1, 2)
+        return rearrange(o, "b h t v -> b t h v")
 
     def attend_step(self, q: Tensor, gates: Gates, past: Past) -> Tensor:
         batch = q.shape[0]

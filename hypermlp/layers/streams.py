@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
@@ -133,7 +134,7 @@ class Projections(nn.Module):
 
     def queries(self, x: Tensor, gates: Gates, offset: int | Tensor = 0) -> Tensor:
         """``(x Wq) * phi(x Wm1 + b)``, ``[B, T, S*H, K]``; the rotation comes before the gate."""
-        return _heads(self._gated_queries(x, gates, offset), self.config.qk_width)
+        return rearrange(self._gated_queries(x, gates, offset), "b t (h k) -> b t h k", k=self.config.qk_width)
 
     def _gated_queries(self, x: Tensor, gates: Gates, offset: int | Tensor) -> Tensor:
         q = self._rotated(self.q_proj(x), offset)
@@ -145,7 +146,9 @@ class Projections(nn.Module):
             return x
         if x.ndim == 2:
             return self._rotated(x[:, None], offset)[:, 0]
-        return rotate(_heads(x, self.config.qk_width), self.config.rope_theta, offset).flatten(-2)
+        width = self.config.qk_width
+        heads = x.view(*x.shape[:-1], x.shape[-1] // width, width)
+        return rotate(heads, self.config.rope_theta, offset).flatten(-2)
 
     def keys_values(
         self, x: Tensor, tokens: Tokens = ALL_TOKENS, offset: int | Tensor = 0, past: Tensor | None = None
@@ -156,7 +159,10 @@ class Projections(nn.Module):
         v = self.v_proj(x if self.v_conv is None else self.v_conv(x, **options))
         # a masked token's keys and values still hold what its convolutions saw of earlier ones
         k, v = (tokens.masked_zeroed(y) for y in (self._rotated(k, offset), v))
-        return _heads(k, self.config.qk_width), _heads(v, self.config.v_width)
+        return (
+            rearrange(k, "b t (h k) -> b t h k", k=self.config.qk_width),
+            rearrange(v, "b t (h v) -> b t h v", v=self.config.v_width),
+        )
 
     def output(self, o: Tensor, gates: Gates) -> Tensor:
         """``(o * phi(x Wm2 + b)) Wo``, ``[..., hidden_size]``, of the heads' ``o`` ``[..., H*V]``."""
@@ -177,8 +183,3 @@ class Projections(nn.Module):
         if c.layout == "position" and c.causal:
             parts.append("layout='position'")
         return ", ".join(parts)
-
-
-def _heads(x: Tensor, width: int) -> Tensor:
-    """``[..., heads * width]`` as ``[..., heads, width]``."""
-    return x.view(*x.shape[:-1], x.shape[-1] // width, width)

@@ -7,6 +7,7 @@ multiplies finite numbers alone, and marks its rows from the inputs. A marked ro
 from __future__ import annotations
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from hypermlp.ops.arguments import OperatorArgs
@@ -57,4 +58,4 @@ def rows_that_see_nonfinite(x: OperatorArgs, start: Tensor, stop: Tensor) -> Ten
 def _held(x: Tensor, heads: int) -> Tensor:
     """Whether ``x`` ``[B, n, maps, width]`` has one in any map of each head, ``[B, n, heads]``."""
     bad = (~torch.isfinite(x)).any(-1)
-    return bad.reshape(*bad.shape[:2], bad.shape[2] // heads, heads).any(2)
+    return rearrange(bad, "b n (s h) -> b n s h", h=heads).any(2)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 from hypermlp.ops.arguments import OperatorArgs, Options, SequenceMix
@@ -70,8 +71,8 @@ def hyper_attention_reference(
     weights = w.new_zeros(*w.shape[:2], length, length).scatter_add(-1, keys.expand_as(w), w)
     o = torch.einsum("bhij,bjhv->bihv", weights, v)
     if norm:
-        o = o / _row_norm(gate_map, eps / unit).transpose(1, 2)
-    return torch.where(marked.unsqueeze(-1), float("nan"), o).to(out_dtype)
+        o = o / rearrange(_row_norm(gate_map, eps / unit), "b h i 1 -> b i h 1")
+    return torch.where(rearrange(marked, "b i h -> b i h 1"), float("nan"), o).to(out_dtype)
 
 
 def _mix(x: Tensor, mix: SequenceMix, visible: Tensor) -> Tensor:
@@ -79,11 +80,11 @@ def _mix(x: Tensor, mix: SequenceMix, visible: Tensor) -> Tensor:
     n, dtype = x.shape[-1], x.dtype
     y = x if mix.identity else torch.zeros_like(x)
     if mix.diag is not None:
-        y = y + x * mix.diag[:, None, :n].to(dtype)
+        y = y + x * rearrange(mix.diag[:, :n], "h c -> h 1 c").to(dtype)
     if mix.down is not None and mix.up is not None:
         z = torch.einsum("bhic,hcr->bhir", x, mix.down[:, :n].to(dtype))
         if mix.core is not None:
-            z = z * mix.core.transpose(1, 2)
+            z = z * rearrange(mix.core, "b i h r -> b h i r")
         y = y + torch.einsum("bhir,hcr->bhic", z, mix.up[:, :n].to(dtype))
     return torch.where(visible, y, 0)
 

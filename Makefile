@@ -72,7 +72,7 @@ pictures: $(VENV)/.lab
 	$(BIN)/python docs/pictures/cache_ring.py
 
 kernel-report: $(VENV)/.lab
-	$(BIN)/python tools/kernels/report.py
+	$(BIN)/python tools/kernels/report_forward.py
 	$(BIN)/python tools/kernels/report_backward.py
 
 # on a machine with a GPU: no virtual environment and no network, the Python there needs torch, triton, einops, pytest

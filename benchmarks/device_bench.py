@@ -16,7 +16,7 @@ from hypermlp_lab.bench.layers import ATTENTION_PROVIDERS, LAYER_PROVIDERS_ON_GP
 from hypermlp_lab.bench.measure import MODES, Mode
 from hypermlp_lab.bench.models import MODEL_PROVIDERS, ModelBenchmark, ModelCase
 from hypermlp_lab.bench.operators import OPERATOR_PROVIDERS, OperatorBenchmark, OperatorCase
-from hypermlp_lab.bench.report import markdown, write_json
+from hypermlp_lab.bench.results import markdown, write_json
 from hypermlp_lab.bench.run import Benchmark, Settings, passed, run
 
 # from the device and the seconds there are

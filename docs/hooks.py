@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from hypermlp_lab.bench.report import markdown
+from hypermlp_lab.bench.results import markdown
 
 _ROOT = Path(__file__).resolve().parent.parent
 _MARKER = re.compile(r"^<!-- benchmark: ([\w-]+) -->$", re.MULTILINE)

@@ -21,7 +21,7 @@ from hypermlp.models import LanguageModel, LanguageModelConfig
 from hypermlp.ops.attention import Backend
 from hypermlp_lab.console import chosen_device, user_errors
 from hypermlp_lab.text import decode, encode
-from hypermlp_lab.training import Trainer, TrainingConfig, load_corpus, report
+from hypermlp_lab.training import Trainer, TrainingConfig, load_corpus, run_report
 from hypermlp_lab.training.checkpoint import delete_checkpoints, latest_checkpoint, load_model
 from hypermlp_lab.training.config import Precision
 from hypermlp_lab.training.demo import Demo, printable, save_curves
@@ -204,9 +204,9 @@ def _train(trainer: Trainer, name: str, out: Path, console: Console) -> None:
         command = shlex.join(["hypermlp", "train", "--resume", "--out", str(out)])
         console.print(command, highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(_INTERRUPTED)
-    reports = [report.RunReport.of(name, trainer)]
-    report.write_json(out / _REPORT, reports, data=trainer.corpus.name, device=str(trainer.device))
-    console.print(report.table(reports))
+    reports = [run_report.RunReport.of(name, trainer)]
+    run_report.write_json(out / _REPORT, reports, data=trainer.corpus.name, device=str(trainer.device))
+    console.print(run_report.table(reports))
     save_curves(out / _CURVES, reports, f"{name} on {trainer.corpus.name}", console)
     command = shlex.join(["hypermlp", "generate", str(out)])
     console.print(f"Sample with: {command}", highlight=False, markup=False, soft_wrap=True)

@@ -3,8 +3,8 @@
 from hypermlp.integrations.host import Host, Projection, Projections
 from hypermlp.integrations.positions import resize_positions
 from hypermlp.integrations.registry import Adapter, register
-from hypermlp.integrations.report import SwapReport
 from hypermlp.integrations.swap import restore_attention, swap_attention
+from hypermlp.integrations.swap_report import SwapReport
 
 __all__ = [
     "Adapter",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from hypermlp.integrations.report import Left
+from hypermlp.integrations.swap_report import Left
 
 # where torch.nn.Module keeps hooks on its calls; and how they are called
 _CALL_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")

@@ -8,7 +8,7 @@ from torch import nn
 
 from hypermlp.config import HyperConfig
 from hypermlp.integrations import registry
-from hypermlp.integrations.report import Left
+from hypermlp.integrations.swap_report import Left
 from hypermlp.layers import AttentionLayer
 
 _MARK = "_replaced_attention"

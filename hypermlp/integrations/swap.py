@@ -13,8 +13,8 @@ from hypermlp.integrations.from_attention import fields_from_attention, start_fr
 from hypermlp.integrations.hooks import hooks_left, return_hooks, share_hooks
 from hypermlp.integrations.host import Host, NoProjection, placement, weights_away
 from hypermlp.integrations.registry import Adapter
-from hypermlp.integrations.report import Left, Swapped, SwapReport
 from hypermlp.integrations.sites import Site, find_sites, holds_replacements, swaps_in
+from hypermlp.integrations.swap_report import Left, Swapped, SwapReport
 from hypermlp.layers import AttentionLayer, build_layer
 from hypermlp.layers.projection import Projection
 from hypermlp.ops.attention import check_backend

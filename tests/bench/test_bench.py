@@ -12,7 +12,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from hypermlp import HyperGLU
-from hypermlp_lab.bench import command, environment, gate, report
+from hypermlp_lab.bench import command, environment, gate, results
 from hypermlp_lab.bench.layers import ATTENTION_PROVIDERS, Contestant, LayerBenchmark, LayerCase, LayerProvider
 from hypermlp_lab.bench.measure import MODES, extra_peak_bytes, interleaved
 from hypermlp_lab.bench.run import Report, Settings, count_parameters, passed
@@ -109,7 +109,7 @@ def test_a_failed_gate_leaves_no_figure() -> None:
     result = run([broken(SeesTheFuture), BY_NAME["softmax"]], SHORT)
     assert not passed(result)
     assert {row["provider"] for row in result["rows"]} == {"softmax"}
-    assert "broken failed its check" in report.markdown(result)
+    assert "broken failed its check" in results.markdown(result)
 
 
 @pytest.mark.parametrize("message", ["CUDA out of memory", "DefaultCPUAllocator: can't allocate memory"])
@@ -217,9 +217,9 @@ def test_report_schema() -> None:
         assert 0 < low <= row["median_ms"] <= high
         assert row["tokens_per_second"] == pytest.approx(1e3 * row["length"] / row["median_ms"])
         assert set(row["time_ratio"]) == {"softmax", "softmax-pc", "softmax-wide"}
-    text = report.markdown(result)
+    text = results.markdown(result)
     assert "hyperglu-reference at T = 24 skipped" in text
-    assert len(list(report.table_rows(result, "forward"))) == 2 * len(ATTENTION_PROVIDERS)
+    assert len(list(results.table_rows(result, "forward"))) == 2 * len(ATTENTION_PROVIDERS)
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert len({row.count("|") for row in rows}) == 1
 

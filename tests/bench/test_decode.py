@@ -13,7 +13,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from hypermlp import HyperGLU
-from hypermlp_lab.bench import command, gate, report
+from hypermlp_lab.bench import command, gate, results
 from hypermlp_lab.bench.decoding import (
     COMPILED_PROVIDERS,
     DECODE_PROVIDERS,
@@ -85,7 +85,7 @@ def test_a_failed_gate_leaves_no_figure(cls: type[HyperGLU]) -> None:
     result = run([broken(cls), BY_NAME["softmax"]], SETTINGS)
     assert not passed(result)
     assert {row["provider"] for row in result["rows"]} == {"softmax"}
-    assert "broken failed its check" in report.markdown(result)
+    assert "broken failed its check" in results.markdown(result)
 
 
 @pytest.mark.parametrize("name", ["hyperglu", "hyperglu-window", "softmax-wide"])
@@ -131,7 +131,7 @@ def test_report() -> None:
     sizes = [count_parameters(BY_NAME[name].build(replace(CASE, length=40))) for name in ("hyperglu", "softmax-wide")]
     assert [rows[name, 40]["parameters"] for name in ("hyperglu", "softmax-wide")] == sizes
     assert set(rows["hyperglu", 8]["time_ratio"]) == {"hyperglu-recompute", "softmax", "softmax-wide"}
-    text = report.markdown(run(DECODE_PROVIDERS, SETTINGS))
+    text = results.markdown(run(DECODE_PROVIDERS, SETTINGS))
     assert len({line.count("|") for line in text.splitlines() if line.startswith("|")}) == 1
 
 

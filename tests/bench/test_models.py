@@ -7,7 +7,7 @@ import pytest
 from hypermlp.ops.library import PATHS
 from hypermlp_lab.bench import gate, models
 from hypermlp_lab.bench.models import MODEL_PROVIDERS, ModelBenchmark, ModelCase, TrainingStep
-from hypermlp_lab.bench.report import markdown
+from hypermlp_lab.bench.results import markdown
 from hypermlp_lab.bench.run import Report, Settings
 from hypermlp_lab.bench.run import run as run_benchmark
 

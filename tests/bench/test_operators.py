@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from hypermlp_lab.bench import clock, command, gate, operators
 from hypermlp_lab.bench.operators import OPERATOR_PROVIDERS, OperatorBenchmark, OperatorCase, OperatorProvider
-from hypermlp_lab.bench.report import markdown
+from hypermlp_lab.bench.results import markdown
 from hypermlp_lab.bench.run import Report, Settings, passed, run
 
 CASE = OperatorCase(hidden_size=32, num_heads=2, batch=2, mix_rank=4, head_width=16)

@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("triton", reason="triton is not installed on this platform")
 
-import report
+import report_forward
 import triton
 from virtual_gpu import virtual_gpu
 
@@ -140,16 +140,16 @@ def test_asking_times_every_candidate(monkeypatch: pytest.MonkeyPatch, within: b
         with virtual_gpu("sm_90") as gpu:
             if within:
                 with TUNED.searching():
-                    report.call(17, **small)
+                    report_forward.call(17, **small)
             else:
-                report.call(17, **small, autotune=True)
+                report_forward.call(17, **small, autotune=True)
             assert not TUNED.wanted
             searched = len(gpu.launches)
-            report.call(48, **small)
+            report_forward.call(48, **small)
             assert len(gpu.launches) == searched + 4  # three kernels, and the norms of extreme rows
         assert searched > 6
         with virtual_gpu("sm_90") as gpu:
-            report.call(17, **small)
+            report_forward.call(17, **small)
             assert {compiled.metadata.num_warps for compiled in gpu.compiled()} == {2}
     finally:
         TUNED.clear()

@@ -7,7 +7,7 @@ import torch
 
 pytest.importorskip("triton", reason="triton is not installed on this platform")
 
-import report
+import report_forward
 import triton
 from virtual_gpu import SHARED_MEMORY, virtual_gpu
 
@@ -26,11 +26,11 @@ SMALL = dict.fromkeys(KERNELS, Tile(16, 16, 16, 1, 1))
 
 
 @recorded
-@pytest.mark.parametrize("design", report.DESIGNS)
+@pytest.mark.parametrize("design", report_forward.DESIGNS)
 @pytest.mark.parametrize("arch", some(["sm_80", "sm_90"], quick=["sm_90"]))
 def test_preferred_tiles_keep_to_their_allowance(arch: str, design: Design) -> None:
-    for tile, used in report.report(arch, "glu bf16", preferred_only=True, design=design):
-        assert not report.complaints(arch, "glu bf16", tile, used)
+    for tile, used in report_forward.report(arch, "glu bf16", preferred_only=True, design=design):
+        assert not report_forward.complaints(arch, "glu bf16", tile, used)
         assert used.shared <= SHARED_MEMORY[arch]
         # a rotation goes through shared memory alone: shuffles would be a gather that Triton split otherwise
         assert used.loop["SHFL"] <= 4
@@ -39,12 +39,12 @@ def test_preferred_tiles_keep_to_their_allowance(arch: str, design: Design) -> N
 @recorded
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
-@pytest.mark.parametrize("name", report.CONFIGURATIONS)
-@pytest.mark.parametrize("design", report.DESIGNS)
+@pytest.mark.parametrize("name", report_forward.CONFIGURATIONS)
+@pytest.mark.parametrize("design", report_forward.DESIGNS)
 def test_every_tile_keeps_to_its_allowance(arch: str, name: str, design: Design) -> None:
-    preferred = {found[0] for found in report.tile_table(arch, name, design).values()}
-    for tile, used in report.report(arch, name, design=design):
-        assert not report.complaints(arch, name, tile, used)
+    preferred = {found[0] for found in report_forward.tile_table(arch, name, design).values()}
+    for tile, used in report_forward.report(arch, name, design=design):
+        assert not report_forward.complaints(arch, name, tile, used)
         assert tile not in preferred or used.shared <= SHARED_MEMORY[arch]
 
 
@@ -52,11 +52,11 @@ def test_every_tile_keeps_to_its_allowance(arch: str, name: str, design: Design)
 def test_the_last_tiles_fit_every_gpu(precision: Precision) -> None:
     """At widths beyond what anyone is likely to take, where the preferred tiles do not fit."""
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
-    for design, kernels in report.DESIGNS.items():
+    for design, kernels in report_forward.DESIGNS.items():
         last = {kernel: tiles(kernel, precision, 1024, "ampere")[-1] for kernel in kernels}
         assert last == {kernel: tiles(kernel, precision, 1024, "hopper")[-1] for kernel in kernels}
         with virtual_gpu("sm_86") as gpu:
-            report.call(
+            report_forward.call(
                 dtype=dtype, allow_tf32=precision == "tf32", width=128, values=1024, rank=32, chosen=last, design=design
             )
             assert len(gpu.compiled()) == len(kernels) + 1  # norms of any size
@@ -68,7 +68,7 @@ def test_the_last_tiles_fit_every_gpu(precision: Precision) -> None:
 @pytest.mark.parametrize("arch", ["sm_100", "gfx942"])
 def test_other_architectures_compile(arch: str) -> None:
     """And use their tensor cores, as far as the machine code tells."""
-    rows = list(report.rows(arch, "glu bf16", True))
+    rows = list(report_forward.rows(arch, "glu bf16", True))
     assert [f"{row.kernel}_kernel" for row in rows[:3]] == [*STATISTICS[:2], "readout_kernel"]
     for row in rows:
         assert row.used.tensor_instructions
@@ -77,10 +77,10 @@ def test_other_architectures_compile(arch: str) -> None:
 
 
 def test_complaints_are_made() -> None:
-    tile, used = next(report.report("sm_90", "glu bf16", preferred_only=True))
-    assert report.complaints("sm_90", "glu bf16", tile, used._replace(stack=10**6))
+    tile, used = next(report_forward.report("sm_90", "glu bf16", preferred_only=True))
+    assert report_forward.complaints("sm_90", "glu bf16", tile, used._replace(stack=10**6))
     used.loop.clear()
-    assert report.complaints("sm_90", "glu bf16", tile, used)
+    assert report_forward.complaints("sm_90", "glu bf16", tile, used)
 
 
 @pytest.mark.parametrize("width", [16, 12])
@@ -88,7 +88,7 @@ def test_two_lengths_compile_once(width: int) -> None:
     """Whether numbers that go with the length are 1 or multiples of 16 makes no other kernel."""
     with virtual_gpu("sm_90") as gpu:
         for length in (1, 17, 48, 1000):
-            report.call(length, width=width, values=width, rank=width, chosen=SMALL)
+            report_forward.call(length, width=width, values=width, rank=width, chosen=SMALL)
         assert gpu.launches == ALL * 4
         assert len(gpu.compiled()) == len(ALL)
 
@@ -99,7 +99,7 @@ def test_two_lengths_and_chunks_compile_the_stored_map_once(width: int) -> None:
         # chunks of one slot of the longest rows, whose count and first slot take all kinds of values
         for length in (1, 17, 48, 320):
             limit = 16 * 2 * 16 * triton.cdiv(length, 16)
-            report.call(
+            report_forward.call(
                 length, width=width, values=width, rank=width, chosen=SMALL, design="store", scratch_limit=limit
             )
         assert set(gpu.launches) == set(STORED)
@@ -109,13 +109,13 @@ def test_two_lengths_and_chunks_compile_the_stored_map_once(width: int) -> None:
 
 def test_the_model_chooses() -> None:
     with virtual_gpu("sm_90") as gpu:
-        report.call(design=None, values=512, chosen=SMALL)
-        report.call(design=None, values=16, width=16, chosen=SMALL)
+        report_forward.call(design=None, values=512, chosen=SMALL)
+        report_forward.call(design=None, values=16, width=16, chosen=SMALL)
         assert gpu.launches == STORED + ALL
-        report.call(design=None, values=512, chosen=SMALL, scratch_limit=0)
+        report_forward.call(design=None, values=512, chosen=SMALL, scratch_limit=0)
         assert gpu.launches[-len(ALL) :] == ALL
     with virtual_gpu("sm_90"), pytest.raises(ValueError, match="scratch_limit=0 bytes does not hold 16 rows of 64"):
-        report.call(design="store", chosen=SMALL, scratch_limit=0)
+        report_forward.call(design="store", chosen=SMALL, scratch_limit=0)
 
 
 def test_every_option_compiles() -> None:
@@ -127,14 +127,14 @@ def test_every_option_compiles() -> None:
     with virtual_gpu("sm_90") as gpu:
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             x, y = q.to(dtype), v.to(dtype)
-            for design in report.DESIGNS:
+            for design in report_forward.DESIGNS:
                 launch.forward(
                     x, x, y, scale, bare,
                     glu=True, causal=True, by_lag=True, attention_mask=mask, cu_seqlens=bounds, design=design, **common,
                 )  # fmt: skip
         low_rank = SequenceMix(None, torch.zeros(1, 20, 1), torch.zeros(1, 20, 1), torch.zeros(1, 20, 1, 1), False)
         common |= {"norm": False, "max_lag": 20}
-        for design in report.DESIGNS:
+        for design in report_forward.DESIGNS:
             launch.forward(
                 q[:, :, :1], q[:, :, :1], v, low_rank, low_rank,
                 glu=False, causal=False, by_lag=False, design=design, **common,
@@ -146,7 +146,7 @@ def test_every_option_compiles() -> None:
 def test_a_tile_too_large_gives_way_to_a_smaller_one() -> None:
     """tf32 at a score width of 128 does not fit sm_86's shared memory: the launch goes on down the table."""
     with virtual_gpu("sm_86") as gpu:
-        report.call(dtype=torch.float32, allow_tf32=True, width=128)
+        report_forward.call(dtype=torch.float32, allow_tf32=True, width=128)
         assert gpu.launches == ALL
         *_, too_large, fitting, _ = (compiled.metadata.shared for compiled in gpu.compiled())
     assert fitting <= SHARED_MEMORY["sm_86"] < too_large
@@ -166,6 +166,6 @@ def test_tiles_are_what_the_kernels_can_take(value_width: int) -> None:
 
 def test_the_report_names_a_tile_that_does_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
     """On an architecture nobody chose tiles for; a launch takes the next one there."""
-    found = [used.name for _, used in report.report("gfx942", "glu fp16", preferred_only=True, design="store")]
+    found = [used.name for _, used in report_forward.report("gfx942", "glu fp16", preferred_only=True, design="store")]
     assert found == ["storing_selection_statistics_kernel", "stored_readout_kernel"]
     assert "stored_readout 64x64x256: out of resource" in capsys.readouterr().err

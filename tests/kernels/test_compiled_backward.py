@@ -9,7 +9,7 @@ pytest.importorskip("triton", reason="triton is not installed on this platform")
 
 import report_backward
 import triton
-from report import CONFIGURATIONS
+from report_forward import CONFIGURATIONS
 from virtual_gpu import SHARED_MEMORY, virtual_gpu
 
 from hypermlp_kernels import launch, launch_backward

@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console
 
 from hypermlp_lab.training.display import TrainingDisplay
-from hypermlp_lab.training.report import RunReport, table, verdict
+from hypermlp_lab.training.run_report import RunReport, table, verdict
 
 
 def shown(terminal, start=0):

@@ -1,4 +1,4 @@
-"""Compile the backward's kernels ahead of time, as ``report.py`` the forward's. ``make kernel-report`` runs both."""
+"""The backward's kernels compiled ahead of time, as the forward's are. Part of ``make kernel-report``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from report import CONFIGURATIONS, VALUES
+from report_forward import CONFIGURATIONS, VALUES
 from report_table import Row, arguments, complaints_of, print_table, verdict
 from virtual_gpu import TARGETS, Resources, resources, virtual_gpu
 

@@ -13,7 +13,7 @@ import torch
 import typer
 from rich.console import Console
 
-from hypermlp_lab.bench import report as reports
+from hypermlp_lab.bench import results
 from hypermlp_lab.bench.decoding import (
     COMPILED_PROVIDERS,
     DECODE_PROVIDERS,
@@ -165,10 +165,10 @@ def _run(benchmark: Benchmark[_P, _C], out: Path, picture: Path) -> None:
         console.print(line, highlight=False, markup=False)
 
     report = run(benchmark, log)
-    for table in reports.rich_tables(report):
+    for table in results.rich_tables(report):
         console.print(table)
-    reports.write_json(report, out)
-    reports.plot(report, picture)
+    results.write_json(report, out)
+    results.plot(report, picture)
     log(f"written: {out} and {picture}")
     if not passed(report):
         console.print("[red]A layer failed its check: see above.[/red]")

@@ -12,7 +12,7 @@ from hypermlp.generation import generate
 from hypermlp.models import LanguageModel, LanguageModelConfig
 from hypermlp.ops.attention import Backend
 from hypermlp_lab.text import decode
-from hypermlp_lab.training import report
+from hypermlp_lab.training import run_report
 from hypermlp_lab.training.checkpoint import delete_checkpoints, latest_checkpoint
 from hypermlp_lab.training.config import TrainingConfig
 from hypermlp_lab.training.data import Corpus
@@ -147,7 +147,7 @@ class Demo:
         return finished
 
     def _conclude(self, trainers: dict[str, Trainer], console: Console, *, again: bool) -> None:
-        reports = [report.RunReport.of(_MIXERS[mixer], trainer) for mixer, trainer in trainers.items()]
+        reports = [run_report.RunReport.of(_MIXERS[mixer], trainer) for mixer, trainer in trainers.items()]
         prompt = _prompt(self.corpus)
         for mixer, trainer in trainers.items():
             tokens = generate(
@@ -156,8 +156,8 @@ class Demo:
             console.rule(f"{_MIXERS[mixer]} goes on from validation text")
             console.print(printable(decode(tokens[0])), highlight=False, markup=False)
         console.rule()
-        console.print(report.table(reports))
-        console.print(report.verdict(reports), highlight=False)
+        console.print(run_report.table(reports))
+        console.print(run_report.verdict(reports), highlight=False)
         if again:
             console.print(
                 f"This demo had ended before: its files are in {self.out}, and --fresh trains anew.",
@@ -168,14 +168,14 @@ class Demo:
             return
         save_curves(self.out / _CURVES, reports, f"Byte language models on {self.corpus.name}", console)
         # last: its presence says that the demo came to its end
-        report.write_json(self.out / _REPORT, reports, data=self.corpus.name, device=str(self.device))
+        run_report.write_json(self.out / _REPORT, reports, data=self.corpus.name, device=str(self.device))
         console.print(f"Numbers in {self.out / 'report.json'}", highlight=False, markup=False)
 
 
-def save_curves(file: Path, reports: list[report.RunReport], title: str, console: Console) -> None:
+def save_curves(file: Path, reports: list[run_report.RunReport], title: str, console: Console) -> None:
     """Draw the validation curves, or say what is missing to do so."""
     try:
-        report.write_plot(file, reports, title)
+        run_report.write_plot(file, reports, title)
         message = f"Validation curves in {file}"
     except ModuleNotFoundError as error:
         if error.name != "matplotlib":

@@ -77,11 +77,12 @@ class AttentionLayer(Projections, ABC):
         """
         part = None if cache is None else self.cache_part(cache)
         tokens = self.tokens(hidden_states, attention_mask, cu_seqlens, part)
-        if part is not None and hidden_states.shape[1] < 2:
-            if not hidden_states.shape[1]:
-                return hidden_states.new_empty(hidden_states.shape)  # nothing to take in
-            if not part.empty:
+        if part is not None:
+            new = hidden_states.shape[1]
+            if new == 1 and not part.empty:
                 return self._step(hidden_states[:, 0], tokens.valid, part)[:, None]
+            if not new:
+                return hidden_states.new_empty(hidden_states.shape)  # nothing to take in
         x = tokens.zeroed(hidden_states)
         q, k, v, gates = self.streams(x, tokens, part)
         if part is None or part.empty:

@@ -188,7 +188,7 @@ class AttentionLayer(Projections, ABC):
             raise TypeError(f"hidden_states must be floating point, got {hidden_states.dtype}")
         if hidden_states.is_nested:
             checks.check_plain("hidden_states", hidden_states)
-        if hidden_states.ndim != 3 or hidden_states.shape[-1] != self.config.hidden_size:
+        if hidden_states.ndim != 3 or hidden_states.shape[-1] != self._config.hidden_size:
             raise ValueError(
                 f"hidden_states must be [batch, length, {self.config.hidden_size}], got {tuple(hidden_states.shape)}"
             )

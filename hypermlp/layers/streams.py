@@ -134,7 +134,7 @@ class Projections(nn.Module):
 
     def queries(self, x: Tensor, gates: Gates, offset: int | Tensor = 0) -> Tensor:
         """``(x Wq) * phi(x Wm1 + b)``, ``[B, T, S*H, K]``; the rotation comes before the gate."""
-        return rearrange(self._gated_queries(x, gates, offset), "b t (h k) -> b t h k", k=self.config.qk_width)
+        return rearrange(self._gated_queries(x, gates, offset), "b t (h k) -> b t h k", k=self._config.qk_width)
 
     def _gated_queries(self, x: Tensor, gates: Gates, offset: int | Tensor) -> Tensor:
         q = self._rotated(self.q_proj(x), offset)
@@ -142,13 +142,13 @@ class Projections(nn.Module):
 
     def _rotated(self, x: Tensor, offset: int | Tensor) -> Tensor:
         """Every head of ``[B, T, qk_dim]``, or ``[B, qk_dim]`` of one token each, turned by its token's number."""
-        if not self.config.rope:
+        if not self._config.rope:
             return x
         if x.ndim == 2:
             return self._rotated(x[:, None], offset)[:, 0]
-        width = self.config.qk_width
+        width = self._config.qk_width
         heads = x.view(*x.shape[:-1], x.shape[-1] // width, width)
-        return rotate(heads, self.config.rope_theta, offset).flatten(-2)
+        return rotate(heads, self._config.rope_theta, offset).flatten(-2)
 
     def keys_values(
         self, x: Tensor, tokens: Tokens = ALL_TOKENS, offset: int | Tensor = 0, past: Tensor | None = None
@@ -160,8 +160,8 @@ class Projections(nn.Module):
         # a masked token's keys and values still hold what its convolutions saw of earlier ones
         k, v = (tokens.masked_zeroed(y) for y in (self._rotated(k, offset), v))
         return (
-            rearrange(k, "b t (h k) -> b t h k", k=self.config.qk_width),
-            rearrange(v, "b t (h v) -> b t h v", v=self.config.v_width),
+            rearrange(k, "b t (h k) -> b t h k", k=self._config.qk_width),
+            rearrange(v, "b t (h v) -> b t h v", v=self._config.v_width),
         )
 
     def output(self, o: Tensor, gates: Gates) -> Tensor:

@@ -66,11 +66,11 @@ class Case:
         return tuple(name for name, present in there.items() if present)
 
     def _small(self, mix: SequenceMix) -> SequenceMix:
-        """Tables that do not drown the identity, and gates between zero and one."""
+        """Tables that do not drown the identity, and cores between zero and one."""
         dtype = self.tables or self.dtype
         tables = (x if x is None else (by * x).to(dtype) for by, x in zip((0.2, 0.4, 0.4), mix.tables, strict=True))
-        gate = None if mix.gate is None else zero_padded(torch.sigmoid(mix.gate).to(self.dtype), self.mask_tensor)
-        return SequenceMix(*tables, gate, mix.identity)
+        core = None if mix.core is None else zero_padded(torch.sigmoid(mix.core).to(self.dtype), self.mask_tensor)
+        return SequenceMix(*tables, core, mix.identity)
 
     def to(self, device: str) -> "Case":
         """This case with its tensors on ``device``."""

@@ -25,4 +25,5 @@ def build_app() -> typer.Typer:
     """The command line with all its commands."""
     app: typer.Typer = import_module("hypermlp_lab.commands").app
     app.add_typer(import_module("hypermlp_lab.bench.command").app, name="bench")
+    app.add_typer(import_module("hypermlp_lab.study.command").app, name="study")
     return app

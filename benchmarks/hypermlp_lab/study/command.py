@@ -1,0 +1,75 @@
+"""``hypermlp study``: does it work? The paper's controlled study again, with seeds and intervals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from hypermlp_lab.console import chosen_device, user_errors
+from hypermlp_lab.study.presets import MAD, Preset
+from hypermlp_lab.study.presets import preset as preset_of
+from hypermlp_lab.study.runner import Runner
+from hypermlp_lab.study.runs import TEXT, Job, corpus_of, halves
+
+app = typer.Typer(help="The paper's study again: variants of attention on small tasks and text, with seeds.")
+
+_INTERRUPTED = 130
+RESULTS = Path("runs/study")
+
+PresetName = Annotated[str, typer.Option("--preset", help="smoke (a minute), cpu (hours on 2 cores), full (a GPU).")]
+Out = Annotated[Path | None, typer.Option(help="Folder of the records. Default: runs/study/PRESET.")]
+Processes = Annotated[int, typer.Option(min=1, max=256, help="Runs at a time.")]
+Threads = Annotated[int, typer.Option(min=1, max=256, help="CPU threads of each run.")]
+Data = Annotated[Path | None, typer.Option(help="Text file or folder. Default: Python's standard library.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.")]
+
+
+@app.command()
+@user_errors()
+def mad(
+    preset: PresetName = "cpu",
+    out: Out = None,
+    processes: Processes = 2,
+    threads: Threads = 1,
+    device: Device = "cpu",
+) -> None:
+    """Six synthetic tasks: recall, noisy and fuzzy recall, selective copying, memorization, compression.
+
+    Given again, the command goes on where it stopped: a run is done once, and a kill loses the runs at hand.
+    """
+    chosen = preset_of(preset, device=str(chosen_device(device)))
+    _run(chosen, MAD, chosen.tasks, out, processes, threads)
+
+
+@app.command()
+@user_errors()
+def text(
+    preset: PresetName = "cpu",
+    data: Data = None,
+    out: Out = None,
+    processes: Processes = 2,
+    threads: Threads = 1,
+    device: Device = "cpu",
+) -> None:
+    """Byte language models: loss on unseen text against tokens and CPU time."""
+    chosen = preset_of(preset, data=None if data is None else str(data), device=str(chosen_device(device)))
+    for part in halves(corpus_of(chosen.text.data)):
+        part.check_length(chosen.text.seq_len)
+    _run(chosen, TEXT, (chosen.text,), out, processes, threads)
+
+
+def _run(preset: Preset, name: str, jobs: tuple[Job, ...], out: Path | None, processes: int, threads: int) -> None:
+    console = Console(soft_wrap=True)
+
+    def log(line: str) -> None:
+        console.print(line, highlight=False, markup=False)
+
+    out = RESULTS / preset.name if out is None else out
+    file = out / f"{name}.jsonl"
+    if not Runner(preset, jobs, file, processes, threads, log).run():
+        log("Stopped. The same command goes on from here.")
+        raise typer.Exit(_INTERRUPTED)
+    log(f"All runs are done: {file}. Next: hypermlp study report --preset {preset.name} --out {out}")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hypermlp.budget import count_parameters, match_intermediate_size
+from hypermlp.budget import count_parameters, match_intermediate_size, match_parameters
 from hypermlp.config import HyperConfig
 from hypermlp.models import LanguageModel, LanguageModelConfig
 
@@ -19,6 +20,8 @@ STARTS: tuple[Start, ...] = ("reset", "gpt", "paper")
 REFERENCE = "S-pc"
 _REFERENCE_HEADS = 4
 _GPT_STD = 0.02
+# the MLP makes up for what is left
+_LAYER_TOLERANCE = 0.25
 
 
 @dataclass(frozen=True)
@@ -49,22 +52,33 @@ def layer_config(label: str, size: Size, heads: int, *, paper_conv: bool = False
 def model_config(label: str, size: Size, heads: int, *, paper_conv: bool = False) -> LanguageModelConfig:
     """The variant's model. Its MLPs are narrowed or widened to the budget, but for a label with ``!``."""
     attention = layer_config(label, size, heads, paper_conv=paper_conv)
-    reference = LanguageModelConfig(
-        size.vocab_size, size.hidden_size, size.num_layers, layer_config(REFERENCE, size, _REFERENCE_HEADS)
-    )
+    baseline = layer_config(REFERENCE, size, _REFERENCE_HEADS)
+    reference = LanguageModelConfig(size.vocab_size, size.hidden_size, size.num_layers, baseline)
     width = reference.intermediate_size
     if not label.endswith("!"):
-        matched = match_intermediate_size(reference.attention, attention, width)
-        assert matched.intermediate_size is not None
-        width = matched.intermediate_size
-    return LanguageModelConfig(
-        size.vocab_size, size.hidden_size, size.num_layers, attention, width, context_length=size.seq_len
-    )
+        attention, width = _matched(baseline, attention, width)
+    return replace(reference, attention=attention, intermediate_size=width, context_length=size.seq_len)
+
+
+def _matched(reference: HyperConfig, other: HyperConfig, width: int) -> tuple[HyperConfig, int]:
+    """``other`` and the MLP width of its block, as large as that of ``reference`` with ``width``.
+
+    The MLP pays for a layer that is too large, but no more than half of its width: beyond that, as for a narrow
+    model of long sequences, the layer is narrowed first.
+    """
+    with suppress(ValueError):
+        matched = match_intermediate_size(reference, other, width)
+        if matched.intermediate_size is not None and 2 * matched.intermediate_size >= width:
+            return other, matched.intermediate_size
+    narrowed = match_parameters(reference, other, how="narrow", tolerance=_LAYER_TOLERANCE).config
+    matched = match_intermediate_size(reference, narrowed, width)
+    assert matched.intermediate_size is not None
+    return narrowed, matched.intermediate_size
 
 
 def layer_parameters(label: str, size: Size, heads: int) -> int:
-    """Parameters of one attention layer of the variant."""
-    return count_parameters(layer_config(label, size, heads)).total
+    """Parameters of one attention layer of the variant's model."""
+    return count_parameters(model_config(label, size, heads).attention).total
 
 
 def apply_start(model: nn.Module, start: Start, num_layers: int) -> None:

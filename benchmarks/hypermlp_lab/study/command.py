@@ -9,8 +9,11 @@ import typer
 from rich.console import Console
 
 from hypermlp_lab.console import chosen_device, user_errors
+from hypermlp_lab.study.answer import headline
 from hypermlp_lab.study.presets import MAD, Preset
 from hypermlp_lab.study.presets import preset as preset_of
+from hypermlp_lab.study.report import write
+from hypermlp_lab.study.results import Results
 from hypermlp_lab.study.runner import Runner
 from hypermlp_lab.study.runs import TEXT, Job, corpus_of, halves
 
@@ -59,6 +62,29 @@ def text(
     for part in halves(corpus_of(chosen.text.data)):
         part.check_length(chosen.text.seq_len)
     _run(chosen, TEXT, (chosen.text,), out, processes, threads)
+
+
+@app.command()
+@user_errors()
+def report(
+    preset: PresetName = "cpu",
+    out: Out = None,
+    data: Data = None,
+    device: Device = "cpu",
+    pictures: Annotated[Path | None, typer.Option(help="Folder that gets the pictures as SVG, too.")] = None,
+) -> None:
+    """One HTML page and pictures of what is done so far, in the folder `report` beside the records."""
+    chosen = preset_of(preset, data=None if data is None else str(data), device=str(chosen_device(device)))
+    out = RESULTS / preset if out is None else out
+    results = Results.read(chosen, out)
+    if not results.records:
+        raise ValueError(
+            f"no records in {out}: run hypermlp study mad or text with --preset {preset} --out {out} first"
+        )
+    page = write(results, out / "report", pictures)
+    for line in headline(results):
+        typer.echo(line)
+    typer.echo(f"Page: {page}")
 
 
 def _run(preset: Preset, name: str, jobs: tuple[Job, ...], out: Path | None, processes: int, threads: int) -> None:

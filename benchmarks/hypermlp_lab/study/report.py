@@ -1,0 +1,104 @@
+"""``hypermlp study report``: one page that needs nothing else, pictures, and tables for the documentation."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from hypermlp_lab.study import answer, figures
+from hypermlp_lab.study.answer import Table
+from hypermlp_lab.study.plan import BEST, COMMON
+from hypermlp_lab.study.results import Results
+from hypermlp_lab.training.files import make_folder, replace_file
+
+PAGE = "index.html"
+
+
+def write(results: Results, folder: Path, pictures: Path | None = None) -> Path:
+    """Write the page and its pictures into ``folder``; the pictures for the documentation into ``pictures``, too.
+
+    Returns:
+        The page's file.
+    """
+    make_folder(folder)
+    drawn = {}
+    for name, (text, figure) in figures.figures(results).items():
+        picture = figures.svg(figure, name)
+        replace_file(folder / f"{name}.svg", picture.encode())
+        replace_file(folder / f"{name}.png", figures.png(figure))
+        if pictures is not None:
+            make_folder(pictures)
+            replace_file(pictures / f"study-{name}.svg", picture.encode())
+        drawn[name] = {"text": text, "svg": _inline(picture, name)}
+    replace_file(folder / PAGE, page(results, drawn).encode())
+    return folder / PAGE
+
+
+def page(results: Results, drawn: dict[str, dict[str, str]]) -> str:
+    """The HTML page, with ``drawn`` pictures in it."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    preset = results.preset
+    return environment.get_template("report.html.j2").render(
+        preset=preset.name,
+        figures=drawn,
+        headline=answer.headline(results),
+        claims=answer.claims_table(results),
+        components=answer.components_table(results),
+        best=answer.scores_table(results, BEST),
+        common=answer.scores_table(results, COMMON),
+        settings=answer.settings_table(results),
+        sweep=answer.sweep_table(results),
+        jobs=answer.jobs_table(results),
+        environments=environments_table(results),
+        lrs=_listed(preset.lrs),
+        heads=_listed(preset.baseline_heads),
+        hyper_heads=_listed(preset.hyper_heads),
+        task_seeds=preset.task_seeds,
+        text_seeds=preset.text_seeds,
+        runs=len(results.records),
+        cpu_hours=f"{results.cpu_hours:.1f}",
+        diverged=len(results.diverged),
+        missing=sum(results.missing.values()),
+        foreign=results.foreign,
+    )
+
+
+def environments_table(results: Results) -> Table:
+    """Hardware, versions and commits."""
+    found: list[dict[str, Any]] = results.environments
+    names = list(dict.fromkeys(name for environment in found for name in environment))
+    rows = [[str(environment.get(name, "")) for name in names] for environment in found]
+    return Table("Hardware, versions and commits, and the runs made with each.", names, rows)
+
+
+def markdown(results: Results, part: str) -> str:
+    """A part of the documentation's page: ``"answer"``, or the tables ``"claims"``, ``"components"``, ...."""
+    if part == "answer":
+        return "\n\n".join(answer.headline(results)) + "\n"
+    tables = {
+        "claims": lambda: [answer.claims_table(results)],
+        "components": lambda: [answer.components_table(results)],
+        "scores": lambda: [answer.scores_table(results, BEST), answer.scores_table(results, COMMON)],
+        "settings": lambda: [answer.jobs_table(results), environments_table(results)],
+    }
+    if part not in tables:
+        raise ValueError(f"part must be one of {['answer', *tables]}, got {part!r}")
+    return "\n".join(table.markdown() for table in tables[part]())
+
+
+def _inline(picture: str, name: str) -> str:
+    """An SVG file as an element of a page: no header, no size of its own, names that no other picture has."""
+    element = picture[picture.index("<svg") :]
+    element = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", element, count=1)
+    element = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", element, count=1)
+    element = re.sub(r'\bid="', f'id="{name}-', element)
+    return re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", element)
+
+
+def _listed(values: tuple[float, ...]) -> str:
+    return ", ".join(f"{value:g}" for value in values)

@@ -1,0 +1,164 @@
+"""What came out: scores by variant, measure and seed, from records of runs."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from hypermlp_lab.study import ledger
+from hypermlp_lab.study.plan import BEST, COMMON, Cell, Records, Variant, cells, chosen, pending, reported, sweep
+from hypermlp_lab.study.presets import MAD, Preset
+from hypermlp_lab.study.runs import TEXT, Job, Run
+from hypermlp_lab.study.statistics import Estimate, estimate
+
+# all tasks together: the mean over tasks, of each the mean over its settings
+TASKS_MEASURE = "tasks"
+_PERCENT = 100
+
+
+@dataclass(frozen=True)
+class Results:
+    """A study as far as it is.
+
+    Args:
+        preset: what was planned.
+        records: what is done; other runs in it are left out, and counted by :attr:`foreign`.
+    """
+
+    preset: Preset
+    records: Records
+
+    @classmethod
+    def read(cls, preset: Preset, folder: Path) -> Results:
+        """The records of both parts in ``folder``."""
+        found: dict[Run, dict[str, Any]] = {}
+        for part in (MAD, TEXT):
+            found |= ledger.read(folder / f"{part}.jsonl")
+        return cls(preset, found)
+
+    @property
+    def jobs(self) -> tuple[Job, ...]:
+        return (*self.preset.tasks, self.preset.text)
+
+    @cached_property
+    def cells(self) -> list[tuple[int, Cell]]:
+        return cells(self.preset, self.jobs)
+
+    @property
+    def variants(self) -> list[Variant]:
+        return list(dict.fromkeys(cell.variant for _, cell in self.cells))
+
+    @property
+    def tasks(self) -> list[str]:
+        """Names of the tasks, in order."""
+        return list(dict.fromkeys(job.name for job in self.preset.tasks))
+
+    @property
+    def measures(self) -> list[str]:
+        return [TASKS_MEASURE, *self.tasks, TEXT]
+
+    @cached_property
+    def missing(self) -> Counter[str]:
+        """Runs that are planned and not done, by the name of their job."""
+        runs, waiting = pending(self.preset, self.jobs, self.records)
+        found: Counter[str] = Counter(run.job.name for run in runs)
+        for job, count in waiting.items():
+            found[job.name] += count
+        return found
+
+    @cached_property
+    def planned(self) -> set[Run]:
+        """Runs of the plan that are known so far."""
+        runs: set[Run] = set()
+        for _, cell in self.cells:
+            best = reported(self.preset, cell, self.records, BEST) or []
+            common = reported(self.preset, cell, self.records, COMMON) or []
+            tried = sweep(self.preset, cell)
+            heads = self.preset.hyper_heads if cell.variant.hyper else self.preset.baseline_heads
+            others = [run for run in self.records if run.heads in heads[1:] and run.seed == self.preset.sweep_seed]
+            runs |= {*tried, *best, *common, *others}
+        return runs
+
+    @property
+    def foreign(self) -> int:
+        """Records of another plan."""
+        return sum(run not in self.planned for run in self.records)
+
+    @cached_property
+    def _scores(self) -> dict[tuple[str, str, str], dict[int, float]]:
+        """By setting, variant and measure: seed to score."""
+        scores: dict[tuple[str, str, str], dict[int, float]] = {}
+        for which in (BEST, COMMON):
+            for variant in self.variants:
+                by_job = {job: self._of_job(which, Cell(variant, job)) for job in self.jobs}
+                scores[which, variant.name, TEXT] = by_job[self.preset.text]
+                tasks = {
+                    task: _mean([by_job[job] for job in self.preset.tasks if job.name == task]) for task in self.tasks
+                }
+                for task, values in (*tasks.items(), (TASKS_MEASURE, _mean(list(tasks.values())))):
+                    scores[which, variant.name, task] = {seed: _PERCENT * value for seed, value in values.items()}
+        return scores
+
+    def _of_job(self, which: str, cell: Cell) -> dict[int, float]:
+        runs = reported(self.preset, cell, self.records, which) or []
+        return {run.seed: self.records[run]["score"] for run in runs if run in self.records}
+
+    def scores(self, variant: str, measure: str, which: str = BEST) -> dict[int, float]:
+        """Seed to score: percent of the answers, or nats a byte for text. Seeds that miss a task are left out."""
+        return self._scores[which, variant, measure]
+
+    def advantage(self, first: str, second: str, measure: str, which: str = BEST) -> Estimate | None:
+        """By how much ``first`` is better than ``second``, by seed: percent points, or nats less."""
+        a, b = self.scores(first, measure, which), self.scores(second, measure, which)
+        sign = -1 if measure == TEXT else 1
+        return estimate([sign * (a[seed] - b[seed]) for seed in sorted(a.keys() & b.keys())])
+
+    def seeds(self, measure: str) -> int:
+        """How many are planned."""
+        return self.preset.text_seeds if measure == TEXT else self.preset.task_seeds
+
+    def setting(self, variant: Variant, job: Job) -> Run | None:
+        """The chosen setting; None while the sweep is not done."""
+        return chosen(self.preset, Cell(variant, job), self.records)
+
+    def curves(self, variant: Variant, job: Job) -> list[list[dict[str, float]]]:
+        """Those of the reported runs at the best setting, a list of points each."""
+        runs = reported(self.preset, Cell(variant, job), self.records, BEST) or []
+        return [self.records[run]["curve"] for run in runs if run in self.records]
+
+    def swept(self, job: Job) -> list[tuple[Run, dict[str, Any]]]:
+        """Every run that a setting was chosen by."""
+        seed = self.preset.sweep_seed
+        found = [(run, record) for run, record in self.records.items() if run.job == job and run.seed == seed]
+        return sorted(found, key=lambda item: (item[0].label, item[0].start, item[0].lr, item[0].heads))
+
+    @property
+    def environments(self) -> list[dict[str, Any]]:
+        """What the runs were made on, each once, with how many."""
+        counts: Counter[tuple[tuple[str, Any], ...]] = Counter(
+            tuple(sorted(record["environment"].items())) for record in self.records.values()
+        )
+        return [dict(items) | {"runs": count} for items, count in counts.most_common()]
+
+    @property
+    def diverged(self) -> list[Run]:
+        return [run for run, record in self.records.items() if record["diverged_at"]]
+
+    @property
+    def cpu_hours(self) -> float:
+        return sum(record["total_cpu_seconds"] for record in self.records.values()) / 3600
+
+
+def _mean(parts: list[dict[int, float]]) -> dict[int, float]:
+    """The mean of several scores, of the seeds that have all of them."""
+    if not parts:
+        return {}
+    seeds = set.intersection(*(set(part) for part in parts))
+    sums: defaultdict[int, float] = defaultdict(float)
+    for part in parts:
+        for seed in seeds:
+            sums[seed] += part[seed] / len(parts)
+    return dict(sorted(sums.items()))

@@ -19,7 +19,7 @@ FRESH ?=
 STAGES ?=
 
 .PHONY: demo test test-all test-hf-oldest test-hf-newest test-torch-oldest test-torch-newest constraints lint format \
-	bench docs pictures kernel-report device-check clean
+	bench study study-smoke docs pictures kernel-report device-check clean
 
 demo: $(VENV)/.lab
 	$(BIN)/hypermlp demo $(if $(STEPS),--steps $(STEPS)) $(if $(DATA),--data "$(DATA)") $(if $(FRESH),--fresh)
@@ -66,6 +66,17 @@ bench: $(VENV)/.lab
 
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# hours; can be stopped and goes on
+study: $(VENV)/.lab
+	$(BIN)/hypermlp study mad --out benchmarks/results/study
+	$(BIN)/hypermlp study text --out benchmarks/results/study
+	$(BIN)/hypermlp study report --out benchmarks/results/study --pictures docs/pictures
+
+study-smoke: $(VENV)/.lab
+	$(BIN)/hypermlp study mad --preset smoke
+	$(BIN)/hypermlp study text --preset smoke
+	$(BIN)/hypermlp study report --preset smoke
 
 pictures: $(VENV)/.lab
 	$(BIN)/python docs/pictures/lag_layout.py

@@ -2,6 +2,9 @@
 
 A line ``<!-- benchmark: NAME -->`` becomes the tables of ``benchmarks/results/NAME.json``, and the
 picture ``pictures/NAME.png`` where there is one. Without that file it becomes a note that says so.
+
+A line ``<!-- study: PART -->`` becomes that part of the study in ``benchmarks/results/study``, and
+``<!-- study: figure NAME -->`` its picture ``pictures/study-NAME.svg``, where there is one.
 """
 
 from __future__ import annotations
@@ -14,12 +17,36 @@ from typing import Any
 from hypermlp_lab.bench.results import markdown
 
 _ROOT = Path(__file__).resolve().parent.parent
+_STUDY = re.compile(r"^<!-- study: (figure )?([\w-]+) -->$", re.MULTILINE)
 _MARKER = re.compile(r"^<!-- benchmark: ([\w-]+) -->$", re.MULTILINE)
 
 
 def on_page_markdown(text: str, **_: Any) -> str:
     """Called by mkdocs for every page."""
-    return _MARKER.sub(lambda match: benchmark(match[1]), text)
+    text = _MARKER.sub(lambda match: benchmark(match[1]), text)
+    return _STUDY.sub(lambda match: picture(match[2]) if match[1] else study(match[2]), text)
+
+
+def study(part: str, root: Path = _ROOT) -> str:
+    """A part of the study as Markdown."""
+    folder = root / "benchmarks" / "results" / "study"
+    if not any(folder.glob("*.jsonl")):
+        if part != "answer":
+            return ""
+        return (
+            '!!! note "Not measured yet"\n\n    There is nothing in `benchmarks/results/study`: `make study` writes it.'
+        )
+    from hypermlp_lab.study.presets import preset
+    from hypermlp_lab.study.report import markdown
+    from hypermlp_lab.study.results import Results
+
+    return markdown(Results.read(preset("cpu"), folder), part)
+
+
+def picture(name: str, root: Path = _ROOT) -> str:
+    """A picture of the study, where there is one."""
+    file = root / "docs" / "pictures" / f"study-{name}.svg"
+    return f"![The study: {name}](pictures/study-{name}.svg)" if file.exists() else ""
 
 
 def benchmark(name: str, root: Path = _ROOT) -> str:

@@ -108,8 +108,9 @@ def test_presets_are_whole(name: str) -> None:
     for job in study.tasks:
         assert job.task is not None
         assert job.task.width <= job.seq_len
-    for run in pending(study, (*study.tasks, study.text), {})[0]:
-        assert model_config(run.label, run.job.size, run.heads)
+    runs = pending(study, (*study.tasks, study.text), {})[0]
+    for label, size, heads in {(run.label, run.job.size, run.heads) for run in runs}:
+        assert model_config(label, size, heads)
 
 
 def test_every_variant_gets_the_same_sweep() -> None:
@@ -150,7 +151,7 @@ def test_the_best_is_chosen_on_the_other_split_and_given_reported_seeds(text: bo
 
 def test_a_study_ends_with_everything_and_each_run_once() -> None:
     study = small()
-    jobs = study.tasks[:2]
+    jobs = study.tasks[:1]
     records: dict[Run, dict[str, Any]] = {}
     order = []
     left = []

@@ -42,9 +42,10 @@ def test_few_values() -> None:
     assert one.mean == 2
     assert math.isnan(one.low)
     assert one.sign == 0
-    same = estimate([2.0, 2.0])
-    assert same is not None
-    assert (same.low, same.high, same.sign) == (2, 2, 1)
+    for count in (2, 3):
+        same = estimate([2.0] * count)
+        assert same is not None
+        assert (same.low, same.high, same.sign) == (2, 2, count - 2)
 
 
 def test_a_verdict_needs_both_intervals() -> None:

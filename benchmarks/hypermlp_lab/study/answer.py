@@ -56,9 +56,10 @@ def claims_table(results: Results) -> Table:
             here = [_signed(paper, measure), _difference(found, measure), said, common]
             rows.append([claim.text, who, NAMES[measure], *here])
     caption = (
-        "The paper's claims. Figures are advantages of the first variant, percent points more right answers on the tasks "
+        "The paper's claims. Figures are advantages of the first variant, percent points more right answers on tasks "
         "and nats less on text, with 95 % bootstrap intervals over seeds. A verdict is on the best settings, and needs "
-        "Student's interval on the same side of zero, too. The paper's text loss is per token of another text."
+        "at least three seeds and Student's interval on the same side of zero, too; of 22 verdicts about one is due to "
+        "chance. The paper's text loss is per token of another text."
     )
     return Table(caption, ["claim", "variants", "on", "paper", "here", "verdict", "common setting"], rows)
 
@@ -146,7 +147,7 @@ def _sentence(results: Results, claim: Claim, measure: str) -> str:
     names = {"G-cg-q-12o": "HyperGLU", "R-cg-q-12o": "HyperMLP"}
     who, than = names[claim.better], "softmax attention with RoPE and convolutions"
     said = {1: f"{who} is better than {than}", -1: f"{who} is worse than {than}"}.get(
-        found.sign, f"between {who} and {than} it is not decided"
+        found.sign, f"between {who} and {than} it is not decided at this size"
     )
     said = said[0].upper() + said[1:]
     seeds = (

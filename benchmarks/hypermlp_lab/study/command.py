@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -74,6 +75,9 @@ def report(
     pictures: Annotated[Path | None, typer.Option(help="Folder that gets the pictures as SVG, too.")] = None,
 ) -> None:
     """One HTML page and pictures of what is done so far, in the folder `report` beside the records."""
+    missing = [name for name in ("scipy", "jinja2", "matplotlib") if find_spec(name) is None]
+    if missing:
+        raise ValueError(f'a report needs {", ".join(missing)}: pip install "hypermlp[lab]"')
     chosen = preset_of(preset, data=None if data is None else str(data), device=str(chosen_device(device)))
     out = RESULTS / preset if out is None else out
     results = Results.read(chosen, out)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hypermlp_lab.study.claims import COMPONENTS, PUBLISHED
 from hypermlp_lab.study.plan import Variant
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 # of Okabe and Ito, told apart by colour-blind readers
 _COLORS = {"S-pc": "#d55e00", "R-cg-q-12o": "#009e73", "G-cg-q-12o": "#0072b2"}
 _GREY = "#777777"
+_Axis = Callable[[dict[str, float]], float]
 # inches; narrow, so that a phone shows it legibly
 _WIDTH = 5.6
 
@@ -70,8 +71,10 @@ def text_curves(results: Results) -> Figure:
     """Validation loss of the main variants against tokens and CPU seconds, a faint line a seed."""
     job = results.preset.text
     figure = _figure(5.4)
-    by_tokens: Callable[[dict[str, float]], float] = lambda point: point["step"] * job.batch_size * job.seq_len  # noqa: E731
-    sides = (("bytes read", by_tokens), ("CPU seconds of training", lambda point: point["cpu_seconds"]))
+    sides: tuple[tuple[str, _Axis], ...] = (
+        ("bytes read", lambda point: point["step"] * job.batch_size * job.seq_len),
+        ("CPU seconds of training", lambda point: point["cpu_seconds"]),
+    )
     for index, (label, x) in enumerate(sides):
         axes = figure.add_subplot(2, 1, index + 1, xlabel=label, ylabel="nats a byte")
         for name, color in _COLORS.items():
@@ -139,7 +142,7 @@ def _figure(height: float) -> Figure:
     return figure
 
 
-def _interval(axes, row: int, found: Estimate | None, color: str) -> None:  # type: ignore[no-untyped-def]
+def _interval(axes: Any, row: int, found: Estimate | None, color: str) -> None:
     if found is None:
         axes.text(0.02, row, "no data", transform=axes.get_yaxis_transform(), fontsize=7, va="center", color=_GREY)
         return
@@ -149,7 +152,7 @@ def _interval(axes, row: int, found: Estimate | None, color: str) -> None:  # ty
     axes.plot(found.mean, row, "o", color=color, markersize=4)
 
 
-def _rows(axes, names: list[str]) -> None:  # type: ignore[no-untyped-def]
+def _rows(axes: Any, names: list[str]) -> None:
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.tick_params(axis="x", labelsize=7)
@@ -157,15 +160,16 @@ def _rows(axes, names: list[str]) -> None:  # type: ignore[no-untyped-def]
     axes.grid(alpha=0.3, axis="x")
 
 
-def _curves(axes, curves: list[list[dict[str, float]]], x, color: str, label: str) -> None:  # type: ignore[no-untyped-def]
+def _curves(axes: Any, curves: list[list[dict[str, float]]], x: _Axis, color: str, label: str) -> None:
     if not curves:
         return
     for curve in curves:
         axes.plot([x(point) for point in curve], [point["score"] for point in curve], color=color, alpha=0.3, lw=0.8)
     # a run that diverged has a shorter curve: the mean goes as far as all do
     count = min(len(curve) for curve in curves)
+    points = list(zip(*(curve[:count] for curve in curves), strict=True))
     mean = [
-        [sum(each) / len(curves) for each in zip(*(axis(curve) for curve in curves), strict=True)]
-        for axis in (lambda c: [x(p) for p in c[:count]], lambda c: [p["score"] for p in c[:count]])
+        [sum(x(point) for point in each) / len(each) for each in points],
+        [sum(point["score"] for point in each) / len(each) for each in points],
     ]
     axes.plot(*mean, color=color, lw=1.8, label=label)

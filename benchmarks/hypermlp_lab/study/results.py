@@ -149,7 +149,7 @@ class Results:
 
     @property
     def cpu_hours(self) -> float:
-        return sum(record["total_cpu_seconds"] for record in self.records.values()) / 3600
+        return sum(float(record["total_cpu_seconds"]) for record in self.records.values()) / 3600
 
 
 def _mean(parts: list[dict[int, float]]) -> dict[int, float]:

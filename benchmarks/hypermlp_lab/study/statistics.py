@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from math import nan
 from typing import Literal
 
 import numpy as np
 
 Verdict = Literal["agrees", "disagrees", "not decided at this size", "no data"]
 LEVEL = 0.95
+# values that say anything
+FEWEST = 3
 # all resamples of so few values are enumerated, so that an interval is no matter of luck
 _ENUMERATED, _DRAWS = 6, 20_000
 
@@ -35,11 +38,13 @@ class Estimate:
 
     @property
     def sign(self) -> int:
-        """1 or -1 where both intervals lie on one side of zero, else 0.
+        """1 or -1 where both intervals lie on one side of zero, else 0; 0 of fewer than three values.
 
         Both, as a bootstrap of three to five values gives intervals that are too short: it never reaches beyond
         the smallest and the largest of them.
         """
+        if self.count < FEWEST:
+            return 0
         if min(self.low, self.t_low) > 0:
             return 1
         return -1 if max(self.high, self.t_high) < 0 else 0
@@ -54,7 +59,7 @@ def estimate(values: Sequence[float]) -> Estimate | None:
     x = np.asarray(values, dtype=np.float64)
     mean, count = float(x.mean()), len(x)
     if count == 1:
-        return Estimate(mean, *[float("nan")] * 4, count=1)
+        return Estimate(mean, nan, nan, nan, nan, count)
     low, high = bootstrap(x)
     half = float(t.ppf((1 + LEVEL) / 2, count - 1) * x.std(ddof=1) / count**0.5)
     return Estimate(mean, low, high, mean - half, mean + half, count)
@@ -89,6 +94,8 @@ def verdict_on_level(difference: Estimate | None, margin: float) -> Verdict:
     if difference is None:
         return "no data"
     low, high = min(difference.low, difference.t_low), max(difference.high, difference.t_high)
+    if difference.count < FEWEST:
+        return "not decided at this size"
     if -margin < low and high < margin:
         return "agrees"
     return "disagrees" if low > margin or high < -margin else "not decided at this size"

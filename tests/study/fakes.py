@@ -17,7 +17,15 @@ ENVIRONMENT = {"cpu": "none", "torch": "0", "commit": "abc1234", "threads": 1}
 def small() -> Preset:
     """Two tasks and text, two learning rates."""
     made = preset("smoke")
-    return replace(made, tasks=made.tasks[:2], lrs=(1e-3, 3e-3), baseline_heads=(4, 2), task_seeds=5, text_seeds=3)
+    return replace(
+        made,
+        tasks=made.tasks[:2],
+        lrs=(1e-3, 3e-3),
+        text_lrs=(1e-3, 3e-3),
+        baseline_heads=(4, 2),
+        task_seeds=5,
+        text_seeds=3,
+    )
 
 
 def record(run: Run, score: float, **more: Any) -> dict[str, Any]:

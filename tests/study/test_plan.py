@@ -39,7 +39,7 @@ def record(run: Run, score: float, loss: float = 1.0) -> dict[str, Any]:
 
 
 def small() -> Preset:
-    return replace(preset("smoke"), lrs=(1e-3, 3e-3), baseline_heads=(4, 2))
+    return replace(preset("smoke"), lrs=(1e-3, 3e-3), text_lrs=(1e-3, 3e-3), baseline_heads=(4, 2))
 
 
 def test_variants_are_those_of_the_study() -> None:

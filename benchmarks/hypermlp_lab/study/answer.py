@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hypermlp_lab.study.claims import CLAIMS, COMPONENTS, LEVEL_MARGIN, PUBLISHED, Claim
-from hypermlp_lab.study.plan import BEST, COMMON
+from hypermlp_lab.study.plan import COMMON
 from hypermlp_lab.study.results import TASKS_MEASURE, Results
 from hypermlp_lab.study.runs import TEXT
 from hypermlp_lab.study.statistics import Estimate, Verdict, estimate, verdict, verdict_on_level
@@ -85,13 +85,12 @@ def scores_table(results: Results, which: str) -> Table:
             quoted = [_number(paper.tasks, 2), _number(paper.text, 4 if paper.quoted else 3)]
         means = [_mean(results, variant.name, measure, which) for measure in results.measures]
         rows.append([variant.name, *means, *quoted])
-    setting = "its best setting" if which == BEST else "the common setting"
-    shared = (
-        f" (learning rate {results.preset.common_lr:g}, reset_parameters, the usual heads)" if which == COMMON else ""
-    )
+    setting = "its best setting"
+    if which == COMMON:
+        lrs = f"{results.preset.common_lr:g}, on text {results.preset.text_common_lr:g}"
+        setting = f"the common setting (learning rate {lrs}, reset_parameters, the usual heads)"
     caption = (
-        f"Every variant at {setting}{shared}: mean over seeds [95 % bootstrap interval]. "
-        "Tasks in % right, text in nats a byte."
+        f"Every variant at {setting}: mean over seeds [95 % bootstrap interval]. Tasks in % right, text in nats a byte."
     )
     headings = ["variant", "six tasks", *results.tasks, "text", "paper: MAD", "paper: loss"]
     return Table(caption, headings, rows)

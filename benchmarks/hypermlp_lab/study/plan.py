@@ -83,7 +83,7 @@ def sweep(preset: Preset, cell: Cell) -> list[Run]:
     heads = preset.hyper_heads if cell.variant.hyper else preset.baseline_heads
     return [
         Run(cell.job, cell.variant.label, start, lr, decay, heads[0], preset.sweep_seed)
-        for lr in preset.lrs
+        for lr in preset.lrs_of(cell.job)
         for start in cell.variant.starts
         for decay in preset.weight_decays
     ]
@@ -110,7 +110,9 @@ def reported(preset: Preset, cell: Cell, records: Records, which: str) -> list[R
     if cell.variant.fixed_start is not None:
         return []
     heads = preset.hyper_heads if cell.variant.hyper else preset.baseline_heads
-    common = Run(cell.job, cell.variant.label, "reset", preset.common_lr, preset.weight_decays[0], heads[0], 0)
+    common = Run(
+        cell.job, cell.variant.label, "reset", preset.common_lr_of(cell.job), preset.weight_decays[0], heads[0], 0
+    )
     return [replace(common, seed=seed) for seed in preset.seeds_of(cell.job)]
 
 

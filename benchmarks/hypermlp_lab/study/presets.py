@@ -19,9 +19,10 @@ class Preset:
         tasks: jobs of ``hypermlp study mad``.
         text: that of ``hypermlp study text``.
         task_seeds, text_seeds: how many seeds are reported.
-        lrs, weight_decays: swept for every variant alike, with the starts.
+        lrs, text_lrs, weight_decays: swept for every variant alike, with the starts.
         baseline_heads, hyper_heads: the usual number, then others that the best setting is tried with.
-        common_lr: of the common setting: this, the library's start, the first weight decay, the usual heads.
+        common_lr, text_common_lr: of the common setting: this, the library's start, the first weight decay, the
+            usual heads.
         sweep_seed: of weights and data of the sweep; none of those that are reported.
         tiers: how many tiers of variants; None for all.
     """
@@ -32,15 +33,23 @@ class Preset:
     task_seeds: int = 5
     text_seeds: int = 3
     lrs: tuple[float, ...] = (1e-3, 3e-3, 8e-3)
+    text_lrs: tuple[float, ...] = (3e-3, 8e-3, 2e-2)
     weight_decays: tuple[float, ...] = (0.1,)
     baseline_heads: tuple[int, ...] = (4, 2)
     hyper_heads: tuple[int, ...] = (2, 4)
     common_lr: float = 3e-3
+    text_common_lr: float = 8e-3
     sweep_seed: int = 1000
     tiers: int | None = None
 
     def seeds_of(self, job: Job) -> range:
         return range(self.text_seeds if job.name == TEXT else self.task_seeds)
+
+    def lrs_of(self, job: Job) -> tuple[float, ...]:
+        return self.text_lrs if job.name == TEXT else self.lrs
+
+    def common_lr_of(self, job: Job) -> float:
+        return self.text_common_lr if job.name == TEXT else self.common_lr
 
 
 def preset(name: str, *, data: str | None = None, device: str = "cpu") -> Preset:
@@ -76,6 +85,7 @@ def _smoke() -> Preset:
     text = Job(TEXT, 16, 1, 2, 16, 3, 4, eval_examples=8, evaluations=1)
     return Preset(
         "smoke", tuple(_job(task, **options) for task in tasks), text, task_seeds=2, text_seeds=2, lrs=(3e-3,),
+        text_lrs=(3e-3,), text_common_lr=3e-3,
         baseline_heads=(2,), hyper_heads=(2,),
     )  # fmt: skip
 
@@ -110,7 +120,7 @@ def _full() -> Preset:
     text = Job(TEXT, 768, 12, 16, 1024, 20_000, 64, eval_examples=512, evaluations=40, dtype="bfloat16")
     return Preset(
         "full", tuple(jobs), text, lrs=(1e-4, 5e-4, 1e-3), weight_decays=(0.0, 0.1), baseline_heads=(16, 1),
-        hyper_heads=(2, 4), common_lr=5e-4,
+        hyper_heads=(2, 4), common_lr=5e-4, text_lrs=(1e-4, 3e-4, 1e-3), text_common_lr=3e-4,
     )  # fmt: skip
 
 

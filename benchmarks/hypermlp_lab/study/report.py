@@ -56,6 +56,7 @@ def page(results: Results, drawn: dict[str, dict[str, str]]) -> str:
         jobs=answer.jobs_table(results),
         environments=environments_table(results),
         lrs=_listed(preset.lrs),
+        text_lrs=_listed(preset.text_lrs),
         heads=_listed(preset.baseline_heads),
         hyper_heads=_listed(preset.hyper_heads),
         task_seeds=preset.task_seeds,

@@ -12,7 +12,7 @@ import torch
 
 from hypermlp.config import HyperConfig
 from hypermlp_lab.study import ledger
-from hypermlp_lab.study.models import STARTS, AutoEncoder, Size, build_model, model_config
+from hypermlp_lab.study.models import STARTS, AutoEncoder, Size, budget, build_model, model_config
 from hypermlp_lab.study.plan import (
     BEST,
     COMMON,
@@ -65,6 +65,15 @@ def test_budgets_are_matched_unless_the_label_says_not(variant: Variant, heads: 
         assert off > 0.05
     else:
         assert abs(off) < 0.01
+
+
+def test_both_counts_are_printed() -> None:
+    line = budget("R-12o!", SIZE, 2)
+    counts = [
+        sum(parameter.numel() for parameter in build_model(label, SIZE, heads, "reset").parameters())
+        for label, heads in (("R-12o!", 2), ("S-pc", 4))
+    ]
+    assert f"{counts[0]:,} parameters, S-pc {counts[1]:,} (+" in line
 
 
 def test_starts() -> None:

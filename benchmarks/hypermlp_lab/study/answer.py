@@ -82,7 +82,8 @@ def scores_table(results: Results, which: str) -> Table:
         paper = PUBLISHED.get(variant.name)
         quoted = [_NONE, _NONE]
         if paper is not None:
-            quoted = [_number(paper.tasks, 2), _number(paper.text, 4 if paper.quoted else 3)]
+            text = _number(paper.text, 4) if paper.quoted else f"about {paper.text:.3f}"
+            quoted = [_number(paper.tasks, 2), text]
         means = [_mean(results, variant.name, measure, which) for measure in results.measures]
         rows.append([variant.name, *means, *quoted])
     setting = "its best setting"
@@ -105,7 +106,9 @@ def settings_table(results: Results) -> Table:
             rows.append([cell.variant.name, cell.job.name, "not chosen yet", _NONE, _NONE, _NONE])
             continue
         record = results.records[run]
-        chosen = f"{run.start}, lr {run.lr:g}, decay {run.weight_decay:g}, {run.heads} heads"
+        lrs = results.preset.lrs_of(cell.job)
+        at_end = " (an end of the sweep)" if len(lrs) > 1 and run.lr in (min(lrs), max(lrs)) else ""
+        chosen = f"{run.start}, lr {run.lr:g}{at_end}, decay {run.weight_decay:g}, {run.heads} heads"
         counts = [f"{record[name]:,}" for name in ("parameters", "layer_parameters")]
         rows.append([cell.variant.name, cell.job.name, chosen, *counts, f"{record['total_cpu_seconds']:.0f}"])
     caption = (

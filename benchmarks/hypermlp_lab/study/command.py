@@ -11,6 +11,8 @@ from rich.console import Console
 
 from hypermlp_lab.console import chosen_device, user_errors
 from hypermlp_lab.study.answer import headline
+from hypermlp_lab.study.models import budget
+from hypermlp_lab.study.plan import pending
 from hypermlp_lab.study.presets import MAD, Preset
 from hypermlp_lab.study.presets import preset as preset_of
 from hypermlp_lab.study.report import write
@@ -97,6 +99,11 @@ def _run(preset: Preset, name: str, jobs: tuple[Job, ...], out: Path | None, pro
     def log(line: str) -> None:
         console.print(line, highlight=False, markup=False)
 
+    log(f"Parameters on {jobs[0].name}:")
+    for line in dict.fromkeys(
+        budget(run.label, run.job.size, run.heads) for run in pending(preset, jobs[:1], {})[0] if run.seed == 0
+    ):
+        log(line)
     out = RESULTS / preset.name if out is None else out
     file = out / f"{name}.jsonl"
     if not Runner(preset, jobs, file, processes, threads, log).run():

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hypermlp.budget import count_parameters, match_intermediate_size, match_parameters
 from hypermlp.config import HyperConfig
 from hypermlp.models import LanguageModel, LanguageModelConfig
+from hypermlp_lab.training.recipe import parameter_count
 
 Start = Literal["reset", "gpt", "paper"]
 STARTS: tuple[Start, ...] = ("reset", "gpt", "paper")
@@ -20,8 +21,6 @@ STARTS: tuple[Start, ...] = ("reset", "gpt", "paper")
 REFERENCE = "S-pc"
 _REFERENCE_HEADS = 4
 _GPT_STD = 0.02
-# the MLP makes up for what is left
-_LAYER_TOLERANCE = 0.25
 
 
 @dataclass(frozen=True)
@@ -63,14 +62,16 @@ def model_config(label: str, size: Size, heads: int, *, paper_conv: bool = False
 def _matched(reference: HyperConfig, other: HyperConfig, width: int) -> tuple[HyperConfig, int]:
     """``other`` and the MLP width of its block, as large as that of ``reference`` with ``width``.
 
-    The MLP pays for a layer that is too large, but no more than half of its width: beyond that, as for a narrow
-    model of long sequences, the layer is narrowed first.
+    The MLP pays for a layer that is too large, but no more than half of its width: where that is not enough, as for a
+    narrow model of long sequences, the layer gets narrower queries and keys and a lower mixing rank.
     """
     with suppress(ValueError):
         matched = match_intermediate_size(reference, other, width)
         if matched.intermediate_size is not None and 2 * matched.intermediate_size >= width:
             return other, matched.intermediate_size
-    narrowed = match_parameters(reference, other, how="narrow", tolerance=_LAYER_TOLERANCE).config
+    # no more than the MLP's other half can pay
+    excess = 3 * other.hidden_size * (width // 2) / count_parameters(reference).total
+    narrowed = match_parameters(reference, other, how="narrow", tolerance=excess).config
     matched = match_intermediate_size(reference, narrowed, width)
     assert matched.intermediate_size is not None
     return narrowed, matched.intermediate_size
@@ -79,6 +80,18 @@ def _matched(reference: HyperConfig, other: HyperConfig, width: int) -> tuple[Hy
 def layer_parameters(label: str, size: Size, heads: int) -> int:
     """Parameters of one attention layer of the variant's model."""
     return count_parameters(model_config(label, size, heads).attention).total
+
+
+def budget(label: str, size: Size, heads: int) -> str:
+    """A line with the parameters of the variant's model, and of the model that sets the budget."""
+    config, reference = model_config(label, size, heads), model_config(REFERENCE, size, _REFERENCE_HEADS)
+    counts = [parameter_count(model) for model in (config, reference)]
+    layers = [count_parameters(model.attention).total for model in (config, reference)]
+    off = 100 * (counts[0] / counts[1] - 1)
+    return (
+        f"{label:<11} {counts[0]:,} parameters, {REFERENCE} {counts[1]:,} ({off:+.2f} %); "
+        f"a layer {layers[0]:,}, {REFERENCE} {layers[1]:,}; MLP width {config.intermediate_size}"
+    )
 
 
 def apply_start(model: nn.Module, start: Start, num_layers: int) -> None:

@@ -17,11 +17,13 @@ from typer.testing import CliRunner
 
 from hypermlp_lab.study import ledger
 from hypermlp_lab.study.command import app
+from hypermlp_lab.study.models import model_config
 from hypermlp_lab.study.plan import pending
 from hypermlp_lab.study.presets import Preset, preset
 from hypermlp_lab.study.runner import Runner, duration
 from hypermlp_lab.study.runs import TEXT, Job, Run, accuracy, corpus_of, halves, perform
 from hypermlp_lab.study.tasks import IGNORED, Examples, Task
+from hypermlp_lab.training.recipe import parameter_count
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +48,9 @@ def test_equal_runs_give_equal_results_and_others_do_not() -> None:
     assert json.loads(json.dumps(first)) == first
     assert Run.from_dict(first["run"]) == run
     assert first["cpu_seconds"] <= first["total_cpu_seconds"]
+    config = model_config(run.label, run.job.size, run.heads)
+    assert first["parameters"] == parameter_count(config)
+    assert first["widths"]["intermediate_size"] == config.intermediate_size
     for other in (replace(run, seed=1), replace(run, start="gpt"), replace(run, lr=1e-2), replace(run, heads=1)):
         assert perform(other)["details"]["report"]["loss"] != first["details"]["report"]["loss"]
         assert other != run

@@ -103,18 +103,19 @@ def settings_table(results: Results) -> Table:
     for _, cell in results.cells:
         run = results.setting(cell.variant, cell.job)
         if run is None:
-            rows.append([cell.variant.name, cell.job.name, "not chosen yet", _NONE, _NONE, _NONE])
+            rows.append([cell.variant.name, cell.job.name, "not chosen yet", *[_NONE] * 4])
             continue
         record = results.records[run]
         lrs = results.preset.lrs_of(cell.job)
         at_end = " (an end of the sweep)" if len(lrs) > 1 and run.lr in (min(lrs), max(lrs)) else ""
         chosen = f"{run.start}, lr {run.lr:g}{at_end}, decay {run.weight_decay:g}, {run.heads} heads"
         counts = [f"{record[name]:,}" for name in ("parameters", "layer_parameters")]
-        rows.append([cell.variant.name, cell.job.name, chosen, *counts, f"{record['total_cpu_seconds']:.0f}"])
+        widths = ", ".join(f"{name} {width}" for name, width in record.get("widths", {}).items()) or _NONE
+        rows.append([cell.variant.name, cell.job.name, chosen, *counts, widths, f"{record['total_cpu_seconds']:.0f}"])
     caption = (
         "The setting that was best on the split to choose by, with parameters of the model and of one attention layer."
     )
-    return Table(caption, ["variant", "task", "setting", "model", "layer", "CPU s"], rows)
+    return Table(caption, ["variant", "task", "setting", "model", "layer", "widths", "CPU s"], rows)
 
 
 def sweep_table(results: Results) -> Table:

@@ -77,11 +77,6 @@ def _matched(reference: HyperConfig, other: HyperConfig, width: int) -> tuple[Hy
     return narrowed, matched.intermediate_size
 
 
-def layer_parameters(label: str, size: Size, heads: int) -> int:
-    """Parameters of one attention layer of the variant's model."""
-    return count_parameters(model_config(label, size, heads).attention).total
-
-
 def budget(label: str, size: Size, heads: int) -> str:
     """A line with the parameters of the variant's model, and of the model that sets the budget."""
     config, reference = model_config(label, size, heads), model_config(REFERENCE, size, _REFERENCE_HEADS)

@@ -13,8 +13,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from hypermlp.budget import count_parameters
 from hypermlp.models import LanguageModel
-from hypermlp_lab.study.models import Size, Start, build_model, layer_parameters, scored_loss
+from hypermlp_lab.study.models import Size, Start, build_model, model_config, scored_loss
 from hypermlp_lab.study.tasks import Examples, Task
 from hypermlp_lab.training import Corpus, Trainer, TrainingConfig, load_corpus
 from hypermlp_lab.training.config import Precision
@@ -123,6 +124,7 @@ def perform(run: Run) -> dict[str, Any]:
     job = run.job
     model = build_model(run.label, job.size, run.heads, run.start, autoencoder=job.name == "compression")
     learner = _text_learner(run, model) if job.task is None else _task_learner(run, job.task, model)
+    config = model_config(run.label, job.size, run.heads)
     learner.curve.append({"step": 0, "cpu_seconds": 0.0} | learner.evaluate(_REPORT))
     spent, losses, diverged_at = 0.0, [], None
     points = {round(job.steps * (i + 1) / job.evaluations) for i in range(job.evaluations)} | {job.steps}
@@ -150,7 +152,13 @@ def perform(run: Run) -> dict[str, Any]:
         "cpu_seconds": round(spent, 3),
         "total_cpu_seconds": round(time.process_time() - began, 3),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "layer_parameters": layer_parameters(run.label, job.size, run.heads),
+        "layer_parameters": count_parameters(config.attention).total,
+        "widths": {
+            "qk_dim": config.attention.qk_dim,
+            "v_dim": config.attention.v_dim,
+            "mix_rank": config.attention.mix_rank,
+            "intermediate_size": config.intermediate_size,
+        },
     }
 
 

@@ -112,6 +112,9 @@ def test_results_of_a_whole_study() -> None:
     fixed = results.setting(Variant("G-cg-q-12o@paper"), results.preset.text)
     assert fixed is not None
     assert fixed.start == "paper"
+    better = results.advantage("S-pc@gpt", "S-pc@reset", TASKS_MEASURE)
+    assert better is not None
+    assert better.mean == pytest.approx(1)
     lines = answer.headline(results)
     assert "HyperGLU is better" in lines[0]
     assert "+20.0 [+20.0, +20.0] points, 5 seeds" in lines[0]

@@ -90,7 +90,12 @@ COMPONENTS = (
     ("GLU, no mixing", "G-cg-q", "R-cg-q"),
     ("GLU, routing mixing", "G-cg-q-1o", "R-cg-q-1o"),
     ("GLU, both mixings", "G-cg-q-12o", "R-cg-q-12o"),
-    ("best start over the authors' (softmax)", "S-pc", "S-pc@paper"),
-    ("best start over the authors' (HyperMLP)", "R-cg-q-12o", "R-cg-q-12o@paper"),
-    ("best start over the authors' (HyperGLU)", "G-cg-q-12o", "G-cg-q-12o@paper"),
+    # these starts differ in the convolutions alone
+    ("convolutions start at identity (softmax)", "S-pc@gpt", "S-pc@paper"),
+    ("convolutions start at identity (HyperMLP)", "R-cg-q-12o@gpt", "R-cg-q-12o@paper"),
+    ("convolutions start at identity (HyperGLU)", "G-cg-q-12o@gpt", "G-cg-q-12o@paper"),
+    # and these in the linear maps
+    ("GPT-2's start over reset (softmax)", "S-pc@gpt", "S-pc@reset"),
+    ("GPT-2's start over reset (HyperMLP)", "R-cg-q-12o@gpt", "R-cg-q-12o@reset"),
+    ("GPT-2's start over reset (HyperGLU)", "G-cg-q-12o@gpt", "G-cg-q-12o@reset"),
 )

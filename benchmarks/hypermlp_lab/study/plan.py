@@ -59,7 +59,8 @@ VARIANTS: tuple[tuple[Variant, ...], ...] = tuple(
     for tier in (
         "S-pc G-cg-q-12o R-cg-q-12o",
         "R-cg-q G-cg-q R-cg-q-1o G-cg-q-1o R-12o! R-12! R-pc R-g-q-12o R-c-q-12o",
-        "S-pc@paper R-cg-q-12o@paper G-cg-q-12o@paper",
+        "S-pc@paper R-cg-q-12o@paper G-cg-q-12o@paper S-pc@gpt R-cg-q-12o@gpt G-cg-q-12o@gpt",
+        "S-pc@reset R-cg-q-12o@reset G-cg-q-12o@reset",
     )
 )
 

@@ -91,7 +91,7 @@ def _smoke() -> Preset:
 
 
 def _cpu() -> Preset:
-    """About 21,000 CPU seconds: 2 to 13 for each of 1500 runs on tasks, 45 for each of 190 on text.
+    """About 24,000 CPU seconds: 2 to 14 for each of 1540 runs on tasks, 45 for each of 213 on text.
 
     As large as allows all variants, starts and seeds. Recall and copying are cut off while they are being
     learnt, so that scores are neither at chance nor perfect.

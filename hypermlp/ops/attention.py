@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hypermlp.ops import checks
 from hypermlp.ops.arguments import OperatorArgs, Options, SequenceMix
+from hypermlp.ops.checked import NAME
 from hypermlp.ops.library import Path, cast_for_autocast, run
 from hypermlp.ops.modes import autocast_enabled, without_autocast
 from hypermlp.ops.paths import choose
@@ -78,9 +79,10 @@ def hyper_attention(
         backend: ``"reference"`` (dense, any order of derivative), ``"chunked"`` (memory linear
             in ``T``), ``"native"`` (likewise, in C++ for CPUs; built by the system's compiler on first
             use), ``"triton"`` (fused GPU kernels, likewise linear), or ``"auto"``: native on a CPU where
-            there is a compiler and the input is not float64, else chunked, until the GPU kernels have been
-            run on a GPU. Under ``torch.func`` transforms, forward-mode differentiation, ``torch.jit.trace``
-            and ``torch.onnx.export`` every choice takes the reference.
+            there is a compiler and the input is not float64; triton on a GPU where the kernels that the call needs
+            pass a self-check, made once in a process for each kind of them; else chunked. Under
+            ``torch.func`` transforms, forward-mode differentiation, ``torch.jit.trace`` and
+            ``torch.onnx.export`` every choice takes the reference.
 
     Returns:
         ``o`` ``[B, T, H, V]`` in the dtype of ``q``. A row that sees a NaN or an infinity, in its own query or
@@ -125,7 +127,7 @@ def _fitting(x: OperatorArgs) -> OperatorArgs:
 def _chosen(backend: Backend, q: Tensor) -> Path | None:
     path = choose(backend, q)
     if backend == "auto" and path is not None and not torch.compiler.is_compiling():
-        _say_once(q.device.type, path.name)
+        _say_once(q.device.type, path.name if path.name != NAME else "triton (where checked, else chunked)")
     return path
 
 

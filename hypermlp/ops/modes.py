@@ -31,7 +31,7 @@ def values_readable(*tensors: Tensor, wait: bool = False) -> bool:
         return False
     if torch._C._len_torch_dispatch_stack() and any(torch._C._get_dispatch_mode(key) for key in _RECORDING):
         return False
-    return all(_has_values(x) and (x.device.type == "cpu" or (wait and not _captured(x))) for x in tensors)
+    return all(_has_values(x) and (x.device.type == "cpu" or (wait and not captured(x.device))) for x in tensors)
 
 
 def _has_values(x: Tensor) -> bool:
@@ -40,8 +40,9 @@ def _has_values(x: Tensor) -> bool:
     return not (torch._C._functorch.is_functorch_wrapped_tensor(x) or torch._is_functional_tensor(x))
 
 
-def _captured(x: Tensor) -> bool:
-    return x.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+def captured(device: torch.device) -> bool:
+    """Whether what is launched on ``device`` is recorded by a CUDA graph."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def require(condition: Tensor, message: str) -> None:

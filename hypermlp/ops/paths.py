@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hypermlp.ops import chunked, chunked_backward, decode, native, triton
+from hypermlp.ops import checked, chunked, chunked_backward, decode, native, triton
 from hypermlp.ops.library import PATHS, Path, register
 from hypermlp.ops.modes import needs_plain_operators
 
@@ -18,6 +18,9 @@ for _path in (
     Path(
         "triton", triton.forward, triton.backward, triton.unavailable, triton.decode_step,
         short_conv=triton.short_conv,
+    ),
+    Path(
+        checked.NAME, checked.forward, checked.backward, checked.unavailable, checked.decode_step, takes_blocks=True,
     ),
 ):  # fmt: skip
     register(_path)
@@ -32,7 +35,8 @@ def choose(backend: str, x: Tensor) -> Path | None:
     if backend == "reference" or needs_plain_operators():
         return None
     if backend == "auto":
-        # the Triton kernels have not yet been run on a GPU: until they have, they are taken on request alone
+        if x.device.type == checked.DEVICE_TYPE and checked.unavailable(x) is None:
+            return PATHS[checked.NAME]
         native_takes = x.device.type == "cpu" and x.dtype != torch.float64 and PATHS["native"].unavailable(x) is None
         return PATHS["native" if native_takes else "chunked"]
     path = PATHS[backend]

@@ -6,13 +6,14 @@ shapes for tracing (fake) and the gradient. Call :func:`short_conv` instead: it 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, List  # noqa: UP035 - torch 2.6 reads no other spelling in a signature
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hypermlp.ops import checked
 from hypermlp.ops.attention import Backend, check_backend
 from hypermlp.ops.library import PATHS
 from hypermlp.ops.paths import choose
@@ -34,9 +35,9 @@ def short_conv(
         cu_seqlens: bounds of packed sequences, ``[N + 1]``: taps never reach into another. Tokens outside all
             of them are padding: whatever they hold, their output and their gradient are zero.
         past: the ``size - 1`` tokens before the first, ``[B, size - 1, D]``; None for zeros.
-        backend: ``"triton"`` is one fused kernel, with first derivatives only; ``"native"`` is one in C++ for
-            CPUs, which ``"auto"`` takes there; every other choice is PyTorch's own operators, as is everything
-            under ``torch.func`` transforms and in traced or ONNX models.
+        backend: ``"triton"`` is one fused kernel, ``"native"`` is one in C++ for CPUs. ``"auto"`` takes that there,
+            and on a GPU, outside of compiled graphs, the former once it has passed its self-check; every other choice
+            is PyTorch's own operators, as is everything under ``torch.func`` transforms and in traced or ONNX models.
 
     Returns:
         ``[B, T, D]`` in the common dtype of ``x`` and ``taps``.
@@ -47,10 +48,13 @@ def short_conv(
     check_backend(backend)
     _check(x, taps, cu_seqlens, past)
     path = None if 0 in x.shape[:2] else choose(backend, x)
-    fused = None if path is None else _FUSED.get(path.name)
-    if fused is None:
-        return _by_operators(x, taps, cu_seqlens, past)
     before = 0 if past is None else past.shape[1]
+    name = None if path is None else path.name
+    if name == checked.NAME and checked.takes_short_conv(x, taps, cu_seqlens, before, by_operators):
+        name = "triton"
+    fused = None if name is None else _FUSED.get(name)
+    if fused is None:
+        return by_operators(x, taps, cu_seqlens, past)
     y: Tensor = fused(x if past is None else torch.cat((past, x), dim=1), taps, cu_seqlens, before)
     return y
 
@@ -71,7 +75,7 @@ def _check(x: Tensor, taps: Tensor, cu_seqlens: Tensor | None, past: Tensor | No
         raise ValueError(f"past must be [B, size - 1, D], {expected}, got {tuple(past.shape)}")
 
 
-def _by_operators(x: Tensor, taps: Tensor, cu_seqlens: Tensor | None, past: Tensor | None) -> Tensor:
+def by_operators(x: Tensor, taps: Tensor, cu_seqlens: Tensor | None, past: Tensor | None) -> Tensor:
     length, size = x.shape[1], taps.shape[1]
     x = zero_padded(x, within_bounds(length, cu_seqlens, x.device))
     padded = F.pad(x, (0, 0, size - 1, 0)) if past is None else torch.cat((past, x), dim=1)
@@ -88,7 +92,7 @@ def _by_operators(x: Tensor, taps: Tensor, cu_seqlens: Tensor | None, past: Tens
     return y
 
 
-def _backward_operator(path: str, second_gradient: Callable[..., Any]) -> Any:
+def _backward_operator(path: str) -> Any:
     """``hypermlp::<path>_short_conv_backward``."""
 
     @torch.library.custom_op(f"hypermlp::{path}_short_conv_backward", mutates_args=())
@@ -110,7 +114,7 @@ def _backward_operator(path: str, second_gradient: Callable[..., Any]) -> Any:
         ctx.save_for_backward(*inputs[:4])
         ctx.past, ctx.needs = inputs[4:]
 
-    backward.register_autograd(second_gradient, setup_context=setup_context)
+    backward.register_autograd(_second_gradient, setup_context=setup_context)
     return backward
 
 
@@ -143,19 +147,13 @@ def _forward_operator(path: str, backward: Any) -> Any:
     return forward
 
 
-def _refuse_second_gradient(ctx: Any, *grads: Any) -> Any:
-    raise RuntimeError(
-        "the triton path of short_conv has first derivatives only: use backend='reference' to differentiate twice"
-    )
-
-
 def _second_gradient(ctx: Any, *grads: Any) -> tuple[Any, ...]:
     """By PyTorch's own operators, which are differentiable any number of times."""
     grad_y, x, taps, cu_seqlens = ctx.saved_tensors
     with torch.enable_grad():
         inputs = [y.detach().requires_grad_() for y in (grad_y, x, taps)]
         past = inputs[1][:, : ctx.past] if ctx.past else None
-        y = _by_operators(inputs[1][:, ctx.past :], inputs[2], cu_seqlens, past)
+        y = by_operators(inputs[1][:, ctx.past :], inputs[2], cu_seqlens, past)
         asked = [z for z, need in zip(inputs[1:], ctx.needs, strict=True) if need]
         first = torch.autograd.grad(y, asked, inputs[0].to(y.dtype), create_graph=True)
     return (*torch.autograd.grad(first, inputs, grads[0], allow_unused=True), None, None, None)
@@ -168,7 +166,4 @@ def _kernels(path: str) -> Any:
     return host()
 
 
-_FUSED = {
-    "triton": _forward_operator("triton", _backward_operator("triton", _refuse_second_gradient)),
-    "native": _forward_operator("native", _backward_operator("native", _second_gradient)),
-}
+_FUSED = {path: _forward_operator(path, _backward_operator(path)) for path in ("triton", "native")}

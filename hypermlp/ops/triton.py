@@ -7,7 +7,7 @@ imported when the path is first taken.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -34,26 +34,42 @@ _MIN_CAPABILITY = (8, 0)
 
 def unavailable(q: Tensor) -> str | None:
     """Why the kernels cannot take ``q``, or None if they can."""
+    return _unavailable(q.device, q.dtype)
+
+
+def _unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
     try:
+        from hypermlp_kernels.interpreter import multiplies_bfloat16
         from hypermlp_kernels.launch import interpreted
     except ImportError as error:
         return f"triton cannot be imported ({error})"
     if interpreted():
+        if dtype == torch.bfloat16 and not multiplies_bfloat16():
+            return (
+                "TRITON_INTERPRET=1 is set, and Triton's interpreter multiplies the bits of bfloat16 numbers as "
+                "integers: use float32 or float16 there, or run without the variable on a GPU"
+            )
         return None
-    if q.device.type != "cuda":
-        return f"the kernels need a GPU and the input is on {q.device} (or set TRITON_INTERPRET=1 to try them, slowly)"
-    if q.dtype == torch.float64:
+    if device.type != "cuda":
+        return f"the kernels need a GPU and the input is on {device} (or set TRITON_INTERPRET=1 to try them, slowly)"
+    if dtype == torch.float64:
         return "the kernels take float16, bfloat16 and float32 and the input is float64"
-    if torch.version.hip is None and torch.cuda.get_device_capability(q.device) < _MIN_CAPABILITY:
+    if not torch.cuda.is_available():
+        return "PyTorch finds no GPU here"
+    if torch.version.hip is None and torch.cuda.get_device_capability(device) < _MIN_CAPABILITY:
         return "the kernels need compute capability 8.0 or later"
     return None
+
+
+# a compiler takes the answer as it is, see native.py
+_unavailable._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def forward(x: OperatorArgs) -> Outputs:
     """The operator, as :func:`hypermlp.ops.chunked.forward`. float32 follows PyTorch's matmul precision."""
     from hypermlp_kernels import launch
 
-    return Outputs(*launch.forward(x.q, x.k, x.v, x.routing_mix, x.readout_mix, **_keywords(x)))
+    return Outputs(*launch.forward(x.q, x.k, x.v, x.routing_mix, x.readout_mix, **keywords(x)))
 
 
 def backward(grad_o: Tensor, outputs: Outputs, x: OperatorArgs, needs: Needs) -> Gradients:
@@ -61,11 +77,12 @@ def backward(grad_o: Tensor, outputs: Outputs, x: OperatorArgs, needs: Needs) ->
     from hypermlp_kernels import launch_backward
 
     return launch_backward.backward(
-        grad_o, outputs.o, outputs.statistics, x.q, x.k, x.v, x.routing_mix, x.readout_mix, needs, **_keywords(x)
+        grad_o, outputs.o, outputs.statistics, x.q, x.k, x.v, x.routing_mix, x.readout_mix, needs, **keywords(x)
     )
 
 
-def _keywords(x: OperatorArgs) -> dict[str, Any]:
+def keywords(x: OperatorArgs) -> dict[str, Any]:
+    """What the kernels' host functions take beside tensors."""
     return {
         "glu": x.options.glu,
         "norm": x.options.norm,
@@ -86,6 +103,7 @@ def short_conv() -> ModuleType:
     return launch_short_conv
 
 
+Step = Callable[[Tensor, Past, SequenceMix, SequenceMix, Options], Tensor]
 _PLACES = {"valid": "Tensor?", "start": "Tensor?", "length": "Tensor?"}
 # a step is causal, and knows its layout by the places
 _STEP = {"q": "Tensor", "keys": "Tensor[]", "values": "Tensor[]", **_PLACES} | {
@@ -98,11 +116,7 @@ def decode_step(q: Tensor, past: Past, routing_mix: SequenceMix, readout_mix: Se
     # the operator is for tracing: called directly, a step is spared its dispatch
     if values_readable(q, wait=True):
         return _decode(q, past, routing_mix, readout_mix, options)
-    o: Tensor = triton_decode(
-        q, past.keys, past.values, past.valid, past.start, past.length, *routing_mix.tensors, *readout_mix.tensors,
-        routing_mix.identity, readout_mix.identity, options.selection, options.norm, options.eps, options.max_lag,
-    )  # fmt: skip
-    return o
+    return run_step(triton_decode, q, past, routing_mix, readout_mix, options)
 
 
 def _decode(q: Tensor, past: Past, routing_mix: SequenceMix, readout_mix: SequenceMix, options: Options) -> Tensor:
@@ -130,19 +144,36 @@ def _decode(q: Tensor, past: Past, routing_mix: SequenceMix, readout_mix: Sequen
     return o.reshape(batch, -1)
 
 
-def _decode_flat(*flat: Any) -> Tensor:
-    named = dict(zip(_STEP, flat, strict=True))
-    past = Past(named["keys"], named["values"], *(named[name] for name in _PLACES))
-    layout = "lag" if past.start is None else "position"
-    options = Options(named["selection"], named["norm"], named["eps"], True, layout, named["max_lag"])
-    return _decode(named["q"], past, mixing(named, "routing"), mixing(named, "readout"), options)
+def step_operator(name: str, compute: Step) -> Any:
+    """``hypermlp::<name>``: a step as an operator of PyTorch, for :func:`run_step`."""
+
+    def flat_step(*flat: Any) -> Tensor:
+        named = dict(zip(_STEP, flat, strict=True))
+        past = Past(named["keys"], named["values"], *(named[place] for place in _PLACES))
+        layout = "lag" if past.start is None else "position"
+        options = Options(named["selection"], named["norm"], named["eps"], True, layout, named["max_lag"])
+        return compute(named["q"], past, mixing(named, "routing"), mixing(named, "readout"), options)
+
+    operator = torch.library.custom_op(
+        f"hypermlp::{name}", flat_step, mutates_args=(), schema=f"({signature(_STEP)}) -> Tensor"
+    )
+
+    @operator.register_fake
+    def _(q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], *args: object) -> Tensor:
+        return q.new_empty(q.shape[0], values[0].shape[0] // q.shape[0] * values[0].shape[2])
+
+    return operator
 
 
-triton_decode = torch.library.custom_op(
-    "hypermlp::triton_decode", _decode_flat, mutates_args=(), schema=f"({signature(_STEP)}) -> Tensor"
-)
+def run_step(
+    operator: Any, q: Tensor, past: Past, routing_mix: SequenceMix, readout_mix: SequenceMix, options: Options
+) -> Tensor:
+    """What ``operator`` makes of a step."""
+    o: Tensor = operator(
+        q, past.keys, past.values, past.valid, past.start, past.length, *routing_mix.tensors, *readout_mix.tensors,
+        routing_mix.identity, readout_mix.identity, options.selection, options.norm, options.eps, options.max_lag,
+    )  # fmt: skip
+    return o
 
 
-@triton_decode.register_fake
-def _(q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], *args: object) -> Tensor:
-    return q.new_empty(q.shape[0], values[0].shape[0] // q.shape[0] * values[0].shape[2])
+triton_decode = step_operator("triton_decode", _decode)

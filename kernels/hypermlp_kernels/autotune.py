@@ -30,11 +30,12 @@ class Tuned:
     def __init__(self) -> None:
         self._found: dict[str, Tile] = {}
         self.wanted = False
+        self.revision = 0  # other after every change of what was found
 
     @contextmanager
-    def searching(self) -> Iterator[None]:
-        """Within it every launch of a case that is not known times the tiles for it."""
-        before, self.wanted = self.wanted, True
+    def searching(self, wanted: bool = True) -> Iterator[None]:
+        """Within it every launch of a case that is not known times the tiles for it, or none does."""
+        before, self.wanted = self.wanted, wanted
         try:
             yield
         finally:
@@ -57,6 +58,7 @@ class Tuned:
             if not fitting:
                 raise ValueError(f"no tile of {tuple(candidates)} fits the device's shared memory: {key}")
             self._found[key] = min(fitting, key=fitting.__getitem__)
+            self.revision += 1
         return self._found[key]
 
     def save(self, path: str | Path) -> None:
@@ -76,10 +78,12 @@ class Tuned:
         except (AttributeError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is not a file of tiles that Tuned.save wrote: {error}") from error
         self._found |= found
+        self.revision += 1
 
     def clear(self) -> None:
         """Forget all: launches go back to the static table."""
         self._found.clear()
+        self.revision += 1
 
 
 def _time(launch: Callable[[Tile], None], tile: Tile, timer: Timer) -> float | None:

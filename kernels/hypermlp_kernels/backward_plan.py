@@ -13,7 +13,7 @@ from hypermlp_kernels.backward_tiles import BackwardTile
 from hypermlp_kernels.call import Call, multiprocessors
 
 # each part makes a tile more, and its sums are written and read again
-_PART_KEYS = 1024
+PART_KEYS = 1024
 
 
 class Split(NamedTuple):
@@ -27,7 +27,7 @@ class Split(NamedTuple):
         """The rule's, or parts of ``span`` tiles wherever rows are longer."""
         if span is not None:
             return cls(span, sys.maxsize)
-        return cls(_PART_KEYS // tile.keys, multiprocessors())
+        return cls(PART_KEYS // tile.keys, multiprocessors())
 
     def parts(self, longest: int, tiles: int) -> int:
         """Of the longest row block in a chunk of ``tiles``; 1 if it is at most one and a half times a program's share.

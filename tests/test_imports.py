@@ -34,7 +34,7 @@ FLOORS = (
     {"hypermlp.layers"},
     {"hypermlp.integrations", "hypermlp.distributed"},
     {"hypermlp.models"},
-    {"hypermlp.generation"},
+    {"hypermlp.generation", "hypermlp.doctor"},
     {"hypermlp.__init__"},
     {"hypermlp_lab.text", "hypermlp_lab.console"},
     {"hypermlp_lab.training"},

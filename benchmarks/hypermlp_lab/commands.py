@@ -1,4 +1,4 @@
-"""The commands ``train``, ``demo`` and ``generate``."""
+"""The commands ``train``, ``demo``, ``generate`` and ``doctor``."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
+from hypermlp.doctor import main as diagnose
 from hypermlp.generation import stream as stream_tokens
 from hypermlp.models import LanguageModel, LanguageModelConfig
 from hypermlp.ops.attention import Backend
@@ -184,6 +185,17 @@ def generate(
             own_seed = None if seed is None else seed + first // _SAMPLES_AT_ONCE
             steps = stream_tokens(model, prompt_ids, max_new_tokens, num_samples=count, seed=own_seed, **options)
             _print_samples(prompt_ids.expand(count, -1), steps, max_new_tokens)
+
+
+@app.command()
+def doctor(
+    seconds: Annotated[float, typer.Option(help="For timing on a GPU, 0 for none.")] = 20.0,
+) -> None:
+    """Say what works here and what does not, on one screen to paste into a report.
+
+    The same as python -m hypermlp.doctor. Status 1 where something that should work does not.
+    """
+    raise typer.Exit(diagnose(["--seconds", str(seconds)], typer.echo))
 
 
 def _print_samples(prompts: Tensor, steps: Iterable[Tensor], max_new_tokens: int) -> None:

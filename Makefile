@@ -19,7 +19,7 @@ FRESH ?=
 STAGES ?=
 
 .PHONY: demo test test-all test-hf-oldest test-hf-newest test-torch-oldest test-torch-newest constraints lint format \
-	bench study study-smoke docs pictures kernel-report device-check clean
+	bench study study-smoke docs pictures kernel-report device-smoke device-check clean
 
 demo: $(VENV)/.lab
 	$(BIN)/hypermlp demo $(if $(STEPS),--steps $(STEPS)) $(if $(DATA),--data "$(DATA)") $(if $(FRESH),--fresh)
@@ -86,7 +86,11 @@ kernel-report: $(VENV)/.lab
 	$(BIN)/python tools/kernels/report_forward.py
 	$(BIN)/python tools/kernels/report_backward.py
 
-# on a machine with a GPU: no virtual environment and no network, the Python there needs torch, triton, einops, pytest
+# on a machine with a GPU: no virtual environment and no network, the Python there needs torch, triton and, for the
+# second, pytest
+device-smoke:
+	PYTHONPATH=.:kernels:benchmarks $(PYTHON) -m benchmarks.device_check --smoke
+
 device-check:
 	PYTHONPATH=.:kernels:benchmarks $(PYTHON) -m benchmarks.device_check $(if $(STAGES),--only $(STAGES))
 

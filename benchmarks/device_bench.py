@@ -21,6 +21,7 @@ from hypermlp_lab.bench.run import Benchmark, Settings, passed, run
 
 # from the device and the seconds there are
 Make = Callable[[str, float], Benchmark[Any, Any]]
+_ROW = ("triton", "sdpa", "sdpa-flash", "sdpa-cudnn")
 # the length that the kernels were designed at comes first: time may run out
 _LENGTHS = (4096, 1024, 16384, 8192, 32768, 2048)
 
@@ -34,6 +35,14 @@ def operators(modes: tuple[Mode, ...], device: str, seconds: float) -> OperatorB
         cases, modes, gate_lengths, repeats=50, seconds=share, longest_call=3.0, total_seconds=seconds
     )  # fmt: skip
     return OperatorBenchmark(OPERATOR_PROVIDERS, settings)
+
+
+def row(device: str, seconds: float) -> OperatorBenchmark:
+    """The kernels beside PyTorch's attention at the size that they were designed at."""
+    benchmark = operators(MODES, device, seconds)
+    first = replace(benchmark.settings, cases=benchmark.settings.cases[:1], gate_lengths=(150,), seconds=1.0)
+    providers = [provider for provider in OPERATOR_PROVIDERS if provider.name in _ROW]
+    return OperatorBenchmark(providers, first)
 
 
 def decode(device: str, seconds: float) -> DecodeBenchmark:
@@ -72,6 +81,7 @@ def models(device: str, seconds: float) -> ModelBenchmark:
 BENCHMARKS: dict[str, Make] = {
     "attention": lambda device, seconds: operators(("forward",), device, seconds),
     "training": lambda device, seconds: operators(("forward+backward",), device, seconds),
+    "row": row,
     "decode": decode,
     "layers": layers,
     "models": models,

@@ -1,8 +1,8 @@
 """``make device-check``: GPU tests, then benchmarks, in one command that ends in time and says what failed.
 
-Needs no network and no virtual environment: a Python with torch, triton, einops and pytest. Writes to
+Needs no network and no virtual environment: a Python with torch, triton and, for its tests, pytest. Writes to
 ``--out``: ``device-check.json`` (hardware, versions, commit, each stage's outcome), its ``.log``, and the
-benchmarks' own JSON.
+benchmarks' own JSON. ``make device-smoke`` is the first look, without pytest: ``device-smoke.json``.
 """
 
 from __future__ import annotations
@@ -42,12 +42,7 @@ def stages(out: Path) -> list[Stage]:
         command = [sys.executable, "-m", "pytest", f"{TESTS}/{file}", *options]
         return Stage(name, what, command, limit, prevented=partial(_missing, "pytest"), notes=pytest_notes)
 
-    def bench(name: str, what: str, limit: float) -> Stage:
-        path = out / f"{name}-cuda.json"
-        # it stops by itself in time to be written whole
-        command = [sys.executable, "-m", "benchmarks.device_bench", name, "--out", str(path)]
-        command += ["--seconds", f"{limit - 25:.0f}"]
-        return Stage(name, what, command, limit, least=40.0, notes=partial(_bench_notes, path))
+    bench = partial(_bench, out)
 
     def sanitizer(tool: str, what: str, limit: float) -> Stage:
         command = [
@@ -60,12 +55,12 @@ def stages(out: Path) -> list[Stage]:
         return Stage(tool, what, command, limit, 20.0, separate, found, _sanitizer_notes)
 
     return [
-        tests("forward", "forward kernels against float64", "test_device_forward.py", 160),
-        bench("attention", "operators, forward", 110),
-        tests("gradients", "gradients against float64", "test_device_gradients.py", 120),
-        tests("habits", "strides, autocast, compilation", "test_device_habits.py", 60),
-        tests("curves", "200 training steps beside the chunked path", "test_device_training.py", 60, parallel=False),
-        tests("decoding", "decoding kernels against float64", "test_device_decode.py", 60),
+        tests("forward", "forward kernels against float64", "test_device_forward.py", 130),
+        bench("attention", "operators, forward", 80),
+        tests("gradients", "gradients against float64", "test_device_gradients.py", 110),
+        tests("habits", "strides, autocast, compilation", "test_device_habits.py", 50),
+        tests("curves", "200 training steps beside the chunked path", "test_device_training.py", 50, parallel=False),
+        tests("decoding", "decoding kernels against float64", "test_device_decode.py", 50),
         tests("convolution", "short convolution against PyTorch's", "test_device_short_conv.py", 40),
         tests("large", "offsets beyond 32 bits, long rows", "test_device_large.py", 60, parallel=False),
         sanitizer("memcheck", "accesses out of bounds", 45),
@@ -75,6 +70,31 @@ def stages(out: Path) -> list[Stage]:
         bench("layers", "whole layers", 60),
         bench("models", "training steps of whole models", 80),
     ]
+
+
+def smoke_stages(out: Path) -> list[Stage]:
+    """The first look: right or not, and one row of figures."""
+    path, limit = out / "smoke-cuda.json", 125
+    command = [sys.executable, "-m", "benchmarks.device_smoke", "--out", str(path), "--seconds", f"{limit - 5}"]
+    cases = Stage("smoke", "ten cases in each precision", command, limit, notes=partial(_smoke_notes, path))
+    return [cases, _bench(out, "row", "one size, forward and backward", 50)]
+
+
+def _bench(out: Path, name: str, what: str, limit: float) -> Stage:
+    path = out / f"{name}-cuda.json"
+    # it stops by itself in time to be written whole
+    command = [sys.executable, "-m", "benchmarks.device_bench", name, "--out", str(path)]
+    command += ["--seconds", f"{limit - 25:.0f}"]
+    return Stage(name, what, command, limit, least=40.0, notes=partial(_bench_notes, path))
+
+
+def _smoke_notes(path: Path, output: str, status: int | None) -> dict[str, Any]:
+    """How many cases were judged, and which are wrong."""
+    if not path.is_file():
+        return {"written": None}
+    rows = json.loads(path.read_text())
+    failures = [f"{row['dtype']} {row['case']}: {'; '.join(row['failures'])}" for row in rows if row["failures"]]
+    return {"written": path.name, "cases": len(rows), "failures": failures}
 
 
 def _missing(package: str) -> str | None:
@@ -124,11 +144,13 @@ def main(arguments: list[str] | None = None, log: Callable[[str], None] = print)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = Path(os.environ.get("OUT") or ROOT / "benchmarks" / "results")
     parser.add_argument("--out", type=Path, default=default, help="folder for results (default: $OUT or %(default)s)")
-    parser.add_argument("--seconds", type=float, default=570.0, help="for everything (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, help="for everything (default: 470, of --smoke 175)")
+    parser.add_argument("--smoke", action="store_true", help="the first look alone")
     parser.add_argument("--only", nargs="*", help="names of stages")
     parser.add_argument("--commit", help="what to record where the checkout has no git")
     options = parser.parse_args(arguments)
-    chosen = stages(options.out.resolve())
+    name, seconds = ("device-smoke", 175.0) if options.smoke else ("device-check", 470.0)
+    chosen = (smoke_stages if options.smoke else stages)(options.out.resolve())
     unknown = set(options.only or ()) - {stage.name for stage in chosen}
     if unknown:
         parser.error(f"no stages {sorted(unknown)}, there are {[stage.name for stage in chosen]}")
@@ -145,8 +167,9 @@ def main(arguments: list[str] | None = None, log: Callable[[str], None] = print)
         return 2
     if options.only:
         chosen = [stage for stage in chosen if stage.name in options.only]
-    report = run_stages(chosen, options.seconds, {"schema": 1, "environment": environment}, options.out, log)
-    log(f"{report['seconds']:.0f} s. Results: {options.out / 'device-check.json'}")
+    seconds = seconds if options.seconds is None else options.seconds
+    report = run_stages(chosen, seconds, {"schema": 1, "environment": environment}, options.out, log, name)
+    log(f"{report['seconds']:.0f} s. Results: {options.out / name}.json")
     for result in report["stages"]:
         log(f"  {result['name']:<10} {result['status']:<9} {result['seconds']:6.1f} s  {result['reason'] or ''}")
     log("FAILED: " + ", ".join(report["failed"]) if report["failed"] else "Nothing that ran failed.")

@@ -52,7 +52,12 @@ class Stage:
 
 
 def run_stages(
-    stages: Sequence[Stage], seconds: float, report: dict[str, Any], out: Path, log: Callable[[str], None] = print
+    stages: Sequence[Stage],
+    seconds: float,
+    report: dict[str, Any],
+    out: Path,
+    log: Callable[[str], None] = print,
+    name: str = "device-check",
 ) -> dict[str, Any]:
     """Run stages in order while time is left; a stage that fails does not keep the next from running.
 
@@ -60,8 +65,9 @@ def run_stages(
         stages: the most important first.
         seconds: for all of them together.
         report: what the results say besides; gets ``"stages"``, ``"seconds"`` and ``"failed"``.
-        out: folder for ``device-check.json`` and ``device-check.log``, written as stages end.
+        out: folder for ``<name>.json`` and ``<name>.log``, written as stages end.
         log: takes lines for a reader.
+        name: of those files.
 
     Returns:
         The report.
@@ -69,10 +75,11 @@ def run_stages(
     out.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     report["stages"] = []
-    (out / "device-check.log").write_text("")
+    log_file = out / f"{name}.log"
+    log_file.write_text("")
     for stage in stages:
         left = seconds - (time.monotonic() - start)
-        result = _run(stage, left, out / "device-check.log", log)
+        result = _run(stage, left, log_file, log)
         report["stages"].append({"name": stage.name, "what": stage.what, **result})
         log(f"{stage.name}: {result['status']}" + (f", {result['reason']}" if result["reason"] else ""))
         for failure in result["notes"].get("failures", [])[:20]:
@@ -80,7 +87,7 @@ def run_stages(
         report["seconds"] = round(time.monotonic() - start, 1)
         report["failed"] = [r["name"] for r in report["stages"] if r["status"] in ("failed", "timed out")]
         report["not_run"] = [r["name"] for r in report["stages"] if r["status"] == "not run"]
-        _write(out / "device-check.json", report)
+        _write(out / f"{name}.json", report)
     return report
 
 

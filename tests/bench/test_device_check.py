@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import device_bench, device_check
+from benchmarks import device_bench, device_check, device_smoke
 from benchmarks.stages import Stage, pytest_notes, run_stages
+from hypermlp.ops import hyper_attention, self_check_cases
+from hypermlp.ops.self_check import Judged
 
 ROOT = Path(__file__).parents[2]
 
@@ -104,7 +106,7 @@ def test_outcomes_are_read_from_pytest(workers: list[str], tmp_path: Path) -> No
 
 def test_stages_are_what_is_there(tmp_path: Path) -> None:
     """Every file and benchmark that a stage names exists, and pytest takes the options."""
-    stages = device_check.stages(tmp_path)
+    stages = [*device_check.stages(tmp_path), *device_check.smoke_stages(tmp_path)]
     assert len({stage.name for stage in stages}) == len(stages)
     for stage in stages:
         files = [part for part in stage.command if part.startswith("tests/")]
@@ -118,7 +120,8 @@ def test_stages_are_what_is_there(tmp_path: Path) -> None:
 
 def test_the_first_stages_fit_the_time() -> None:
     limits = [stage.limit for stage in device_check.stages(Path("unused"))]
-    assert sum(limits[:6]) <= 570
+    assert sum(limits[:6]) <= 470
+    assert sum(stage.limit for stage in device_check.smoke_stages(Path("unused"))) <= 175
 
 
 @pytest.mark.parametrize(
@@ -138,8 +141,9 @@ def test_sanitizer_output(output: str, expected: dict) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_it_says_so() -> None:
-    command = [sys.executable, "-m", "benchmarks.device_check", "--only", "habits"]
+@pytest.mark.parametrize("options", [["--only", "habits"], ["--smoke"]], ids=str)
+def test_without_a_gpu_it_says_so(options: list[str]) -> None:
+    command = [sys.executable, "-m", "benchmarks.device_check", *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert "No GPU that PyTorch can use here" in done.stdout
@@ -163,3 +167,49 @@ def test_benchmarks_run_without_the_command_line_libraries(what: str, tmp_path: 
     notes = device_check._bench_notes(out, "", 0)
     assert notes["rows"] > 0
     assert not notes["failures"]
+
+
+def test_the_first_look_judges_both_directions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_smoke, "forward_errors", lambda x: {"o (store)": Judged(1e-3, 2e-3)})
+    monkeypatch.setattr(device_smoke, "backward_errors", lambda x, needs: {"gradient of q": Judged(float("nan"), 1.0)})
+    row = device_smoke.judge("glu", torch.bfloat16, "cpu")
+    assert row["failures"] == ["gradient of q: nan > 1.00e+00"]
+    assert set(row["errors"]) == {"o (store)", "gradient of q"}
+
+    def broken(x: object) -> dict:
+        raise RuntimeError("no kernel image")
+
+    monkeypatch.setattr(device_smoke, "forward_errors", broken)
+    monkeypatch.setattr(device_smoke, "backward_errors", lambda x, needs: {"gradient of q": Judged(0.0, 1.0)})
+    assert device_smoke.judge("glu", torch.bfloat16, "cpu")["failures"] == ["forward: RuntimeError: no kernel image"]
+
+
+@pytest.mark.parametrize("name", device_smoke.CASES)
+def test_the_first_look_has_calls_that_the_kernels_take(name: str) -> None:
+    """Their twins are what the operator's door would let in, and awkward as they say."""
+    shape, x = device_smoke.CASES[name], device_smoke.call_of(device_smoke.CASES[name], torch.float32, "cpu")
+    twin = self_check_cases.like(x)
+    o = hyper_attention(
+        twin.q, twin.k, twin.v, twin.routing_mix, twin.readout_mix, **twin.options._asdict(),
+        attention_mask=twin.tokens.valid, cu_seqlens=twin.tokens.cu_seqlens, backend="reference",
+    )  # fmt: skip
+    assert bool(torch.isfinite(o).all())
+    assert (twin.tokens.valid is not None, twin.tokens.cu_seqlens is not None) == (shape.masked, shape.packed)
+    assert self_check_cases._may_be_split(x) == shape.long
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_first_look_that_fails_goes_on_and_is_written(tmp_path: Path) -> None:
+    out = tmp_path / "smoke.json"
+    assert device_smoke.main(["--device", "cuda", "--cases", "relu", "--workers", "2", "--out", str(out)]) == 1
+    rows = json.loads(out.read_text())
+    assert sorted(row["dtype"] for row in rows) == ["bfloat16", "float16", "float32"]
+    assert all(len(row["failures"]) == 1 for row in rows)
+    notes = device_check._smoke_notes(out, "", 1)
+    assert notes["cases"] == len(notes["failures"]) == 3
+
+
+def test_the_row_of_the_first_look(tmp_path: Path) -> None:
+    out = tmp_path / "row.json"
+    assert device_bench.main(["row", "--device", "cpu", "--seconds", "20", "--out", str(out)]) == 0
+    assert {row["mode"] for row in json.loads(out.read_text())["rows"]} == {"forward", "forward+backward"}

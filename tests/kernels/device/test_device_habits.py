@@ -1,6 +1,7 @@
 """What surrounds a kernel: strides, alignment, values that are not finite, autocast, compilation."""
 
 import sys
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -149,3 +150,39 @@ def test_lengths_share_their_kernels() -> None:
     for length in (1, 16, 17, 200, 256):
         attend(length)
     assert compiled_kernels() == before
+
+
+@gpu_alone
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_auto_takes_the_kernels_once_checked(dtype: torch.dtype) -> None:
+    """The backward asks in the thread that serves autograd on the device, which the check must not wait for."""
+    case, _ = operator_case(Case(T=130, H=2, K=16, V=32), dtype)
+    tensors = [x.requires_grad_() for x in case.tensors.values()]
+    weight = torch.randn_like(case.tensors["v"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = [torch.autograd.grad(case.run(backend), tensors, weight) for backend in ("auto", "triton")]
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+@gpu_alone
+def test_auto_in_graphs() -> None:
+    """Checked where a compiled graph first runs; in a recorded one trusted after that, which is a warm-up."""
+    case, _ = operator_case(Case(T=130, H=2, K=16, V=64), torch.float16)
+    tensors = list(case.tensors.values())
+    mixes = case.mixes()
+
+    def attend() -> Tensor:
+        return hyper_attention(*tensors[:3], *mixes)
+
+    def recorded() -> Tensor:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            o = attend()
+        graph.replay()
+        torch.cuda.synchronize()
+        return o
+
+    kernels = case.run("triton")
+    assert torch.equal(torch.compile(attend, fullgraph=True)(), kernels)
+    assert torch.equal(recorded(), kernels)

@@ -73,8 +73,8 @@ def trusted(family: Family, check: Callable[[], Errors]) -> bool:
         _warn_once(
             "capture", family,
             f"backend='auto' takes the chunked path in this CUDA graph: the kernels for {family} were not checked "
-            "before it was recorded, and in it they cannot be. Call once with such inputs first, as a warm-up does: the "
-            "chunked path looks at its inputs, which CUDA refuses while it records",
+            "before it was recorded, and in it they cannot be. Call once with such inputs first, as a warm-up does: "
+            "the chunked path looks at its inputs, which CUDA refuses while it records",
         )  # fmt: skip
         return False
     with _LOCK:

@@ -217,12 +217,8 @@ def test_each_kernel_of_the_convolution_is_judged(name: str, monkeypatch: pytest
 # ---- sound kernels pass, and are taken
 
 
-@pytest.mark.parametrize(
-    ("dtype", "selection", "masked"),
-    [(torch.bfloat16, "glu", False), (torch.float16, "relu", True)],
-)
-def test_sound_kernels_are_taken(dtype: torch.dtype, selection: str, masked: bool) -> None:
-    x = arguments(dtype, selection, masked)
+def test_sound_kernels_are_taken() -> None:
+    x = arguments(torch.bfloat16, "glu", masked=True)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="backend='auto'")
         found = attend(x, "auto")
@@ -412,7 +408,7 @@ def test_the_caller_modes_do_not_reach_the_check() -> None:
 
 
 def test_an_explicit_backend_is_the_users_word() -> None:
-    attend(arguments(), "triton")
+    attended(arguments(), "triton")
     assert self_check._VERDICTS == {}
 
 
@@ -432,5 +428,6 @@ def test_bfloat16_is_refused_where_the_interpreter_is_not_repaired(monkeypatch: 
     monkeypatch.setattr(interpreter, "multiplies_bfloat16", lambda: False)
     with pytest.raises(ValueError, match="multiplies the bits of bfloat16 numbers as integers: use float32"):
         attend(x, "triton")
-    assert same(attend(x, "auto"), attend(x, "native" if native.unavailable(x.q) is None else "chunked"))
-    attend(arguments(), "triton")
+    path = "native" if native.unavailable(x.q) is None else "chunked"
+    assert torch.equal(attended(x, "auto"), attended(x, path))
+    attended(arguments(), "triton")

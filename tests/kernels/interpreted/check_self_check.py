@@ -321,7 +321,7 @@ STEP_FAULTS = {
 def test_a_broken_step_is_not_taken(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     layer = HyperMLP(8, 1, mix_rank=2, max_lag=6, conv_size=0, layer_idx=0).requires_grad_(False)
-    x, outs = torch.randn(2, 4, 8), []
+    x, outs = torch.randn(2, 6, 8), []
     # the prompt's kernels are not what this is about
     monkeypatch.setattr(checked, "_forward_trusted", lambda x: False)
     STEP_FAULTS[fault](monkeypatch)
@@ -329,7 +329,7 @@ def test_a_broken_step_is_not_taken(fault: str, monkeypatch: pytest.MonkeyPatch)
         layer.backend, cache = backend, HyperCache()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            outs.append([layer(part, cache=cache) for part in x.split([2, 1, 1], 1)])
+            outs.append([layer(part, cache=cache) for part in x.split([2, 1, 2, 1], 1)])
         assert len(said(caught)) == (backend == "auto")
     assert same(*outs)
     assert "decode in float32" in str(self_check._VERDICTS and next(iter(self_check._VERDICTS)))

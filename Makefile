@@ -86,7 +86,7 @@ kernel-report: $(VENV)/.lab
 	$(BIN)/python tools/kernels/report_forward.py
 	$(BIN)/python tools/kernels/report_backward.py
 
-# on a machine with a GPU: no virtual environment and no network, the Python there needs torch, triton and, for the
+# on a machine with a GPU: no virtual environment and no network, the Python there needs torch, triton, einops and, for the
 # second, pytest
 device-smoke:
 	PYTHONPATH=.:kernels:benchmarks $(PYTHON) -m benchmarks.device_check --smoke

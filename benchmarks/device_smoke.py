@@ -1,7 +1,7 @@
 """The first look at a GPU: ten calls in each precision, forward and backward, by the tests' own rule, within minutes.
 
-Needs torch and triton alone. Compiling takes most of the time, so many processes share the GPU; the report is written
-as each case ends, those of the layers' own sizes first. Run by ``make device-smoke``.
+Needs torch, triton and einops alone. Compiling takes most of the time, so many processes share the GPU; the report is
+written as each case ends, those of the layers' own sizes first. Run by ``make device-smoke``.
 """
 
 from __future__ import annotations

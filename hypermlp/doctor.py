@@ -197,7 +197,7 @@ def _sample(device: str, dtype: torch.dtype, selection: str) -> OperatorArgs:
 
 def _step(x: OperatorArgs) -> tuple[Tensor, Past, SequenceMix, SequenceMix, Options]:
     """One token after a cache that holds the others as layers do."""
-    mixes = (mix if mix.gate is None else mix._replace(gate=mix.gate[:, -1]) for mix in (x.routing_mix, x.readout_mix))
+    mixes = (mix if mix.core is None else mix._replace(core=mix.core[:, -1]) for mix in (x.routing_mix, x.readout_mix))
     routing, readout = mixes
     keys, values = x.k[0].permute(1, 2, 0).contiguous(), x.v[0].transpose(0, 1).contiguous()
     return x.q[:, -1].flatten(1), Past([keys], [values], None), routing, readout, x.options

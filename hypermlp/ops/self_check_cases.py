@@ -108,8 +108,8 @@ def like(x: OperatorArgs) -> OperatorArgs:
         diag, down, up = (
             None if table is None else normal(count, rows, *table.shape[2:], size=0.3, of=table) for table in mix.tables
         )
-        gate = None if mix.gate is None else normal(batch, LENGTH, count, mix.rank, of=mix.gate)
-        return SequenceMix(diag, down, up, gate, mix.identity)
+        core = None if mix.core is None else normal(batch, LENGTH, count, mix.rank, of=mix.core)
+        return SequenceMix(diag, down, up, core, mix.identity)
 
     # scores of size one, whatever the width
     q, k = (stream(y, maps, width, width**-0.25) for y in (x.q, x.k))
@@ -117,7 +117,7 @@ def like(x: OperatorArgs) -> OperatorArgs:
     options = x.options._replace(eps=1e-12, max_lag=rows if has_tables or window else None)
     routing, readout = mixing(x.routing_mix, maps), mixing(x.readout_mix, heads)
     twin = OperatorArgs(q, k, stream(x.v, heads, values, 1.0), routing, readout, tokens, options)
-    return twin.map_streams(lambda y: tokens.outside_zeroed(tokens.zeroed(y)))
+    return twin.map_streams(lambda y: tokens.zeroed(y))
 
 
 def mapped(x: OperatorArgs, change: Change) -> OperatorArgs:
@@ -128,8 +128,8 @@ def mapped(x: OperatorArgs, change: Change) -> OperatorArgs:
 
 def map_mix(mix: SequenceMix, change: Change) -> SequenceMix:
     """``mix`` with ``change`` of its tensors."""
-    diag, down, up, gate = (y if y is None else change(y) for y in mix.tensors)
-    return SequenceMix(diag, down, up, gate, mix.identity)
+    diag, down, up, core = (y if y is None else change(y) for y in mix.tensors)
+    return SequenceMix(diag, down, up, core, mix.identity)
 
 
 def precision_of(dtype: torch.dtype) -> torch.dtype:
@@ -216,7 +216,7 @@ def _named(grads: Gradients, x: OperatorArgs, name: str) -> dict[str, Tensor]:
 
 def _visible(x: OperatorArgs, y: Tensor) -> Tensor:
     """``y`` with zeros at padded tokens, whose output means nothing."""
-    return x.tokens.outside_zeroed(x.tokens.zeroed(y))
+    return x.tokens.zeroed(y)
 
 
 def _reference(x: OperatorArgs, precision: torch.dtype) -> Tensor:

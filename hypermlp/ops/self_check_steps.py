@@ -42,9 +42,9 @@ def step_errors(q: Tensor, past: Past, routing_mix: SequenceMix, readout_mix: Se
         return (size * torch.randn(shape, generator=rng, dtype=torch.float64)).to(of.dtype)
 
     def mixing(mix: SequenceMix, count: int) -> SequenceMix:
-        gate = None if mix.gate is None else normal(batch, count, mix.rank, of=mix.gate)
-        tables = map_mix(mix._replace(gate=None), lambda x: normal(count, LENGTH, *x.shape[2:], size=0.3, of=x))
-        return tables._replace(gate=gate)
+        core = None if mix.core is None else normal(batch, count, mix.rank, of=mix.core)
+        tables = map_mix(mix._replace(core=None), lambda x: normal(count, LENGTH, *x.shape[2:], size=0.3, of=x))
+        return tables._replace(core=core)
 
     mixes = mixing(routing_mix, heads[0]), mixing(readout_mix, heads[1])
     query = normal(batch, heads[0] * width, size=width**-0.25, of=q)

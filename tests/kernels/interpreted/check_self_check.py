@@ -194,7 +194,7 @@ def test_each_backward_kernel_is_judged(name: str, monkeypatch: pytest.MonkeyPat
 def step_arguments() -> tuple[torch.Tensor, Past, SequenceMix, SequenceMix, Options]:
     x = arguments()
     mixes = (
-        self_check_cases.map_mix(mix._replace(gate=mix.gate[:, -1]), torch.Tensor.detach)
+        self_check_cases.map_mix(mix._replace(core=mix.core[:, -1]), torch.Tensor.detach)
         for mix in (x.routing_mix, x.readout_mix)
     )
     past = Past([x.k.detach()[0].permute(1, 2, 0).contiguous()], [x.v.detach()[0].transpose(0, 1)], None)

@@ -16,7 +16,8 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from hypermlp.ops import SequenceMix, hyper_attention, tiling
+from hypermlp.ops import SequenceMix, hyper_attention
+from hypermlp.ops.chunked import tiling
 from hypermlp.ops.reference import hyper_attention_reference
 from hypermlp.ops.varlen import zero_padded
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hypermlp.ops import chunked, chunked_backward, decode, triton
+from hypermlp.ops import chunked, decode, triton
 from hypermlp.ops.arguments import Gradients, Needs, OperatorArgs, Options, Outputs, SequenceMix
 from hypermlp.ops.decode import Past
 from hypermlp.ops.modes import captured, values_readable
@@ -41,7 +41,7 @@ def backward(grad_o: Tensor, outputs: Outputs, x: OperatorArgs, needs: Needs) ->
             return triton.backward(grad_o, outputs, x, needs)
         # the statistics that the kernels saved were not judged by themselves: nothing of theirs is relied on
         outputs = chunked.forward(x)
-    return chunked_backward.backward(grad_o, outputs, x, needs)
+    return chunked.backward(grad_o, outputs, x, needs)
 
 
 def _forward_trusted(x: OperatorArgs) -> bool:

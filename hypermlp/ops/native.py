@@ -13,7 +13,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from hypermlp.ops import chunked, chunked_backward, decode
+from hypermlp.ops import chunked, decode
 from hypermlp.ops.arguments import Gradients, Needs, OperatorArgs, Options, Outputs, SequenceMix
 from hypermlp.ops.decode import Past
 from hypermlp.ops.modes import values_readable
@@ -70,7 +70,7 @@ def forward(x: OperatorArgs) -> Outputs:
 def backward(grad_o: Tensor, outputs: Outputs, x: OperatorArgs, needs: Needs) -> Gradients:
     """Its gradients; None where none was asked for."""
     if unavailable(x.q) is not None:
-        return chunked_backward.backward(grad_o, outputs, x, needs)
+        return chunked.backward(grad_o, outputs, x, needs)
     from hypermlp_kernels.native import launch
 
     grads, nonfinite = launch.backward(

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hypermlp.ops import checked, chunked, chunked_backward, decode, native, triton
+from hypermlp.ops import checked, chunked, decode, native, triton
 from hypermlp.ops.library import PATHS, Path, register
 from hypermlp.ops.modes import needs_plain_operators
 
 for _path in (
-    Path("chunked", chunked.forward, chunked_backward.backward, lambda q: None, decode.decode_step, takes_blocks=True),
+    Path("chunked", chunked.forward, chunked.backward, lambda q: None, decode.decode_step, takes_blocks=True),
     Path(
         "native", native.forward, native.backward, native.unavailable, native.decode_step,
         takes_blocks=True, short_conv=native.short_conv,

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hypermlp.ops import chunked, flops
 from hypermlp.ops.arguments import Needs, OperatorArgs, Options
-from hypermlp.ops.chunked_backward import backward
+from hypermlp.ops.chunked.gradient import backward
 from hypermlp.ops.varlen import Tokens
 from tests.helpers import Case, make_case
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.autograd.gradcheck import GradcheckError
 
-from hypermlp.ops import chunked_backward
+from hypermlp.ops import chunked
 from hypermlp.ops.library import PATHS
 from tests.helpers import BACKENDS, Case, assert_close, evaluate, make_case, tiles
 
@@ -88,13 +88,13 @@ def put_in_place(monkeypatch, backward):
 def test_a_wrong_backward_is_caught(monkeypatch, mutate):
     case = make_case(length=9, layout="position")
     assert_gradients_equal_the_reference(case)
-    put_in_place(monkeypatch, mutate(chunked_backward.backward))
+    put_in_place(monkeypatch, mutate(chunked.backward))
     with pytest.raises(AssertionError, match="gradient"):
         assert_gradients_equal_the_reference(case)
 
 
 def test_gradcheck_catches_a_wrong_backward(monkeypatch):
-    put_in_place(monkeypatch, forget_rho(chunked_backward.backward))
+    put_in_place(monkeypatch, forget_rho(chunked.backward))
     with pytest.raises(GradcheckError):
         gradcheck(make_case(length=4, heads=1, qk=2, v=2, ranks=(1, 1)), "chunked")
 
@@ -118,7 +118,7 @@ def test_a_gradient_not_asked_for_is_not_computed(monkeypatch):
     made = []
 
     def spy(*args):
-        made.append(chunked_backward.backward(*args))
+        made.append(chunked.backward(*args))
         return made[-1]
 
     put_in_place(monkeypatch, spy)

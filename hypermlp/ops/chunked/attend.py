@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from hypermlp.ops.arguments import OperatorArgs, Options, Outputs
+from hypermlp.ops.chunked.tiling import Mixing, Slab, Tables, Workspaces, slabs
 from hypermlp.ops.lag_layout import Layout, ScoreBuffer, Tile
 from hypermlp.ops.nonfinite import without_nonfinite
 from hypermlp.ops.row_norm import is_extreme, row_norms, row_units
 from hypermlp.ops.softplus import softplus_
-from hypermlp.ops.tiling import Mixing, Slab, Tables, Workspaces, slabs
 
 
 class Operands:

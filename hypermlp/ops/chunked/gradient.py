@@ -19,11 +19,11 @@ from hypermlp.ops.arguments import (
     Outputs,
     SequenceMix,
 )
-from hypermlp.ops.chunked import Head, Operands
+from hypermlp.ops.chunked.attend import Head, Operands
+from hypermlp.ops.chunked.tiling import Mixing, Slab, Tables, Workspaces, slabs
 from hypermlp.ops.lag_layout import Layout, ScoreBuffer, Tile
 from hypermlp.ops.row_norm import row_units
 from hypermlp.ops.softplus import softplus_
-from hypermlp.ops.tiling import Mixing, Slab, Tables, Workspaces, slabs
 
 
 class MixGrads:

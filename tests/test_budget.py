@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hypermlp import HyperConfig, MixConfig, build_layer
 from hypermlp.budget import (
+    count_block_flops,
     count_block_parameters,
     count_flops,
     count_parameters,
@@ -147,7 +148,7 @@ class TestMatchParameters:
         match = match_parameters(GLU, SOFTMAX, how="widen")
         assert match.config == replace(SOFTMAX, qk_dim=196, v_dim=196)
         assert match.reference == GLU
-        assert match.parameters == match.reference_parameters == num_parameters(build_layer(match.config)) == 100_352
+        assert match.count == match.reference_count == num_parameters(build_layer(match.config)) == 100_352
         assert str(match) == (
             "softmax layer with qk_dim 128 -> 196, v_dim 128 -> 196: "
             "100,352 parameters against 100,352 of hyperglu (+0.00 %)"
@@ -158,7 +159,7 @@ class TestMatchParameters:
         softmax, glu = HyperConfig(768, mixer="softmax"), HyperConfig(768, max_lag=1024)
         match = match_parameters(softmax, glu, how="narrow")
         assert match.config == replace(glu, qk_dim=132)
-        assert match.parameters == 2_357_220
+        assert match.count == 2_357_220
 
     def test_narrowing_takes_from_the_rank_last_and_least(self) -> None:
         match = match_parameters(SOFTMAX, GLU, how="narrow")
@@ -212,7 +213,7 @@ class TestMatchParameters:
 
     def test_frozen(self) -> None:
         with pytest.raises(FrozenInstanceError):
-            match_parameters(GLU, SOFTMAX, how="widen").parameters = 0
+            match_parameters(GLU, SOFTMAX, how="widen").count = 0
 
     @settings(max_examples=40, deadline=None)
     @given(
@@ -225,7 +226,7 @@ class TestMatchParameters:
             return
         match = match_parameters(glu, other, how="widen", tolerance=0.02)
         parameters = num_parameters(build_layer(match.config, device="meta"))
-        assert parameters == match.parameters
+        assert parameters == match.count
         assert abs(parameters - target) <= 0.02 * target
         assert match.config.v_dim >= other.v_dim
         assert match.config.qk_dim >= other.qk_dim
@@ -248,8 +249,8 @@ class TestMatchIntermediateSize:
         match = match_intermediate_size(GLU, SOFTMAX_PC, 352)
         assert match.intermediate_size == 440
         assert match.config == SOFTMAX_PC
-        assert num_parameters(Block(GLU, 352)) == match.reference_parameters == count_block_parameters(GLU, 352)
-        assert num_parameters(Block(SOFTMAX_PC, 440)) == match.parameters
+        assert num_parameters(Block(GLU, 352)) == match.reference_count == count_block_parameters(GLU, 352)
+        assert num_parameters(Block(SOFTMAX_PC, 440)) == match.count
         assert match.relative_difference == 0
         assert str(match) == (
             "softmax block with intermediate_size 352 -> 440: 235,776 parameters against 235,776 of hyperglu (+0.00 %)"
@@ -261,7 +262,28 @@ class TestMatchIntermediateSize:
         glu, other = HyperConfig(hidden_size, max_lag=max_lag), HyperConfig.from_label(label, hidden_size)
         match = match_intermediate_size(glu, other, 3 * hidden_size)
         assert abs(match.relative_difference) <= 0.01
-        assert abs(match.parameters - match.reference_parameters) <= 3 * hidden_size / 2
+        assert abs(match.count - match.reference_count) <= 3 * hidden_size / 2
+
+    @pytest.mark.parametrize("length", [64, 300])
+    def test_equal_flops(self, length: int) -> None:
+        match = match_intermediate_size(GLU, SOFTMAX_PC, 352, flops_at=length)
+        assert match.unit == "FLOPs"
+        assert match.reference_count == count_block_flops(GLU, 352, 1, length)
+        assert abs(match.relative_difference) <= 0.01
+        x = torch.randn(1, length, GLU.hidden_size, device="meta")
+        for config, width, count in (
+            (GLU, 352, match.reference_count),
+            (SOFTMAX_PC, match.intermediate_size, match.count),
+        ):
+            assert width is not None
+            block = Block(config, width)
+            with FlopCounterMode(display=False) as counter:
+                block.gate_up(x)
+                block.down(x.new_empty(1, length, width))
+            assert counter.get_total_flops() + count_flops(config, 1, length).total == count
+        by_parameters = match_intermediate_size(GLU, SOFTMAX_PC, 352).intermediate_size
+        assert by_parameters != match.intermediate_size
+        assert "FLOPs against" in str(match)
 
     def test_multiples(self) -> None:
         match = match_intermediate_size(GLU, SOFTMAX, 352, multiple_of=64, tolerance=0.05)

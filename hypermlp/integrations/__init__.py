@@ -2,7 +2,7 @@
 
 from hypermlp.integrations.host import Host, Projection, Projections
 from hypermlp.integrations.positions import resize_positions
-from hypermlp.integrations.registry import Adapter, register
+from hypermlp.integrations.registry import Adapter, register, unregister
 from hypermlp.integrations.swap import restore_attention, swap_attention
 from hypermlp.integrations.swap_report import SwapReport
 
@@ -16,4 +16,5 @@ __all__ = [
     "resize_positions",
     "restore_attention",
     "swap_attention",
+    "unregister",
 ]

@@ -15,7 +15,8 @@ from hypermlp.layers import AttentionLayer, HyperMLP
 def fields_from_attention(host: Host, options: dict[str, Any]) -> dict[str, Any]:
     """``options`` with what reusing the host's weights fixes; ValueError where they differ."""
     if host.projections is None:
-        raise ValueError("init='from_attention' is not offered for this host: use init='fresh'")
+        why = f" ({host.not_offered})" if host.not_offered else ""
+        raise ValueError(f"init='from_attention' is not offered for this host{why}: use init='fresh'")
     p = host.projections()
     heads, width = p.query.weight.shape[:2]
     parts = (p.query, p.key, p.value)

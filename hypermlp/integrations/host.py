@@ -70,13 +70,14 @@ class Host:
         either_way: whether the module leaves that to its masks: ``causal`` is then an option of the
             swap, and the field above its default.
         layer_idx: place in the model's cache, if it has one.
-        max_length: tokens the model was made for; None if it does not say.
+        max_length: tokens the model can see; None if it does not say, and ``max_lag`` must be told.
         window: tokens a query sees where the host has a sliding window.
         output_projection: whether the module projects its output. If not (BERT), the replacement
             does not either.
         rope_theta: base of the rotary frequencies where queries and keys are rotated in full.
         output_dropout: probability of dropout after the output projection, inside the module.
         projections: reads the weights, for ``init="from_attention"``; None if that is not offered.
+        not_offered: why it is not, for the message.
     """
 
     hidden_size: int
@@ -90,6 +91,7 @@ class Host:
     rope_theta: float | None = None
     output_dropout: float = 0.0
     projections: Callable[[], Projections] | None = None
+    not_offered: str = ""
 
 
 def nearest(model: nn.Module, name: str, read: Callable[[Any], int | None]) -> int | None:
@@ -97,6 +99,22 @@ def nearest(model: nn.Module, name: str, read: Callable[[Any], int | None]) -> i
     parts = name.split(".")
     around = (model.get_submodule(".".join(parts[:depth])) for depth in reversed(range(len(parts))))
     return next((found for found in map(read, around) if found is not None), None)
+
+
+def learned_positions(model: nn.Module, name: str, width: int) -> int | None:
+    """Rows of the nearest table of learned positions around the module called ``name``; None for none, or several."""
+
+    def read(host: Any) -> int | None:
+        tables = dict(host.named_parameters(recurse=False))
+        tables |= {key: child.weight for key, child in host.named_children() if isinstance(child, nn.Embedding)}
+        found = {
+            table.numel() // width
+            for key, table in tables.items()
+            if "pos" in key.lower() and table.ndim > 1 and table.shape[-1] == width
+        }
+        return found.pop() if len(found) == 1 else None
+
+    return nearest(model, name, read)
 
 
 def placement(module: nn.Module) -> tuple[torch.device, torch.dtype]:

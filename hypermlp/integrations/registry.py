@@ -1,40 +1,25 @@
-"""Which attention modules can be replaced: adapters, found by the class name of the module.
+"""Which attention modules can be replaced: adapters, found by what a module's class is.
 
-Names and not classes, so that knowing a library does not import it.
+A class is known by where it was written (``transformers.models.llama.modeling_llama.LlamaAttention``), so that
+knowing a library does not import it, and another library's class of the same name is not taken for it. What counts
+is the class whose ``forward`` runs: a subclass with a ``forward`` of its own is called in a way of its own.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
 from torch import nn
 
 from hypermlp.integrations.host import Host
+from hypermlp.integrations.hosts import MODULES
 from hypermlp.layers import AttentionLayer
 
-# our own adapters by host class, each in its module of hypermlp.integrations.hosts
-_OURS = {
-    "GPT2Attention": "gpt2",
-    "LlamaAttention": "llama",
-    "MistralAttention": "llama",
-    "Qwen2Attention": "llama",
-    "Qwen3Attention": "llama",
-    "GPTNeoXAttention": "gpt_neox",
-    "BertSelfAttention": "bert",
-    "ViTAttention": "vit",
-    "ViTMSNAttention": "vit",
-    "DeiTAttention": "vit",
-    "Dinov2Attention": "vit",
-    "Dinov2WithRegistersAttention": "vit",
-    "MultiheadAttention": "torch_nn",
-    "Attention": "timm",
-    "CausalSelfAttention": "nanogpt",
-}
-
-_registered: dict[str, Adapter] = {}
+Predicate = Callable[[nn.Module], bool]
+Which = str | type[nn.Module] | Predicate
 
 
 class Adapter(ABC):
@@ -47,7 +32,7 @@ class Adapter(ABC):
                 def describe(self, module):
                     return Host(hidden_size=module.dim, num_heads=module.heads, max_length=module.context)
 
-            register(MyAdapter(), "MyAttention")
+            register(MyAdapter(), MyAttention)
     """
 
     def at(self, model: nn.Module, name: str) -> Adapter:
@@ -73,32 +58,122 @@ class Adapter(ABC):
             model: the host model.
             swaps: what stands there now: ``{"layers": [places], "config": {fields of HyperConfig}}``
                 for each kind of layer, plain JSON values; empty when all originals are back.
+
+        Raises:
+            ValueError: where they cannot stand together; the swap is then undone.
         """
         return
 
 
-def register(adapter: Adapter, *class_names: str) -> None:
-    """Let :func:`swap_attention` know attention classes of these names.
+# in the order of their registration; the last one that fits counts
+_registered: dict[Which, Adapter] = {}
+
+
+def register(adapter: Adapter, *modules: Which) -> None:
+    """Let :func:`swap_attention` know attention modules.
 
     Args:
-        adapter: how they are read and replaced; the last one registered for a name counts.
-        class_names: names of classes, such as ``"LlamaAttention"``.
+        adapter: how they are read and replaced; the last one registered for a module counts, and all of
+            them before those of this library.
+        modules: which modules. A class and its subclasses; the name of a class, bare (``"MyAttention"``, of any
+            library) or with its module's (``"mylib.layers.MyAttention"``); or a function that is given a
+            module and says whether it is meant.
     """
-    if not isinstance(adapter, Adapter):
-        raise TypeError(f"adapter must be an Adapter (an instance), got {adapter!r}")
-    if not class_names or not all(isinstance(name, str) for name in class_names):
-        raise TypeError(f"class_names must be one or more names of classes, got {class_names!r}")
-    _registered.update(dict.fromkeys(class_names, adapter))
+    _check_adapter(adapter)
+    _check_which(modules)
+    for which in modules:
+        _registered.pop(which, None)  # so that it is the last one again
+        _registered[which] = adapter
 
 
-def find(module: nn.Module) -> Adapter | None:
-    """The adapter of a module, by the name of its class."""
-    name = type(module).__name__
-    if name not in _registered and name in _OURS:
-        import_module(f"hypermlp.integrations.hosts.{_OURS[name]}")
-    return _registered.get(name)
+def unregister(*modules: Which) -> None:
+    """Forget what :func:`register` was told about ``modules``; this library's own adapters count again.
+
+    Args:
+        modules: as they were registered.
+
+    Raises:
+        ValueError: for one that is not registered; nothing changes.
+    """
+    _check_which(modules)
+    for which in modules:
+        if which not in _registered:
+            known = ", ".join(sorted(map(str, _registered))) or "nothing"
+            raise ValueError(f"{which!r} is not registered. Registered: {known}")
+    for which in modules:
+        _registered.pop(which, None)
+
+
+def find(module: nn.Module, given: Mapping[Which, Adapter] | None = None) -> Adapter | None:
+    """The adapter of a module: one of ``given``, else one that was registered, else our own."""
+    for known in (given or {}, _registered):
+        found = next((adapter for which, adapter in reversed(known.items()) if _is(module, which)), None)
+        if found is not None:
+            return found
+    own = MODULES.get(_written(type(module))) or MODULES.get(type(module).__name__)
+    if own is None:
+        return None
+    adapter: Adapter = import_module(f"hypermlp.integrations.hosts.{own}").ADAPTER
+    return adapter
+
+
+def as_mapping(adapter: Adapter | Mapping[Which, Adapter] | None) -> Mapping[Which, Adapter]:
+    """What came as ``adapter=``: one adapter is for all modules that call themselves attention."""
+    if adapter is None:
+        return {}
+    if isinstance(adapter, Adapter):
+        return {calls_itself_attention: adapter}
+    if not isinstance(adapter, Mapping):
+        raise TypeError(f"adapter must be an Adapter, or {{module: Adapter}}, got {adapter!r}")
+    for value in adapter.values():
+        _check_adapter(value)
+    _check_which(tuple(adapter))
+    return adapter
 
 
 def known_classes() -> list[str]:
-    """Names of all classes that can be replaced."""
-    return sorted({*_OURS, *_registered})
+    """Names of all classes that can be replaced, without their modules'."""
+    return sorted({_name(which).rpartition(".")[2] for which in (*MODULES, *_registered)})
+
+
+def calls_itself_attention(module: nn.Module) -> bool:
+    """Whether a module's class has attention in its name, or ``attn``."""
+    name = type(module).__name__.lower()
+    return "attention" in name or "attn" in name
+
+
+def _is(module: nn.Module, which: Which) -> bool:
+    if isinstance(which, str):
+        return which in (type(module).__name__, _path(type(module)))
+    return isinstance(module, which) if isinstance(which, type) else bool(which(module))
+
+
+def _written(cls: type) -> str:
+    """The class whose ``forward`` runs, by name."""
+    return _path(next(base for base in cls.__mro__ if "forward" in vars(base) or base is object))
+
+
+def _path(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _name(which: Which) -> str:
+    if isinstance(which, str):
+        return which
+    return _path(which) if isinstance(which, type) else f"{getattr(which, '__name__', which)}(module)"
+
+
+def _check_adapter(adapter: Any) -> None:
+    if not isinstance(adapter, Adapter):
+        raise TypeError(f"adapter must be an Adapter (an instance), got {adapter!r}")
+
+
+def _check_which(modules: tuple[Any, ...]) -> None:
+    for which in modules:
+        a_class = isinstance(which, type)
+        if not isinstance(which, str) and not callable(which) or (a_class and not issubclass(which, nn.Module)):
+            raise TypeError(
+                f"modules must be classes of modules, names of classes, or functions of a module, got {which!r}"
+            )
+    if not modules:
+        raise TypeError("modules are missing: name at least one class, or a function that says which modules are meant")

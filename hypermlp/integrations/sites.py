@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -12,12 +13,14 @@ from hypermlp.integrations.swap_report import Left
 from hypermlp.layers import AttentionLayer
 
 _MARK = "_replaced_attention"
+CROSS = "cross-attention reads another sequence, and a hyper layer its own alone: it stays the host's"
 
 
 class Replaced(NamedTuple):
     """What a replacement remembers of the module whose place it took, and with which config.
 
-    A layer whose heads are sharded has a config of its share; this one is of the whole.
+    A layer whose heads are sharded has a config of its share; this one is of the whole. ``given`` are the adapters
+    that came with the swap: those modules count as places for as long as anything is replaced.
     """
 
     adapter: registry.Adapter
@@ -25,6 +28,7 @@ class Replaced(NamedTuple):
     layer: AttentionLayer
     config: HyperConfig
     original: nn.Module | None
+    given: Mapping[registry.Which, registry.Adapter]
 
 
 class Site(NamedTuple):
@@ -54,15 +58,30 @@ class Site(NamedTuple):
         assert self.replaced is not None
         setattr(self.module, _MARK, self.replaced._replace(config=self.replaced.layer.config))
 
-    def mark(self, replacement: nn.Module, layer: AttentionLayer, *, keep_original: bool) -> None:
+    def mark(
+        self,
+        replacement: nn.Module,
+        layer: AttentionLayer,
+        given: Mapping[registry.Which, registry.Adapter],
+        *,
+        keep_original: bool,
+    ) -> None:
         """Note in ``replacement`` whose place it takes."""
         original = self.module if keep_original else None
         # a tuple, so that the original is no submodule: its parameters are not the model's any more
-        setattr(replacement, _MARK, Replaced(self.adapter, self.was, layer, layer.config, original))
+        setattr(replacement, _MARK, Replaced(self.adapter, self.was, layer, layer.config, original, given))
 
 
-def find_sites(model: nn.Module) -> tuple[list[Site], list[Left]]:
-    """Attention modules that can be or have been replaced, in order, and those left alone."""
+def find_sites(
+    model: nn.Module, given: Mapping[registry.Which, registry.Adapter] | None = None
+) -> tuple[list[Site], list[Left]]:
+    """Attention modules that can be or have been replaced, in order, and those left alone.
+
+    Args:
+        model: where to look.
+        given: adapters that count before those that are registered; those of an earlier swap count besides.
+    """
+    given = {**given_before(model), **(given or {})}
     sites: dict[int, Site] = {}
     left: list[Left] = []
     inside: tuple[str, ...] = ()
@@ -70,7 +89,7 @@ def find_sites(model: nn.Module) -> tuple[list[Site], list[Left]]:
         if inside and name.startswith(inside):
             continue
         replaced: Replaced | None = module.__dict__.get(_MARK)
-        adapter = replaced.adapter if replaced else registry.find(module)
+        adapter = replaced.adapter if replaced else registry.find(module, given)
         if adapter is None:
             continue
         if name == "":
@@ -87,6 +106,12 @@ def find_sites(model: nn.Module) -> tuple[list[Site], list[Left]]:
     if not sites:
         raise ValueError(_unknown(model, left))
     return list(sites.values()), left + _without_adapter(model, inside)
+
+
+def given_before(model: nn.Module) -> Mapping[registry.Which, registry.Adapter]:
+    """The adapters that came with swaps of this model that still stand."""
+    marks: list[Replaced] = [module.__dict__[_MARK] for module in model.modules() if _MARK in module.__dict__]
+    return {which: adapter for mark in marks for which, adapter in mark.given.items()}
 
 
 def swaps_in(model: nn.Module) -> list[dict[str, Any]]:
@@ -124,25 +149,30 @@ def _without_adapter(model: nn.Module, known: tuple[str, ...]) -> list[Left]:
     for name, module in model.named_modules():
         place = f"{name}."
         apart = name and not place.startswith(taken) and not any(other.startswith(place) for other in known)
-        if apart and _is_attention(type(module)):
-            left.append(Left(name, type(module).__name__, "no adapter is registered for its class"))
+        if apart and registry.calls_itself_attention(module):
+            left.append(Left(name, type(module).__name__, _reason(type(module))))
             taken += (place,)
     return left
 
 
-def _is_attention(cls: type) -> bool:
-    return "attention" in cls.__name__.lower() or "attn" in cls.__name__.lower()
+def _reason(cls: type) -> str:
+    return CROSS if "cross" in cls.__name__.lower() else "no adapter is registered for its class"
 
 
 def _unknown(model: nn.Module, left: list[Left]) -> str:
-    classes = {type(module) for module in model.modules() if not type(module).__module__.startswith("torch.nn")}
-    seen = {cls.__name__ for cls in classes}
-    attention = {cls.__name__ for cls in classes if _is_attention(cls)}
+    modules = [module for module in model.modules() if not type(module).__module__.startswith("torch.nn")]
+    seen = {_path(module) for module in modules}
+    attention = {_path(module) for module in modules if registry.calls_itself_attention(module)}
     skipped = "".join(f" {entry.name} ({entry.was}) is left alone: {entry.reason}." for entry in left)
     return (
         f"no attention of {type(model).__name__} is known.{skipped} "
         f"Classes seen: {', '.join(sorted(attention or seen)) or 'those of torch.nn alone'}. "
         f"Known: {', '.join(registry.known_classes())}. "
         "Register an adapter: subclass hypermlp.integrations.Adapter, say in describe() what the module is, "
-        'and call hypermlp.integrations.register(MyAdapter(), "ItsClassName")'
+        "and call hypermlp.integrations.register(MyAdapter(), ItsClass), or swap_attention(model, "
+        "adapter={ItsClass: MyAdapter()})"
     )
+
+
+def _path(module: nn.Module) -> str:
+    return f"{type(module).__module__}.{type(module).__qualname__}"

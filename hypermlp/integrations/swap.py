@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, Literal, cast, get_args
 
 from torch import nn
@@ -12,7 +13,7 @@ from hypermlp.config import HyperConfig, Mixer
 from hypermlp.integrations.from_attention import fields_from_attention, start_from_attention
 from hypermlp.integrations.hooks import hooks_left, return_hooks, share_hooks
 from hypermlp.integrations.host import Host, NoProjection, placement, weights_away
-from hypermlp.integrations.registry import Adapter
+from hypermlp.integrations.registry import Adapter, Which, as_mapping
 from hypermlp.integrations.sites import Site, find_sites, holds_replacements, swaps_in
 from hypermlp.integrations.swap_report import Left, Swapped, SwapReport
 from hypermlp.layers import AttentionLayer, build_layer
@@ -23,6 +24,7 @@ Init = Literal["fresh", "from_attention"]
 
 # tables of more lags would outgrow the projections; a longer context is a window
 _MOST_LAGS = 2048
+_MOST_POSITIONS = 8192
 _FROM_HOST = ("hidden_size", "mixer", "layer_idx", "device", "dtype")
 
 
@@ -33,6 +35,7 @@ def swap_attention(
     init: Init = "fresh",
     *,
     keep_originals: bool = True,
+    adapter: Adapter | Mapping[Which, Adapter] | None = None,
     **options: Any,
 ) -> SwapReport:
     """Replace the attention of a model by hyper layers, in place. An error changes nothing.
@@ -49,16 +52,19 @@ def swap_attention(
             query and key projections its leading part, everything else starts neutral. There is
             still no softmax, so the model does not compute what it did; it starts nearer to it.
         keep_originals: keep the replaced modules for :func:`restore_attention`; False frees them.
+        adapter: how modules are read that are not known, for this model alone: ``{module: adapter}``,
+            modules named as for :func:`register`, or one adapter for all whose class has attention in its name.
         options: fields of :class:`~hypermlp.HyperConfig`, and ``backend``. ``causal`` only where the
             model leaves it to masks (``torch.nn.MultiheadAttention``). ``max_lag`` is by default
-            what the model was made for, at most 2048 where attention is causal.
+            what the model can see, at most 2048 where attention is causal.
 
     Returns:
         What was replaced, what was left and why, and the parameters before and after.
 
     Raises:
         ValueError: no attention that is known (naming the classes seen and how to register one),
-            a layer that does not exist or is swapped already, options that do not fit.
+            a layer that does not exist or is swapped already, options that do not fit, a ``max_lag`` that
+            the model does not tell.
     """
     if init not in get_args(Init):
         raise ValueError(f"init must be one of {get_args(Init)}, got {init!r}")
@@ -68,13 +74,14 @@ def swap_attention(
     check_backend(options.get("backend", "auto"))
     _check_unwrapped(model)
     before = _count(model)
-    sites, left = find_sites(model)
+    given = as_mapping(adapter)
+    sites, left = find_sites(model, given)
     chosen = _chosen(layers, sites)
     built = [(site, *_replacement(site, mixer, init, options)) for site in chosen]
     hooks: list[Left] = []
     for site, layer, new in built:
         hooks += hooks_left(site.module, site.names[0], shared=share_hooks(site.module, new))
-        site.mark(new, layer, keep_original=keep_originals)
+        site.mark(new, layer, given, keep_original=keep_originals)
         site.put(model, new.train(site.module.training))
     try:
         _finish(model)
@@ -84,7 +91,7 @@ def swap_attention(
         with suppress(Exception):  # of several adapters some may have been told already
             _finish(model, [site.adapter for site in chosen])
         raise
-    swapped = tuple(Swapped(site.names[0], site.was, layer) for site, layer, _ in built)
+    swapped = tuple(Swapped(site.names[0], site.was, layer, _gone(site.module, new)) for site, layer, new in built)
     names = {s.name for s in swapped}
     left += [
         Left(site.names[0], site.was, "swapped before" if site.replaced else "not among layers")
@@ -194,15 +201,7 @@ def _config(host: Host, mixer: Mixer, init: Init, options: dict[str, Any]) -> Hy
     if "causal" in options and not host.either_way:
         raise ValueError("causal is taken from the model: leave it out")
     fields = {"mixer": mixer, "causal": host.causal, **options}
-    if fields.get("max_lag") is None and mixer in ("hyperglu", "hypermlp"):
-        fields["max_lag"] = _table_rows(host, fields["causal"])
-    elif fields.get("max_lag") is None:
-        fields["max_lag"] = host.window
-    elif host.window is not None and fields["max_lag"] > host.window:
-        raise ValueError(
-            f"max_lag={fields['max_lag']} is longer than the host's sliding window of {host.window}: "
-            "its masks hide what is further back; leave max_lag out or make it shorter"
-        )
+    longest = fields.pop("max_lag", None)
     if init == "from_attention":
         fields = fields_from_attention(host, fields)
     if not host.output_projection and fields.get("v_dim", host.hidden_size) != host.hidden_size:
@@ -210,14 +209,41 @@ def _config(host: Host, mixer: Mixer, init: Init, options: dict[str, Any]) -> Hy
             f"v_dim={fields['v_dim']}: this module has no output projection, "
             f"so v_dim must be its width {host.hidden_size}"
         )
-    return HyperConfig(hidden_size=host.hidden_size, **fields)
+    # all other options are checked before a length is asked for
+    config = HyperConfig(hidden_size=host.hidden_size, **fields)
+    if longest is None:
+        longest = _table_rows(host, config.causal) if mixer in ("hyperglu", "hypermlp") else host.window
+    elif host.window is not None and longest > host.window:
+        raise ValueError(
+            f"max_lag={longest} is longer than the host's sliding window of {host.window}: "
+            "its masks hide what is further back; leave max_lag out or make it shorter"
+        )
+    return replace(config, max_lag=longest)
 
 
 def _table_rows(host: Host, causal: bool) -> int:
-    rows = _MOST_LAGS if host.max_length is None else host.max_length
-    if not causal:
-        return rows
-    return min(rows, _MOST_LAGS, host.window or rows)
+    rows = host.max_length
+    if causal and host.window is not None:
+        return min(host.window, _MOST_LAGS, rows or _MOST_LAGS)
+    if rows is None:
+        raise ValueError(
+            "max_lag is missing, and this model does not say how many tokens it sees: pass max_lag=the longest "
+            "sequence you use (tables have a row for each token)"
+        )
+    if causal:
+        return min(rows, _MOST_LAGS)
+    if rows > _MOST_POSITIONS:
+        raise ValueError(
+            f"max_lag is missing: this layer is bidirectional and has a row for each token, and the model sees {rows:,}: "
+            "pass max_lag=the longest sequence you use"
+        )
+    return rows
+
+
+def _gone(module: nn.Module, replacement: nn.Module) -> tuple[str, ...]:
+    """Names of the parameters that ``module`` has and ``replacement`` has not."""
+    kept = {id(parameter) for parameter in replacement.parameters()}
+    return tuple(name for name, parameter in module.named_parameters() if id(parameter) not in kept)
 
 
 def _finish(model: nn.Module, adapters: Iterable[Adapter] = ()) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -9,11 +10,12 @@ from hypermlp.layers import AttentionLayer
 
 
 class Swapped(NamedTuple):
-    """A replaced module: where, what it was, and the layer that stands there now."""
+    """A replaced module: where, what it was, the layer that stands there now, and which of its parameters go."""
 
     name: str
     was: str
     layer: AttentionLayer
+    gone: tuple[str, ...] = ()
 
 
 class Left(NamedTuple):
@@ -50,6 +52,31 @@ class SwapReport:
             f"{self.parameters_before:,} -> {self.parameters_after:,} ({change:+.1%})"
         ]
         lines += [f"  {s.name}: {s.was} -> {type(s.layer).__name__}({s.layer.extra_repr()})" for s in self.swapped]
+        lines += [f"  {count} x {was}: its parameters {', '.join(gone)} go" for (was, gone), count in self._gone()]
+        lines += [f"  warning: {warning}" for warning in self.warnings]
         lines += [f"  {left.name}: {left.was} left, {left.reason}" for left in self.left]
         lines += [f"  {left.name}: {left.was} had {left.reason}, not called now" for left in self.hooks_left]
         return "\n".join(lines)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is likely not meant: tables larger than all projections beside them."""
+        found = []
+        for (rows, tables, projections), count in Counter(_sizes(s.layer) for s in self.swapped).items():
+            if tables > projections:
+                found.append(
+                    f"in {count} layers the tables of {rows:,} rows have {tables:,} parameters, the projections "
+                    f"{projections:,}: pass max_lag=the longest sequence you use, or a smaller mix_rank"
+                )
+        return tuple(found)
+
+    def _gone(self) -> list[tuple[tuple[str, tuple[str, ...]], int]]:
+        return list(Counter((s.was, s.gone) for s in self.swapped if s.gone).items())
+
+
+def _sizes(layer: AttentionLayer) -> tuple[int, int, int]:
+    """Rows of a layer's tables, and parameters in them and in its projections."""
+    mixes = [mix for mix in (getattr(layer, "routing_mix", None), getattr(layer, "readout_mix", None)) if mix]
+    projections = (layer.q_proj, layer.k_proj, layer.v_proj, layer.o_proj)
+    tables, linear = (sum(p.numel() for part in parts for p in part.parameters()) for parts in (mixes, projections))
+    return layer.config.max_lag or 0, tables, linear

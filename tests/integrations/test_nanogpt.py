@@ -185,9 +185,11 @@ def test_others_of_that_name_are_left() -> None:
         swap_attention(nn.ModuleDict({"attn": other()}))
 
 
-def test_without_a_config_the_tables_are_of_the_usual_length() -> None:
+def test_without_a_config_the_length_is_asked_for() -> None:
     model = nn.ModuleDict({"attn": CausalSelfAttention(Config())})
-    assert swap_attention(model).swapped[0].layer.config.max_lag == 2048
+    with pytest.raises(ValueError, match="max_lag is missing, and this model does not say"):
+        swap_attention(model)
+    assert swap_attention(model, max_lag=9).swapped[0].layer.config.max_lag == 9
 
 
 def test_an_argument_that_is_not_known_is_refused() -> None:

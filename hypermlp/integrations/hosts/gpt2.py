@@ -7,20 +7,23 @@ from typing import Any
 from torch import nn
 
 from hypermlp.integrations.host import Host, Projection, Projections
-from hypermlp.integrations.huggingface.adapter import HuggingFaceAdapter
-from hypermlp.integrations.registry import register
+from hypermlp.integrations.huggingface.adapter import HuggingFaceAdapter, is_causal
+from hypermlp.integrations.sites import CROSS
 
 
 class GPT2Adapter(HuggingFaceAdapter):
     """``transformer.h.{i}.attn``."""
 
+    arguments = frozenset({"encoder_hidden_states", "encoder_attention_mask"})
+
     def skip(self, module: Any) -> str | None:
-        return "cross-attention reads another sequence" if module.is_cross_attention else None
+        return CROSS if module.is_cross_attention else super().skip(module)
 
     def describe(self, module: Any) -> Host:
         return Host(
             hidden_size=module.embed_dim,
             num_heads=module.num_heads,
+            causal=is_causal(module),
             layer_idx=module.layer_idx,
             max_length=module.config.max_position_embeddings,
             output_dropout=module.resid_dropout.p,
@@ -35,4 +38,4 @@ def _projections(module: nn.Module) -> Projections:
     return Projections(*joint, (attention.c_proj.weight.T, attention.c_proj.bias), attention.scaling)
 
 
-register(GPT2Adapter(), "GPT2Attention")
+ADAPTER = GPT2Adapter()

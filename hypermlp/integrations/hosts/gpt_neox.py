@@ -7,8 +7,7 @@ from typing import Any
 from torch import nn
 
 from hypermlp.integrations.host import Host, Projection, Projections
-from hypermlp.integrations.huggingface.adapter import HuggingFaceAdapter, rotary_base
-from hypermlp.integrations.registry import register
+from hypermlp.integrations.huggingface.adapter import HuggingFaceAdapter, is_causal, rotary_base
 
 
 class GPTNeoXAdapter(HuggingFaceAdapter):
@@ -19,6 +18,7 @@ class GPTNeoXAdapter(HuggingFaceAdapter):
         return Host(
             hidden_size=config.hidden_size,
             num_heads=config.num_attention_heads,
+            causal=is_causal(module),
             layer_idx=module.layer_idx,
             max_length=config.max_position_embeddings,
             rope_theta=rotary_base(config),
@@ -36,4 +36,4 @@ def _projections(module: nn.Module) -> Projections:
     return Projections(query, key, value, (attention.dense.weight, attention.dense.bias), attention.scaling)
 
 
-register(GPTNeoXAdapter(), "GPTNeoXAttention")
+ADAPTER = GPTNeoXAdapter()

@@ -1,4 +1,4 @@
-"""Llama and the models built like it: separate projections, keys and values in groups, rotary angles."""
+"""Llama and the decoders built like it: rotary angles, keys and values in groups, one projection each or a joint one."""
 
 from __future__ import annotations
 
@@ -7,41 +7,104 @@ from typing import Any
 from torch import nn
 
 from hypermlp.integrations.host import Host, Projection, Projections
-from hypermlp.integrations.huggingface.adapter import HuggingFaceAdapter, rotary_base
-from hypermlp.integrations.registry import register
+from hypermlp.integrations.huggingface.adapter import (
+    BOTH_SIDES,
+    HuggingFaceAdapter,
+    halves,
+    is_causal,
+    rotary_base,
+    separate,
+)
+
+# models that rotate neighbours, (0, 1), (2, 3), ..., where Llama rotates halves
+_NEIGHBOURS = ("cohere", "cohere2", "ernie4_5", "glm", "glm4", "gptj", "helium")
+_NORMS = ("q_norm", "k_norm", "q_layernorm", "k_layernorm", "query_layernorm", "key_layernorm")
+_OUTPUTS = ("o_proj", "out_proj", "dense")
 
 
 class LlamaAdapter(HuggingFaceAdapter):
-    """``model.layers.{i}.self_attn`` of Llama, Mistral, Qwen2 and Qwen3."""
+    """``model.layers.{i}.self_attn``."""
+
+    def skip(self, module: Any) -> str | None:
+        if not is_causal(module) and _window(module) is not None:
+            return BOTH_SIDES
+        return super().skip(module)
 
     def describe(self, module: Any) -> Host:
         config = module.config
+        why = _other_scores(module)
         return Host(
             hidden_size=config.hidden_size,
             num_heads=config.num_attention_heads,
+            causal=is_causal(module),
             layer_idx=module.layer_idx,
             max_length=config.max_position_embeddings,
-            # Mistral says it in its config alone
-            window=getattr(module, "sliding_window", getattr(config, "sliding_window", None)),
-            rope_theta=rotary_base(config),
-            projections=lambda: _projections(module),
+            window=_window(module),
+            rope_theta=rotary_base(config, _layer_type(module)) if _rotates(module) else None,
+            output_dropout=_output_dropout(module),
+            projections=None if why else lambda: _projections(module),
+            not_offered=why,
         )
+
+
+def _layer_type(module: Any) -> str | None:
+    types = getattr(module.config, "layer_types", None)
+    return types[module.layer_idx] if types else None
+
+
+def _window(module: Any) -> int | None:
+    """Tokens a query sees where this layer has a window, by its type, its own attribute, or the config alone."""
+    kind, window = _layer_type(module), getattr(module.config, "sliding_window", None)
+    if kind is None:
+        window = getattr(module, "sliding_window", window)
+    return window if kind in (None, "sliding_attention") else None
+
+
+def _rotates(module: Any) -> bool:
+    if module.config.model_type == "cohere2":
+        return _window(module) is not None
+    return bool(getattr(module, "use_rope", True))
+
+
+def _output_dropout(module: Any) -> float:
+    dropout = getattr(module, "resid_dropout", None)
+    return float(getattr(module, "residual_dropout", 0.0) if dropout is None else dropout.p)
+
+
+def _other_scores(module: Any) -> str:
+    """Why the host's scores are no products of its projections; empty where they are."""
+    norms = [name for name in _NORMS if isinstance(getattr(module, name, None), nn.Module)]
+    if norms:
+        return f"it normalises queries and keys ({', '.join(norms)}), which a hyper layer does not"
+    if getattr(module, "attn_logit_softcapping", None) is not None:
+        return "it caps its scores (attn_logit_softcapping), which a hyper layer does not"
+    if getattr(module.config, "clip_qkv", None) is not None:
+        return "it clips queries, keys and values (clip_qkv), which a hyper layer does not"
+    return ""
 
 
 def _projections(module: nn.Module) -> Projections:
     attention: Any = module
     config = attention.config
+    heads = config.num_attention_heads
+    key_heads = getattr(config, "num_key_value_heads", None) or heads
+    output = next(name for name in _OUTPUTS if hasattr(attention, name))
+    if hasattr(attention, "qkv_proj"):
+        joint, width = attention.qkv_proj, attention.head_dim
+        sizes = [heads * width, key_heads * width, key_heads * width]
+        weights = joint.weight.split(sizes)
+        biases = (None,) * 3 if joint.bias is None else joint.bias.split(sizes)
+        query, key, value = (
+            Projection.of(weight, bias, count)
+            for weight, bias, count in zip(weights, biases, (heads, key_heads, key_heads), strict=True)
+        )
+        last = getattr(attention, output)
+        made = Projections(query, key, value, (last.weight, last.bias), attention.scaling)
+    else:
+        made = separate(attention, ("q_proj", "k_proj", "v_proj", output), heads, key_heads, attention.scaling)
+    if config.model_type in _NEIGHBOURS:
+        made = made._replace(query=halves(made.query), key=halves(made.key))
+    return made
 
-    def part(linear: nn.Linear, heads: int) -> Projection:
-        return Projection.of(linear.weight, linear.bias, heads)
 
-    return Projections(
-        part(attention.q_proj, config.num_attention_heads),
-        part(attention.k_proj, config.num_key_value_heads),
-        part(attention.v_proj, config.num_key_value_heads),
-        (attention.o_proj.weight, attention.o_proj.bias),
-        attention.scaling,
-    )
-
-
-register(LlamaAdapter(), "LlamaAttention", "MistralAttention", "Qwen2Attention", "Qwen3Attention")
+ADAPTER = LlamaAdapter()

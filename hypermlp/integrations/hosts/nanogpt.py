@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from hypermlp.integrations.arguments import refuse_unknown
 from hypermlp.integrations.fx import one_node
 from hypermlp.integrations.host import Host, Projection, Projections, nearest
-from hypermlp.integrations.registry import Adapter, register
+from hypermlp.integrations.registry import Adapter
 from hypermlp.layers import AttentionLayer
 
 
@@ -72,4 +72,4 @@ def _projections(module: nn.Module) -> Projections:
     return Projections(*joint, output, (attention.n_embd // attention.n_head) ** -0.5)
 
 
-register(NanoGPTAdapter(), "CausalSelfAttention")
+ADAPTER = NanoGPTAdapter()

@@ -14,7 +14,7 @@ from hypermlp.integrations.fx import one_node
 from hypermlp.integrations.host import Host, Projection, Projections, nearest
 from hypermlp.integrations.masks import padding, trimmed, visible
 from hypermlp.integrations.positions import fit_grid
-from hypermlp.integrations.registry import Adapter, register
+from hypermlp.integrations.registry import Adapter
 from hypermlp.layers import AttentionLayer, build_layer
 from hypermlp.ops.attention import check_backend
 
@@ -135,12 +135,6 @@ class TimmAdapter(Adapter):
         tokens = nearest(model, name, _tokens)
         return self if tokens is None else TimmAdapter(tokens)
 
-    def skip(self, module: nn.Module) -> str | None:
-        where = type(module).__module__
-        # before timm 1.0.17 it stood in the second place
-        known = where in ("timm.layers.attention", "timm.models.vision_transformer")
-        return None if known else f"the Attention of {where} is not that of timm's vision transformers"
-
     def describe(self, module: Any) -> Host:
         if module.proj.out_features != module.qkv.in_features:
             raise ValueError("it changes the width, which a hyper layer does not")
@@ -153,6 +147,7 @@ class TimmAdapter(Adapter):
             max_length=self.tokens,
             output_dropout=module.proj_drop.p,
             projections=(lambda: _projections(module)) if plain else None,
+            not_offered="it normalises or gates within, which a hyper layer does otherwise",
         )
 
     def wrap(self, layer: AttentionLayer, module: nn.Module, host: Host) -> nn.Module:
@@ -171,4 +166,4 @@ def _projections(module: nn.Module) -> Projections:
     return Projections(*joint, (attention.proj.weight, attention.proj.bias), attention.scale)
 
 
-register(TimmAdapter(), "Attention")
+ADAPTER = TimmAdapter()

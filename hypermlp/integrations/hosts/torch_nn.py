@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from hypermlp.integrations.arguments import refuse_unknown
 from hypermlp.integrations.fx import one_node
-from hypermlp.integrations.host import Host, Projection, Projections
+from hypermlp.integrations.host import Host, Projection, Projections, learned_positions
 from hypermlp.integrations.masks import padding, trimmed, visible
-from hypermlp.integrations.registry import Adapter, register
+from hypermlp.integrations.registry import Adapter
+from hypermlp.integrations.sites import CROSS
 from hypermlp.layers import AttentionLayer
 from hypermlp.layers.maps import attention_map
 from hypermlp.ops.modes import require
@@ -29,14 +30,17 @@ class SelfAttentionAdapter(Adapter):
 
     Args:
         causal: default of the swap's option ``causal``.
+        length: tokens it sees, by default as many as a table of learned positions around it has rows.
     """
 
-    def __init__(self, causal: bool = False) -> None:
-        self.causal = causal
+    def __init__(self, causal: bool = False, length: int | None = None) -> None:
+        self.causal, self.length = causal, length
+
+    def at(self, model: nn.Module, name: str) -> Adapter:
+        width: Any = model.get_submodule(name).embed_dim
+        return SelfAttentionAdapter(self.causal, self.length or learned_positions(model, name, width))
 
     def skip(self, module: Any) -> str | None:
-        if not isinstance(module, nn.MultiheadAttention):
-            return f"{type(module).__module__} is not torch.nn"
         if module.in_proj_weight is None:
             return "cross-attention: keys and values have a width of their own"
         return None
@@ -49,7 +53,9 @@ class SelfAttentionAdapter(Adapter):
             num_heads=module.num_heads,
             causal=self.causal,
             either_way=True,
+            max_length=self.length,
             projections=(lambda: _projections(module)) if plain else None,
+            not_offered="it adds a token to the keys (add_bias_kv, add_zero_attn)",
         )
 
     def wrap(self, layer: AttentionLayer, module: Any, host: Host) -> nn.Module:
@@ -74,7 +80,8 @@ class MultiheadAdapter(SelfAttentionAdapter):
         parent, _, leaf = name.rpartition(".")
         if not leaf.startswith("self"):
             return _CROSS if leaf in ("multihead_attn", "cross_attn", "cross_attention") else _UNCLEAR
-        return _IN_DECODER if isinstance(model.get_submodule(parent), nn.TransformerDecoderLayer) else self
+        in_decoder = isinstance(model.get_submodule(parent), nn.TransformerDecoderLayer)
+        return SelfAttentionAdapter(in_decoder).at(model, name)
 
 
 class _Left(SelfAttentionAdapter):
@@ -88,12 +95,11 @@ class _Left(SelfAttentionAdapter):
         return self.reason
 
 
-_CROSS = _Left("cross-attention reads another sequence, and a hyper layer its own alone")
+_CROSS = _Left(CROSS)
 _UNCLEAR = _Left(
     "it may read another sequence; if query, key and value are one, "
-    "register(hypermlp.integrations.hosts.torch_nn.SelfAttentionAdapter(), 'MultiheadAttention') before"
+    "adapter={nn.MultiheadAttention: hypermlp.integrations.hosts.torch_nn.SelfAttentionAdapter()}"
 )
-_IN_DECODER = SelfAttentionAdapter(causal=True)
 
 
 class HyperSelfAttention(nn.Module):
@@ -222,4 +228,4 @@ def _projections(module: nn.Module) -> Projections:
     return Projections(*joint, output, attention.head_dim**-0.5)
 
 
-register(MultiheadAdapter(), "MultiheadAttention")
+ADAPTER = MultiheadAdapter()

@@ -111,6 +111,8 @@ class HuggingFaceAttention(nn.Module):
             cache.unusable = "it was passed to a call that records gradients; call under torch.no_grad()"
         elif tokens.cu_seqlens is not None:
             cache.unusable = "it was passed to a call with packed documents, which cannot be continued"
+        elif not self.mixer.config.causal:
+            cache.unusable = "it was passed to a bidirectional layer, whose earlier tokens would read later ones"
         return cache.unusable is None
 
     def _trained(self, hidden_states: Tensor) -> bool:
@@ -135,17 +137,20 @@ class HuggingFaceAttention(nn.Module):
             )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _blank, (type(self).host_class,), self.__dict__  # type: ignore[attr-defined]
+        return _blank, type(self).made_from, self.__dict__  # type: ignore[attr-defined]
 
 
 @cache
-def attention_class(host_class: Hashable) -> type[HuggingFaceAttention]:
-    """:class:`HuggingFaceAttention` that is also a ``host_class``: transformers records outputs by class."""
+def attention_class(
+    host_class: Hashable, wrapper: type[HuggingFaceAttention] = HuggingFaceAttention
+) -> type[HuggingFaceAttention]:
+    """``wrapper`` that is also a ``host_class``: transformers records outputs by class."""
     host: Any = host_class
-    return type(f"Hyper{host.__name__}", (HuggingFaceAttention, host), {"host_class": host, "__module__": __name__})
+    names = {"made_from": (host, wrapper), "__module__": __name__}
+    return type(f"Hyper{host.__name__}", (wrapper, host), names)
 
 
-def _blank(host_class: Hashable) -> HuggingFaceAttention:
+def _blank(host_class: Hashable, wrapper: type[HuggingFaceAttention]) -> HuggingFaceAttention:
     """An empty instance, for pickle and copy: a class made at run time has no name to find it by."""
-    cls = attention_class(host_class)
+    cls = attention_class(host_class, wrapper)
     return cls.__new__(cls)

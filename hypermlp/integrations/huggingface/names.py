@@ -32,6 +32,7 @@ IGNORED_BY_ATTENTION = {
     "use_cache": "a cache is there, or it is not",
     "output_router_logits": "the host's routers are elsewhere",
     "token_type_ids": "the host's embedding reads them",
+    "return_dict": "the host wraps its outputs",
 }
 
 # what callers hand to a model of the native family that it need not know

@@ -57,8 +57,8 @@ def test_a_multihead_attention_would_not_be_called() -> None:
 def test_nested_tensors_are_switched_off_and_back_on() -> None:
     model, plain = encoder(), nn.TransformerEncoder(encoder().layers[0], 2, enable_nested_tensor=False)
     host = nn.ModuleDict({"with": model, "without": plain})
-    swap_attention(host, layers=[0])
-    swap_attention(host, layers=[2])
+    swap_attention(host, layers=[0], max_lag=8)
+    swap_attention(host, layers=[2], max_lag=8)
     assert (model.use_nested_tensor, plain.use_nested_tensor) == (False, False)
     with pytest.raises(ValueError, match="nested"):
         model.layers[0].self_attn(*[torch.nested.nested_tensor([inputs(3), inputs(2)])] * 3)

@@ -54,7 +54,7 @@ def test_elsewhere_it_is_left_unless_asked_for(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(ValueError, match=r"attn \(MultiheadAttention\) is left alone: it may read another sequence"):
         swap_attention(Pool())
     register(SelfAttentionAdapter(), "MultiheadAttention")
-    assert len(swap_attention(Pool()).swapped) == 1
+    assert len(swap_attention(Pool(), max_lag=4).swapped) == 1
     wide = nn.ModuleDict({"self_attn": nn.MultiheadAttention(WIDTH, HEADS, kdim=8)})
     with pytest.raises(ValueError, match="a width of their own"):
         swap_attention(wide)
@@ -62,12 +62,50 @@ def test_elsewhere_it_is_left_unless_asked_for(monkeypatch: pytest.MonkeyPatch) 
 
 def test_another_class_of_that_name_is_left() -> None:
     other = type("MultiheadAttention", (nn.Module,), {})
-    with pytest.raises(ValueError, match=r"is not torch\.nn"):
+    with pytest.raises(ValueError, match="no attention of ModuleDict is known"):
         swap_attention(nn.ModuleDict({"self_attn": other()}))
 
 
 def test_causal_is_an_option_of_these_hosts_alone() -> None:
     with pytest.raises((TypeError, ValueError), match="causal must be True or False"):
         swap_attention(encoder(), causal="yes")
-    report = swap_attention(encoder(), causal=True)
+    report = swap_attention(encoder(), causal=True, max_lag=8)
     assert all(s.layer.config.causal and s.layer.config.layout == "lag" for s in report.swapped)
+
+
+class Seventeen(nn.Module):
+    """A picture model as people write it: an encoder of torch.nn under learned positions."""
+
+    def __init__(self, positions: nn.Module | nn.Parameter) -> None:
+        super().__init__()
+        self.pos_embed = positions
+        layer = nn.TransformerEncoderLayer(WIDTH, HEADS, dim_feedforward=8, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.encoder(x)
+        return out
+
+
+@pytest.mark.parametrize("shape", [(1, 17, WIDTH), (17, 1, WIDTH), (17, WIDTH)])
+def test_the_length_is_what_learned_positions_have(shape: tuple[int, ...]) -> None:
+    for positions in (nn.Parameter(torch.zeros(shape)), nn.Embedding(17, WIDTH)):
+        model = Seventeen(positions)
+        report = swap_attention(model)
+        assert report.swapped[0].layer.config.max_lag == 17
+        assert model(torch.randn(2, 17, WIDTH)).shape == (2, 17, WIDTH)
+
+
+def test_a_length_that_nothing_says_is_asked_for() -> None:
+    model = Seventeen(nn.Parameter(torch.zeros(1, 17, WIDTH)))
+    model.other_pos = nn.Parameter(torch.zeros(1, 9, WIDTH))
+    for unclear in (model, encoder()):
+        with pytest.raises(ValueError, match=r"max_lag is missing, and this model .*: pass max_lag="):
+            swap_attention(unclear)
+
+
+def test_tables_larger_than_the_projections_are_warned_of() -> None:
+    report = swap_attention(encoder(), max_lag=512)
+    assert len(report.warnings) == 1
+    assert "the tables of 512 rows have" in str(report)
+    assert not swap_attention(encoder(), max_lag=4, mix_rank=1).warnings

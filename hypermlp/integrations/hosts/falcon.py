@@ -1,0 +1,63 @@
+"""Falcon: a joint projection in one of three orders, with rotary angles or ALiBi."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from hypermlp.integrations.host import Host, Projection, Projections
+from hypermlp.integrations.huggingface.adapter import HuggingFaceAdapter, rotary_base
+from hypermlp.integrations.huggingface.attention import HuggingFaceAttention
+
+
+class FalconAttention(HuggingFaceAttention):
+    """ALiBi's biases say positions, which a hyper layer knows; with them the mask has a copy for every head."""
+
+    def forward(
+        self, hidden_states: Tensor, alibi: Tensor | None = None, attention_mask: Tensor | None = None, **others: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        if alibi is not None and attention_mask is not None and attention_mask.ndim == 4:
+            attention_mask = attention_mask[:, :1]
+        return super().forward(hidden_states, attention_mask, **others)
+
+
+class FalconAdapter(HuggingFaceAdapter):
+    """``transformer.h.{i}.self_attention``."""
+
+    wrapper = FalconAttention
+    arguments = frozenset({"alibi"})
+
+    def describe(self, module: Any) -> Host:
+        config = module.config
+        return Host(
+            hidden_size=module.hidden_size,
+            num_heads=module.num_heads,
+            layer_idx=module.layer_idx,
+            max_length=config.max_position_embeddings,
+            rope_theta=rotary_base(config),
+            projections=None if config.alibi else lambda: _projections(module),
+            not_offered="its scores carry biases by distance (ALiBi), which a hyper layer's tables learn anew",
+        )
+
+
+def _projections(module: nn.Module) -> Projections:
+    attention: Any = module
+    linear, heads, groups = attention.query_key_value, attention.num_heads, attention.num_kv_heads
+    # rows stand in groups: some queries, one key, one value
+    together = Projection.of(linear.weight, linear.bias, groups)
+    queries = heads // groups
+
+    def part(first: int, count: int) -> Projection:
+        width = attention.head_dim
+        rows = slice(first * width, (first + count) * width)
+        weight = together.weight[:, rows].reshape(groups * count, width, -1)
+        return Projection(weight, None if together.bias is None else together.bias[:, rows].reshape(groups * count, width))
+
+    dense = attention.dense
+    return Projections(
+        part(0, queries), part(queries, 1), part(queries + 1, 1), (dense.weight, dense.bias), attention.head_dim**-0.5
+    )
+
+
+ADAPTER = FalconAdapter()

@@ -1,0 +1,186 @@
+"""Every host of transformers: what is proven of each; one of each family in full, the others' longer checks as slow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+from hypermlp import swap_attention
+from hypermlp.integrations.hosts import CLASSES
+from tests.integrations.huggingface import checks, proofs
+from tests.integrations.huggingface.families import HOSTS, inputs, stock, tokens
+from tests.integrations.huggingface.proofs import outputs, swapped
+
+# one for each file of adapters and each way of calling attention, quick; and what a config changes
+FIRST = {
+    "llama", "gemma2", "phi3", "gpt2", "gpt_neo", "gpt_neox", "gptj", "falcon", "falcon_alibi", "opt", "bert", "esm",
+    "distilbert", "modernbert", "vit", "dinov3", "clip_text", "siglip_vision", "wav2vec2", "bart", "whisper", "t5",
+}  # fmt: skip
+
+
+def _some(*kinds: str, without: tuple[str, ...] = ()) -> list[Any]:
+    names = [name for name, case in HOSTS.items() if case.kind in kinds and name not in without]
+    return [name if name in FIRST else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+ALL = ("decoder", "encoder", "picture", "sound", "pair")
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> None:
+    checks.quiet()
+
+
+def test_every_class_that_is_known_is_proven() -> None:
+    """Of transformers; the adapters of other libraries have tests of their own."""
+    proven = {site.was for name in HOSTS for site in _sites(name)}
+    known = {path.rpartition(".")[2] for paths in CLASSES.values() for path in paths if path.startswith("transformers.")}
+    assert proven == known
+
+
+def _sites(name: str) -> list[Any]:
+    with torch.device("meta"):
+        case = HOSTS[name]
+        model = getattr(transformers, case.model)(getattr(transformers, case.config)(**case.fields))
+    return proofs.find_sites(model)[0]
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_values_are_those_of_a_layer_in_place(name: str) -> None:
+    proofs.check_values(name)
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_softmax_from_attention_is_the_host(name: str) -> None:
+    proofs.check_from_attention(name)
+
+
+@pytest.mark.parametrize("name", _some("decoder", "pair"))
+def test_a_cache_changes_nothing(name: str) -> None:
+    proofs.check_cache(name)
+
+
+@pytest.mark.parametrize("name", _some("decoder", "encoder", "pair", without=("whisper",)))
+def test_padding_is_as_if_it_were_not_there(name: str) -> None:
+    proofs.check_padding(name)
+
+
+@pytest.mark.parametrize("name", _some("decoder"))
+def test_packed_documents_are_separate(name: str) -> None:
+    proofs.check_packed(name)
+
+
+@pytest.mark.parametrize("name", _some(*ALL))
+def test_saved_and_opened(name: str, tmp_path: Path) -> None:
+    proofs.check_saved(name, tmp_path)
+
+
+@pytest.mark.parametrize("name", _some(*ALL))
+def test_every_new_parameter_learns(name: str) -> None:
+    proofs.check_trains(name)
+
+
+@pytest.mark.parametrize("name", ["bart", "t5", "whisper"])
+def test_cross_attention_stays(name: str) -> None:
+    model = stock(name)
+    options = {"max_lag": proofs.UNBOUNDED[name]} if name in proofs.UNBOUNDED else {}
+    report = swap_attention(model, **options)
+    assert len(report.swapped) == 4
+    assert [entry.reason for entry in report.left] == [proofs.CROSS] * 2
+    assert "stays the host's" in str(report)
+
+
+# a config, or whoever loads a decoder, makes it read both ways; each as transformers lets one
+BIDIRECTIONAL: dict[str, dict[str, Any]] = {
+    "llama": {"is_causal": False},
+    "qwen2": {"is_causal": False},
+    "gpt2": {"is_causal": False},
+    "gpt_neox": {"is_causal": False},
+    "gemma3": {"use_bidirectional_attention": True, "layer_types": ["full_attention"] * 2},
+}
+
+
+def _made_with(name: str, options: dict[str, Any]) -> Any:
+    model: Any = stock(name, **options)
+    return getattr(model, "model", getattr(model, "transformer", getattr(model, "gpt_neox", None)))
+
+
+@pytest.mark.parametrize("name", BIDIRECTIONAL)
+def test_a_decoder_made_bidirectional_is_bidirectional(name: str) -> None:
+    """As the stock model is: the first token's output follows the last token."""
+    ids, other = tokens(2, 9), tokens(2, 9)
+    other[:, -1] = 4 + (other[:, -1] - 3) % 60
+    for swap in (False, True):
+        model = _made_with(name, BIDIRECTIONAL[name])
+        if swap:
+            report = swap_attention(model)
+            assert not any(entry.layer.config.causal for entry in report.swapped)
+        a, b = (outputs(model, {"input_ids": x}) for x in (ids, other))
+        assert checks.error(a[:, 0], b[:, 0]) > 1e-3
+        mask = torch.ones_like(ids)
+        mask[:, 7:] = 0
+        c, alone = outputs(model, {"input_ids": ids, "attention_mask": mask}), outputs(model, {"input_ids": ids[:, :7]})
+        assert checks.error(c[:, :7], alone) < (checks.TOLERANCE if swap else 1e-5 * float(alone.abs().max()))
+
+
+def test_a_cache_cannot_continue_a_bidirectional_layer() -> None:
+    model = _made_with("llama", {"is_causal": False})
+    swap_attention(model)
+    cache = transformers.DynamicCache(config=model.config)
+    outputs(model, {"input_ids": tokens(1, 4), proofs.CACHE_NAME: cache})
+    with pytest.raises(RuntimeError, match="bidirectional layer"):
+        outputs(model, {"input_ids": tokens(1, 1), proofs.CACHE_NAME: cache})
+
+
+def test_a_window_on_both_sides_stays_with_the_host() -> None:
+    model = _made_with("gemma3", {"use_bidirectional_attention": True})
+    report = swap_attention(model)
+    assert [entry.name for entry in report.swapped] == ["layers.1.self_attn"]
+    assert "both sides" in report.left[0].reason
+    model = stock("modernbert", layer_types=["full_attention", "sliding_attention"], local_attention=4)
+    assert [entry.name for entry in swap_attention(model).swapped] == ["model.layers.0.attn"]
+    assert outputs(model, inputs("modernbert")).isfinite().all()
+
+
+def test_a_stack_of_t5_keeps_the_biases_that_its_layers_need() -> None:
+    with pytest.raises(ValueError, match="position biases of all its layers"):
+        swapped("t5", layers=[0])
+    model = swapped("t5", layers=[1, 2, 3])
+    assert outputs(model, inputs("t5")).isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bart", "t5"])
+def test_maps_are_recorded(name: str) -> None:
+    model = swapped(name, host={"attn_implementation": "eager"})
+    with torch.no_grad():
+        made = model(**inputs(name), output_attentions=True)
+    maps: tuple[Tensor, ...] = made.attentions if name == "gpt2" else made.decoder_attentions
+    length = 9 if name == "gpt2" else 7
+    assert [x.shape for x in maps] == [(2, 2, length, length)] * 2
+
+
+def test_lengths_are_those_that_a_model_sees() -> None:
+    assert {entry.layer.config.max_lag for entry in swap_attention(stock("siglip_vision")).swapped} == {9}
+    assert {entry.layer.config.max_lag for entry in swap_attention(stock("roberta")).swapped} == {63}
+    rows = [entry.layer.config.max_lag for entry in swap_attention(stock("whisper")).swapped]
+    assert rows == [20, 20, 64, 64]
+    with pytest.raises(ValueError, match="max_lag is missing, and this model does not say"):
+        swap_attention(stock("hubert"))
+    with pytest.raises(ValueError, match="max_lag is missing: this layer is bidirectional.* 32,768"):
+        swap_attention(_made_with("llama", {"is_causal": False, "max_position_embeddings": 32768}))
+
+
+def test_a_call_that_its_adapter_does_not_know_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A later release may hand over what changes the meaning."""
+    from transformers.models.llama.modeling_llama import LlamaAttention
+
+    def forward(self: Any, hidden_states: Tensor, attention_mask: Tensor, sinks: Tensor | None = None) -> None: ...
+
+    monkeypatch.setattr(LlamaAttention, "forward", forward)
+    with pytest.raises(ValueError, match="it is called with sinks, which its adapter does not know"):
+        swap_attention(stock("llama"))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from hypermlp.integrations.arguments import refuse_unknown
 from hypermlp.integrations.fx import one_node
 from hypermlp.integrations.host import Host, Projection, Projections, learned_positions
+from hypermlp.integrations.hosts import open_clip
 from hypermlp.integrations.masks import padding, trimmed, visible
 from hypermlp.integrations.registry import Adapter
 from hypermlp.integrations.sites import CROSS
@@ -74,13 +75,17 @@ class SelfAttentionAdapter(Adapter):
 
 
 class MultiheadAdapter(SelfAttentionAdapter):
-    """Tells self-attention by where it stands: attributes called ``self_...``."""
+    """Tells self-attention by where it stands: attributes called ``self_...``, and in the blocks of open_clip."""
 
     def at(self, model: nn.Module, name: str) -> Adapter:
         parent, _, leaf = name.rpartition(".")
+        block: Any = model.get_submodule(parent)
+        if f"{type(block).__module__}.{type(block).__qualname__}" == open_clip.BLOCK:
+            causal = open_clip.hides_later(model, name)
+            return _CROSS if hasattr(block, "ln_1_kv") else SelfAttentionAdapter(causal).at(model, name)
         if not leaf.startswith("self"):
             return _CROSS if leaf in ("multihead_attn", "cross_attn", "cross_attention") else _UNCLEAR
-        in_decoder = isinstance(model.get_submodule(parent), nn.TransformerDecoderLayer)
+        in_decoder = isinstance(block, nn.TransformerDecoderLayer)
         return SelfAttentionAdapter(in_decoder).at(model, name)
 
 

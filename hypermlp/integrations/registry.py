@@ -107,7 +107,7 @@ def unregister(*modules: Which) -> None:
 def find(module: nn.Module, given: Mapping[Which, Adapter] | None = None) -> Adapter | None:
     """The adapter of a module: one of ``given``, else one that was registered, else our own."""
     for known in (given or {}, _registered):
-        found = next((adapter for which, adapter in reversed(known.items()) if _is(module, which)), None)
+        found = next((adapter for which, adapter in reversed(list(known.items())) if _is(module, which)), None)
         if found is not None:
             return found
     own = MODULES.get(_written(type(module))) or MODULES.get(type(module).__name__)
@@ -171,7 +171,7 @@ def _check_adapter(adapter: Any) -> None:
 def _check_which(modules: tuple[Any, ...]) -> None:
     for which in modules:
         a_class = isinstance(which, type)
-        if not isinstance(which, str) and not callable(which) or (a_class and not issubclass(which, nn.Module)):
+        if (not isinstance(which, str) and not callable(which)) or (a_class and not issubclass(which, nn.Module)):
             raise TypeError(
                 f"modules must be classes of modules, names of classes, or functions of a module, got {which!r}"
             )

@@ -234,8 +234,8 @@ def _table_rows(host: Host, causal: bool) -> int:
         return min(rows, _MOST_LAGS)
     if rows > _MOST_POSITIONS:
         raise ValueError(
-            f"max_lag is missing: this layer is bidirectional and has a row for each token, and the model sees {rows:,}: "
-            "pass max_lag=the longest sequence you use"
+            f"max_lag is missing: this layer is bidirectional, with a row for each token, and the model sees "
+            f"{rows:,}: pass max_lag=the longest sequence you use"
         )
     return rows
 
@@ -248,7 +248,7 @@ def _gone(module: nn.Module, replacement: nn.Module) -> tuple[str, ...]:
 
 def _finish(model: nn.Module, adapters: Iterable[Adapter] = ()) -> None:
     """Tell each adapter what stands in the model now."""
-    swaps, sites = swaps_in(model), find_sites(model)[0]
+    swaps, sites = swaps_in(model), find_sites(model)[0] if holds_replacements(model) else []
     for adapter in {id(a): a for a in [*adapters, *(site.adapter for site in sites if site.replaced)]}.values():
         adapter.finish(model, swaps)
 

@@ -89,7 +89,9 @@ def test_vit_pytorch_keeps_its_norm(make: Callable[[], Any], rows: int) -> None:
     report = swap_attention(model)
     assert {entry.layer.config.max_lag for entry in report.swapped} == {rows}
     gone = {name for entry in report.swapped for name in entry.gone}
-    assert gone == ({"to_qkv.weight", "to_out.0.weight", "to_out.0.bias"} if make is vit else {"to_qkv.weight", "to_out.weight"})
+    assert gone == (
+        {"to_qkv.weight", "to_out.0.weight", "to_out.0.bias"} if make is vit else {"to_qkv.weight", "to_out.weight"}
+    )
     assert "its parameters to_qkv.weight" in str(report)
     expected = in_place(model, plain, lambda layer, module: lambda x: layer(module.norm(x)))(pictures())
     same(model(pictures()), expected)
@@ -125,7 +127,10 @@ def test_open_clip_sees_pictures_both_ways_and_text_one_way() -> None:
     model, plain = clip(), clip()
     report = swap_attention(model)
     assert not report.left
-    kinds = {entry.name.startswith("visual"): (entry.layer.config.causal, entry.layer.config.max_lag) for entry in report.swapped}
+    kinds = {
+        entry.name.startswith("visual"): (entry.layer.config.causal, entry.layer.config.max_lag)
+        for entry in report.swapped
+    }
     assert kinds == {True: (False, 17), False: (True, 9)}
 
     def stand_in(layer: nn.Module, module: nn.Module) -> Callable[..., Any]:
@@ -184,7 +189,9 @@ def test_x_transformers(kind: str, options: dict[str, Any]) -> None:
     model, plain = xt(kind, **options), xt(kind, **options)
     out = plain(tokens(2, 9))
     report = swap_attention(model)
-    assert {(entry.layer.config.causal, entry.layer.config.max_lag) for entry in report.swapped} == {(kind == "Decoder", 24)}
+    assert {(entry.layer.config.causal, entry.layer.config.max_lag) for entry in report.swapped} == {
+        (kind == "Decoder", 24)
+    }
     empty = package("x_transformers.attend").Intermediates
 
     def stand_in(layer: nn.Module, module: nn.Module) -> Callable[..., Any]:

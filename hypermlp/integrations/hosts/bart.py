@@ -1,4 +1,4 @@
-"""BART and what is built like it: one class for self- and cross-attention, in encoders, decoders and models of sound."""
+"""BART and what is built like it: one class for self- and cross-attention, of text and of sound."""
 
 from __future__ import annotations
 

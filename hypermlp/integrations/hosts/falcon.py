@@ -14,7 +14,7 @@ from hypermlp.integrations.huggingface.attention import HuggingFaceAttention
 class FalconAttention(HuggingFaceAttention):
     """ALiBi's biases say positions, which a hyper layer knows; with them the mask has a copy for every head."""
 
-    def forward(
+    def forward(  # type: ignore[override]
         self, hidden_states: Tensor, alibi: Tensor | None = None, attention_mask: Tensor | None = None, **others: Any
     ) -> tuple[Tensor, Tensor | None]:
         if alibi is not None and attention_mask is not None and attention_mask.ndim == 4:
@@ -51,8 +51,8 @@ def _projections(module: nn.Module) -> Projections:
     def part(first: int, count: int) -> Projection:
         width = attention.head_dim
         rows = slice(first * width, (first + count) * width)
-        weight = together.weight[:, rows].reshape(groups * count, width, -1)
-        return Projection(weight, None if together.bias is None else together.bias[:, rows].reshape(groups * count, width))
+        weight, bias = together.weight[:, rows].reshape(groups * count, width, -1), together.bias
+        return Projection(weight, None if bias is None else bias[:, rows].reshape(groups * count, width))
 
     dense = attention.dense
     return Projections(

@@ -1,4 +1,4 @@
-"""Llama and the decoders built like it: rotary angles, keys and values in groups, one projection each or a joint one."""
+"""Llama and the decoders built like it: rotary angles, grouped keys and values, projections apart or joint."""
 
 from __future__ import annotations
 

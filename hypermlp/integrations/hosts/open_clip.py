@@ -1,4 +1,4 @@
-"""open_clip: ``nn.MultiheadAttention`` in its usual blocks, an attention of its own in the others; pictures and text."""
+"""open_clip: ``nn.MultiheadAttention`` in its usual blocks, an attention of its own in the others."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class OpenClipAdapter(Adapter):
 
 
 def hides_later(model: nn.Module, name: str) -> bool:
-    """Whether the module called ``name`` is in a model of text with a causal mask: pictures have positions, and no mask."""
+    """Whether the module called ``name`` reads text: the nearest holder of positions has a causal mask then."""
 
     def read(host: Any) -> int | None:
         if getattr(host, "positional_embedding", None) is None:

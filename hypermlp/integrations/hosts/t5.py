@@ -45,10 +45,11 @@ class T5Adapter(HuggingFaceAdapter):
 
     def finish(self, model: Any, swaps: Sequence[Mapping[str, Any]]) -> None:
         for stack in model.modules():
-            blocks = getattr(stack, "block", None)
+            blocks: Any = getattr(stack, "block", None)
             if isinstance(blocks, nn.ModuleList):
-                swapped = [isinstance(block.layer[0].SelfAttention, T5SelfAttention) for block in blocks]
-                if swapped[0] and not all(swapped):
+                found: list[Any] = [module for module in blocks.modules() if hasattr(module, "SelfAttention")]
+                swapped = [isinstance(module.SelfAttention, T5SelfAttention) for module in found]
+                if any(swapped) and swapped[0] and not all(swapped):
                     raise ValueError(
                         "the first layer of a stack has the position biases of all its layers: replace all of them, or "
                         "leave the first (layers=...)"

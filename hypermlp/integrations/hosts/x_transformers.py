@@ -1,4 +1,4 @@
-"""x-transformers: attention called with some twenty keywords, which returns what is to be kept of it beside its output."""
+"""x-transformers: attention with some twenty keywords, which returns a record of itself beside its output."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ class XTransformersAdapter(Adapter):
             before = holder.__dict__.pop(_CACHES_BEFORE, holder.can_cache_kv)
             swapped = any(isinstance(module, XTransformersAttention) for module in holder.modules())
             if "can_cache_kv" in vars(holder):
-                holder.can_cache_kv = before and not swapped
+                setattr(holder, "can_cache_kv", before and not swapped)  # noqa: B010
             if swapped:
                 holder.__dict__[_CACHES_BEFORE] = before
 

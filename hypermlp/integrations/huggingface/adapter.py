@@ -43,7 +43,8 @@ class HuggingFaceAdapter(Adapter):
 
     def wrap(self, layer: AttentionLayer, module: Any, host: Host) -> nn.Module:
         host_class: Any = type(module)
-        return attention_class(host_class, self.wrapper)(layer, module.config, host.output_dropout)
+        wrapper: Any = self.wrapper
+        return attention_class(host_class, wrapper)(layer, module.config, host.output_dropout)
 
     def finish(self, model: Any, swaps: Sequence[Mapping[str, Any]]) -> None:
         """Places in the record are those in each transformers model, which ``model`` may be, or hold."""
@@ -69,7 +70,7 @@ def rotary_base(config: Any, layer_type: str | None = None) -> float | None:
 
 
 def is_causal(module: Any) -> bool:
-    """Whether a decoder's attention hides later tokens: configs can make it bidirectional, and so can whoever loads it."""
+    """Whether a decoder's attention hides later tokens: a config, or whoever loads it, may make it bidirectional."""
     return bool(getattr(module, "is_causal", True) and getattr(module.config, "is_causal", True))
 
 
@@ -83,9 +84,10 @@ def separate(module: Any, names: Sequence[str], heads: int, key_heads: int, scal
         key_heads: of keys and values.
         scaling: factor of the scores.
     """
+    counts = (heads, key_heads, key_heads)
     query, key, value = (
         Projection.of(linear.weight, linear.bias, count)
-        for linear, count in zip((getattr(module, name) for name in names[:3]), (heads, key_heads, key_heads), strict=True)
+        for linear, count in zip((getattr(module, name) for name in names[:3]), counts, strict=True)
     )
     output = None if len(names) == 3 else getattr(module, names[3])
     return Projections(query, key, value, output and (output.weight, output.bias), scaling)

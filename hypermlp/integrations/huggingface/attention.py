@@ -141,16 +141,15 @@ class HuggingFaceAttention(nn.Module):
 
 
 @cache
-def attention_class(
-    host_class: Hashable, wrapper: type[HuggingFaceAttention] = HuggingFaceAttention
-) -> type[HuggingFaceAttention]:
+def attention_class(host_class: Hashable, wrapper: Hashable = HuggingFaceAttention) -> type[HuggingFaceAttention]:
     """``wrapper`` that is also a ``host_class``: transformers records outputs by class."""
     host: Any = host_class
-    names = {"made_from": (host, wrapper), "__module__": __name__}
-    return type(f"Hyper{host.__name__}", (wrapper, host), names)
+    base: Any = wrapper
+    names = {"made_from": (host, base), "__module__": __name__}
+    return type(f"Hyper{host.__name__}", (base, host), names)
 
 
-def _blank(host_class: Hashable, wrapper: type[HuggingFaceAttention]) -> HuggingFaceAttention:
+def _blank(host_class: Hashable, wrapper: Hashable) -> HuggingFaceAttention:
     """An empty instance, for pickle and copy: a class made at run time has no name to find it by."""
     cls = attention_class(host_class, wrapper)
     return cls.__new__(cls)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import transformers
@@ -10,6 +11,7 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
 from hypermlp.integrations.huggingface.record import CONFIG_KEY, recorded
+from hypermlp.integrations.registry import Adapter, Which
 from hypermlp.integrations.swap import swap_attention, swapped_layers
 
 # arguments that say which files are meant
@@ -17,7 +19,11 @@ _WHERE = ("cache_dir", "force_download", "local_files_only", "token", "revision"
 
 
 def from_pretrained(
-    path: str | os.PathLike[str], *, model_class: type[PreTrainedModel] | None = None, **kwargs: Any
+    path: str | os.PathLike[str],
+    *,
+    model_class: type[PreTrainedModel] | None = None,
+    adapter: Adapter | Mapping[Which, Adapter] | None = None,
+    **kwargs: Any,
 ) -> PreTrainedModel:
     """A swapped model from the folder or hub name that its ``save_pretrained`` wrote.
 
@@ -28,6 +34,7 @@ def from_pretrained(
     Args:
         path: what to open.
         model_class: the transformers class; None for the one that was saved.
+        adapter: as it came with the swap, if one did (:func:`~hypermlp.swap_attention`).
         kwargs: as for that class's own ``from_pretrained`` (``dtype``, ``device_map``, fields of the
             config, ...).
 
@@ -44,7 +51,7 @@ def from_pretrained(
         )
     stock = model_class or _saved_class(config)
     wants_info = kwargs.pop("output_loading_info", False)
-    model, info = _building(stock, swaps).from_pretrained(path, output_loading_info=True, **kwargs)
+    model, info = _building(stock, swaps, adapter).from_pretrained(path, output_loading_info=True, **kwargs)
     model.__class__ = stock
     wrong = _of_our_layers(model, info)
     if wrong:
@@ -61,23 +68,27 @@ def _of_our_layers(model: nn.Module, info: dict[str, Any]) -> dict[str, list[str
     return {kind: keys for kind, keys in found.items() if keys}
 
 
-def _building(stock: type[PreTrainedModel], swaps: list[dict[str, Any]]) -> type[PreTrainedModel]:
+def _building(
+    stock: type[PreTrainedModel], swaps: list[dict[str, Any]], adapter: Adapter | Mapping[Which, Adapter] | None
+) -> type[PreTrainedModel]:
     """``stock``, swapped as soon as it is made, so that its own loader fills the hyper layers."""
 
     def make(self: PreTrainedModel, config: Any, *args: Any, **kwargs: Any) -> None:
         stock.__init__(self, config, *args, **kwargs)
-        rebuild(self, swaps)
+        rebuild(self, swaps, adapter)
 
     # transformers knows classes by their names
     names = {"__init__": make, "__module__": stock.__module__, "__qualname__": stock.__qualname__}
     return type(stock.__name__, (stock,), names)
 
 
-def rebuild(model: nn.Module, swaps: list[dict[str, Any]]) -> None:
+def rebuild(
+    model: nn.Module, swaps: list[dict[str, Any]], adapter: Adapter | Mapping[Which, Adapter] | None = None
+) -> None:
     """Swap ``model`` as the config of a saved one describes; the weights are new."""
     for swap in swaps:
         fields = {name: value for name, value in swap["config"].items() if name not in ("hidden_size", "causal")}
-        swap_attention(model, layers=swap["layers"], keep_originals=False, **fields)
+        swap_attention(model, layers=swap["layers"], keep_originals=False, adapter=adapter, **fields)
 
 
 def _saved_class(config: Any) -> type[PreTrainedModel]:

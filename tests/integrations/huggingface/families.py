@@ -16,12 +16,13 @@ _TEXT = {
     "vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
     "intermediate_size": 48, "max_position_embeddings": 64, **_TOKENS,
 }  # fmt: skip
-_GROUPS = {**_TEXT, "num_key_value_heads": 2, "head_dim": 8}
+_FEW = {**_TEXT, "num_key_value_heads": 2}
+_GROUPS = {**_FEW, "head_dim": 8}
 _SLIDING = {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}
 _EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 16, "num_experts": 4, "num_local_experts": 4}
 _GPT = {"vocab_size": VOCAB, "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 4, **_TOKENS}
 _NO_PDROP = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-_NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+_BERT = {**_TEXT, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 _PICTURE = {
     "image_size": 12, "patch_size": 4, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_channels": 3,
@@ -60,60 +61,91 @@ class Case(NamedTuple):
     fields: dict[str, Any]
 
 
+def _decoder(name: str, fields: dict[str, Any]) -> Case:
+    return Case("decoder", f"{name}ForCausalLM", f"{name}Config", fields)
+
+
+def _encoder(name: str, fields: dict[str, Any]) -> Case:
+    return Case("encoder", f"{name}ForMaskedLM", f"{name}Config", fields)
+
+
+def _pair(name: str, fields: dict[str, Any]) -> Case:
+    return Case("pair", f"{name}ForConditionalGeneration", f"{name}Config", fields)
+
+
+_GPT_NEO = {
+    "vocab_size": VOCAB, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "max_position_embeddings": 64,
+    "attention_types": [[["global", "local"], 1]], "window_size": 6, "intermediate_size": 48,
+    "resid_dropout": 0.0, "embed_dropout": 0.0, "attention_dropout": 0.0, **_TOKENS,
+}  # fmt: skip
+_DISTILBERT = {
+    "vocab_size": VOCAB, "dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48, "max_position_embeddings": 64,
+    "dropout": 0.0, "attention_dropout": 0.0, **_TOKENS,
+}  # fmt: skip
+_WHISPER = {
+    **{key: value for key, value in _PAIR.items() if key != "max_position_embeddings"},
+    "num_mel_bins": 8, "max_source_positions": 20, "max_target_positions": 64,
+    "suppress_tokens": None, "begin_suppress_tokens": None,
+}  # fmt: skip
+_ESM = {"mask_token_id": 3, "position_embedding_type": "rotary", "token_dropout": False}
+_MODERN = {"layer_types": ["full_attention", "full_attention"], "cls_token_id": 1, "sep_token_id": 2}
+
 HOSTS: dict[str, Case] = {
     # separate or joint projections, rotary angles
-    "llama": Case("decoder", "LlamaForCausalLM", "LlamaConfig", _GROUPS),
-    "mistral": Case("decoder", "MistralForCausalLM", "MistralConfig", {**_GROUPS, "sliding_window": 6}),
-    "mixtral": Case("decoder", "MixtralForCausalLM", "MixtralConfig", {**_GROUPS, **_EXPERTS}),
-    "qwen2": Case("decoder", "Qwen2ForCausalLM", "Qwen2Config", {**_TEXT, "num_key_value_heads": 2}),
-    "qwen2_moe": Case("decoder", "Qwen2MoeForCausalLM", "Qwen2MoeConfig", {**_TEXT, "num_key_value_heads": 2, **_EXPERTS, "shared_expert_intermediate_size": 16}),
-    "qwen3": Case("decoder", "Qwen3ForCausalLM", "Qwen3Config", _GROUPS),
-    "qwen3_moe": Case("decoder", "Qwen3MoeForCausalLM", "Qwen3MoeConfig", {**_GROUPS, **_EXPERTS}),
-    "gemma": Case("decoder", "GemmaForCausalLM", "GemmaConfig", _GROUPS),
-    "gemma2": Case("decoder", "Gemma2ForCausalLM", "Gemma2Config", {**_GROUPS, **_SLIDING, "query_pre_attn_scalar": 8}),
-    "gemma3": Case("decoder", "Gemma3ForCausalLM", "Gemma3TextConfig", {**_GROUPS, **_SLIDING, "query_pre_attn_scalar": 8}),
-    "phi": Case("decoder", "PhiForCausalLM", "PhiConfig", {**_TEXT, "num_key_value_heads": 2}),
-    "phi3": Case("decoder", "Phi3ForCausalLM", "Phi3Config", {**_TEXT, "num_key_value_heads": 2, "original_max_position_embeddings": 64}),
-    "phimoe": Case("decoder", "PhimoeForCausalLM", "PhimoeConfig", {**_TEXT, "num_key_value_heads": 2, **_EXPERTS}),
-    "olmo": Case("decoder", "OlmoForCausalLM", "OlmoConfig", {**_TEXT, "num_key_value_heads": 2}),
-    "olmo2": Case("decoder", "Olmo2ForCausalLM", "Olmo2Config", {**_TEXT, "num_key_value_heads": 2}),
-    "olmo3": Case("decoder", "Olmo3ForCausalLM", "Olmo3Config", {**_TEXT, "num_key_value_heads": 2, **_SLIDING}),
-    "smollm3": Case("decoder", "SmolLM3ForCausalLM", "SmolLM3Config", {**_TEXT, "num_key_value_heads": 2, "no_rope_layers": [1, 0]}),
-    "granite": Case("decoder", "GraniteForCausalLM", "GraniteConfig", {**_TEXT, "num_key_value_heads": 2}),
-    "granitemoe": Case("decoder", "GraniteMoeForCausalLM", "GraniteMoeConfig", {**_TEXT, "num_key_value_heads": 2, **_EXPERTS}),
-    "cohere": Case("decoder", "CohereForCausalLM", "CohereConfig", {**_TEXT, "num_key_value_heads": 2}),
-    "cohere2": Case("decoder", "Cohere2ForCausalLM", "Cohere2Config", {**_TEXT, "num_key_value_heads": 2, **_SLIDING}),
-    "starcoder2": Case("decoder", "Starcoder2ForCausalLM", "Starcoder2Config", {**_TEXT, "num_key_value_heads": 2}),
-    "stablelm": Case("decoder", "StableLmForCausalLM", "StableLmConfig", {**_TEXT, "num_key_value_heads": 2}),
-    "glm": Case("decoder", "GlmForCausalLM", "GlmConfig", _GROUPS),
-    "glm4": Case("decoder", "Glm4ForCausalLM", "Glm4Config", _GROUPS),
-    "nemotron": Case("decoder", "NemotronForCausalLM", "NemotronConfig", {**_TEXT, "num_key_value_heads": 2}),
-    "helium": Case("decoder", "HeliumForCausalLM", "HeliumConfig", _GROUPS),
-    "arcee": Case("decoder", "ArceeForCausalLM", "ArceeConfig", _GROUPS),
-    "seed_oss": Case("decoder", "SeedOssForCausalLM", "SeedOssConfig", _GROUPS),
-    "exaone4": Case("decoder", "Exaone4ForCausalLM", "Exaone4Config", {**_GROUPS, **_SLIDING}),
-    "ernie4_5": Case("decoder", "Ernie4_5ForCausalLM", "Ernie4_5Config", _GROUPS),
-    "hunyuan": Case("decoder", "HunYuanDenseV1ForCausalLM", "HunYuanDenseV1Config", _GROUPS),
-    "apertus": Case("decoder", "ApertusForCausalLM", "ApertusConfig", _GROUPS),
+    "llama": _decoder("Llama", _GROUPS),
+    "mistral": _decoder("Mistral", {**_GROUPS, "sliding_window": 6}),
+    "mixtral": _decoder("Mixtral", {**_GROUPS, **_EXPERTS}),
+    "qwen2": _decoder("Qwen2", _FEW),
+    "qwen2_moe": _decoder("Qwen2Moe", {**_FEW, **_EXPERTS, "shared_expert_intermediate_size": 16}),
+    "qwen3": _decoder("Qwen3", _GROUPS),
+    "qwen3_moe": _decoder("Qwen3Moe", {**_GROUPS, **_EXPERTS}),
+    "gemma": _decoder("Gemma", _GROUPS),
+    "gemma2": _decoder("Gemma2", {**_GROUPS, **_SLIDING, "query_pre_attn_scalar": 8}),
+    "gemma3": Case(
+        "decoder", "Gemma3ForCausalLM", "Gemma3TextConfig", {**_GROUPS, **_SLIDING, "query_pre_attn_scalar": 8}
+    ),
+    "phi": _decoder("Phi", _FEW),
+    "phi3": _decoder("Phi3", {**_FEW, "original_max_position_embeddings": 64}),
+    "phimoe": _decoder("Phimoe", {**_FEW, **_EXPERTS}),
+    "olmo": _decoder("Olmo", _FEW),
+    "olmo2": _decoder("Olmo2", _FEW),
+    "olmo3": _decoder("Olmo3", {**_FEW, **_SLIDING}),
+    "smollm3": _decoder("SmolLM3", {**_FEW, "no_rope_layers": [1, 0]}),
+    "granite": _decoder("Granite", _FEW),
+    "granitemoe": _decoder("GraniteMoe", {**_FEW, **_EXPERTS}),
+    "cohere": _decoder("Cohere", _FEW),
+    "cohere2": _decoder("Cohere2", {**_FEW, **_SLIDING}),
+    "starcoder2": _decoder("Starcoder2", _FEW),
+    "stablelm": _decoder("StableLm", _FEW),
+    "glm": _decoder("Glm", _GROUPS),
+    "glm4": _decoder("Glm4", _GROUPS),
+    "nemotron": _decoder("Nemotron", _FEW),
+    "helium": _decoder("Helium", _GROUPS),
+    "arcee": _decoder("Arcee", _GROUPS),
+    "seed_oss": _decoder("SeedOss", _GROUPS),
+    "exaone4": _decoder("Exaone4", {**_GROUPS, **_SLIDING}),
+    "ernie4_5": _decoder("Ernie4_5", _GROUPS),
+    "hunyuan": _decoder("HunYuanDenseV1", _GROUPS),
+    "apertus": _decoder("Apertus", _GROUPS),
     # joint projections in each model's own order, positions of every kind
     "gpt2": Case("decoder", "GPT2LMHeadModel", "GPT2Config", {**_GPT, **_NO_PDROP}),
-    "gpt_neo": Case("decoder", "GPTNeoForCausalLM", "GPTNeoConfig", {"vocab_size": VOCAB, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "window_size": 6, "max_position_embeddings": 64, "intermediate_size": 48, "resid_dropout": 0.0, "embed_dropout": 0.0, "attention_dropout": 0.0, **_TOKENS}),
-    "gpt_neox": Case("decoder", "GPTNeoXForCausalLM", "GPTNeoXConfig", _TEXT),
-    "gptj": Case("decoder", "GPTJForCausalLM", "GPTJConfig", {**_GPT, **_NO_PDROP, "rotary_dim": 4}),
-    "falcon": Case("decoder", "FalconForCausalLM", "FalconConfig", _TEXT),
-    "falcon_alibi": Case("decoder", "FalconForCausalLM", "FalconConfig", {**_TEXT, "alibi": True}),
-    "opt": Case("decoder", "OPTForCausalLM", "OPTConfig", {**_TEXT, "ffn_dim": 48, "dropout": 0.0, "word_embed_proj_dim": 32}),
-    "biogpt": Case("decoder", "BioGptForCausalLM", "BioGptConfig", {**_TEXT, **_NO_DROPOUT, "layerdrop": 0.0, "activation_dropout": 0.0}),
+    "gpt_neo": _decoder("GPTNeo", _GPT_NEO),
+    "gpt_neox": _decoder("GPTNeoX", _TEXT),
+    "gptj": _decoder("GPTJ", {**_GPT, **_NO_PDROP, "rotary_dim": 4}),
+    "falcon": _decoder("Falcon", _TEXT),
+    "falcon_alibi": _decoder("Falcon", {**_TEXT, "alibi": True}),
+    "opt": _decoder("OPT", {**_TEXT, "ffn_dim": 48, "dropout": 0.0, "word_embed_proj_dim": 32}),
+    "biogpt": _decoder("BioGpt", {**_BERT, "layerdrop": 0.0, "activation_dropout": 0.0}),
     # query, key and value, the output projection beside them
-    "bert": Case("encoder", "BertForMaskedLM", "BertConfig", {**_TEXT, **_NO_DROPOUT}),
-    "bert_decoder": Case("decoder", "BertLMHeadModel", "BertConfig", {**_TEXT, **_NO_DROPOUT, "is_decoder": True}),
-    "roberta": Case("encoder", "RobertaForMaskedLM", "RobertaConfig", {**_TEXT, **_NO_DROPOUT}),
-    "camembert": Case("encoder", "CamembertForMaskedLM", "CamembertConfig", {**_TEXT, **_NO_DROPOUT}),
-    "xlm_roberta": Case("encoder", "XLMRobertaForMaskedLM", "XLMRobertaConfig", {**_TEXT, **_NO_DROPOUT}),
-    "electra": Case("encoder", "ElectraForMaskedLM", "ElectraConfig", {**_TEXT, **_NO_DROPOUT, "embedding_size": 16}),
-    "esm": Case("encoder", "EsmForMaskedLM", "EsmConfig", {**_TEXT, **_NO_DROPOUT, "mask_token_id": 3, "position_embedding_type": "rotary", "token_dropout": False}),
-    "distilbert": Case("encoder", "DistilBertForMaskedLM", "DistilBertConfig", {"vocab_size": VOCAB, "dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48, "max_position_embeddings": 64, "dropout": 0.0, "attention_dropout": 0.0, **_TOKENS}),
-    "modernbert": Case("encoder", "ModernBertForMaskedLM", "ModernBertConfig", {**_TEXT, "layer_types": ["full_attention", "full_attention"], "cls_token_id": 1, "sep_token_id": 2}),
+    "bert": _encoder("Bert", _BERT),
+    "bert_decoder": Case("decoder", "BertLMHeadModel", "BertConfig", {**_BERT, "is_decoder": True}),
+    "roberta": _encoder("Roberta", _BERT),
+    "camembert": _encoder("Camembert", _BERT),
+    "xlm_roberta": _encoder("XLMRoberta", _BERT),
+    "electra": _encoder("Electra", {**_BERT, "embedding_size": 16}),
+    "esm": _encoder("Esm", {**_BERT, **_ESM}),
+    "distilbert": _encoder("DistilBert", _DISTILBERT),
+    "modernbert": _encoder("ModernBert", {**_TEXT, **_MODERN}),
     # pictures
     "vit": Case("picture", "ViTModel", "ViTConfig", _PICTURE),
     "vit_msn": Case("picture", "ViTMSNModel", "ViTMSNConfig", _PICTURE),
@@ -129,15 +161,15 @@ HOSTS: dict[str, Case] = {
     "wav2vec2": Case("sound", "Wav2Vec2Model", "Wav2Vec2Config", _SPEECH),
     "hubert": Case("sound", "HubertModel", "HubertConfig", _SPEECH),
     # an encoder and a decoder, with cross-attention that stays
-    "bart": Case("pair", "BartForConditionalGeneration", "BartConfig", _PAIR),
-    "mbart": Case("pair", "MBartForConditionalGeneration", "MBartConfig", _PAIR),
+    "bart": _pair("Bart", _PAIR),
+    "mbart": _pair("MBart", _PAIR),
     "marian": Case("pair", "MarianMTModel", "MarianConfig", _PAIR),
-    "pegasus": Case("pair", "PegasusForConditionalGeneration", "PegasusConfig", _PAIR),
-    "blenderbot": Case("pair", "BlenderbotForConditionalGeneration", "BlenderbotConfig", _PAIR),
-    "whisper": Case("pair", "WhisperForConditionalGeneration", "WhisperConfig", {**{k: v for k, v in _PAIR.items() if k != "max_position_embeddings"}, "num_mel_bins": 8, "max_source_positions": 20, "max_target_positions": 64, "suppress_tokens": None, "begin_suppress_tokens": None}),
-    "t5": Case("pair", "T5ForConditionalGeneration", "T5Config", _T5),
-    "mt5": Case("pair", "MT5ForConditionalGeneration", "MT5Config", _T5),
-}  # fmt: skip
+    "pegasus": _pair("Pegasus", _PAIR),
+    "blenderbot": _pair("Blenderbot", _PAIR),
+    "whisper": _pair("Whisper", _WHISPER),
+    "t5": _pair("T5", _T5),
+    "mt5": _pair("MT5", _T5),
+}
 
 
 def stock(name: str, **options: Any) -> nn.Module:

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from hypermlp import swap_attention
 from hypermlp.integrations.hosts import CLASSES
+from hypermlp.integrations.huggingface.names import CACHE_NAME
+from hypermlp.integrations.sites import CROSS
 from tests.integrations.huggingface import checks, proofs
 from tests.integrations.huggingface.families import HOSTS, inputs, stock, tokens
 from tests.integrations.huggingface.proofs import outputs, swapped
@@ -39,7 +41,9 @@ def _quiet() -> None:
 def test_every_class_that_is_known_is_proven() -> None:
     """Of transformers; the adapters of other libraries have tests of their own."""
     proven = {site.was for name in HOSTS for site in _sites(name)}
-    known = {path.rpartition(".")[2] for paths in CLASSES.values() for path in paths if path.startswith("transformers.")}
+    known = {
+        path.rpartition(".")[2] for paths in CLASSES.values() for path in paths if path.startswith("transformers.")
+    }
     assert proven == known
 
 
@@ -91,7 +95,7 @@ def test_cross_attention_stays(name: str) -> None:
     options = {"max_lag": proofs.UNBOUNDED[name]} if name in proofs.UNBOUNDED else {}
     report = swap_attention(model, **options)
     assert len(report.swapped) == 4
-    assert [entry.reason for entry in report.left] == [proofs.CROSS] * 2
+    assert [entry.reason for entry in report.left] == [CROSS] * 2
     assert "stays the host's" in str(report)
 
 
@@ -132,9 +136,9 @@ def test_a_cache_cannot_continue_a_bidirectional_layer() -> None:
     model = _made_with("llama", {"is_causal": False})
     swap_attention(model)
     cache = transformers.DynamicCache(config=model.config)
-    outputs(model, {"input_ids": tokens(1, 4), proofs.CACHE_NAME: cache})
+    outputs(model, {"input_ids": tokens(1, 4), CACHE_NAME: cache})
     with pytest.raises(RuntimeError, match="bidirectional layer"):
-        outputs(model, {"input_ids": tokens(1, 1), proofs.CACHE_NAME: cache})
+        outputs(model, {"input_ids": tokens(1, 1), CACHE_NAME: cache})
 
 
 def test_a_window_on_both_sides_stays_with_the_host() -> None:
@@ -171,7 +175,7 @@ def test_lengths_are_those_that_a_model_sees() -> None:
     assert rows == [20, 20, 64, 64]
     with pytest.raises(ValueError, match="max_lag is missing, and this model does not say"):
         swap_attention(stock("hubert"))
-    with pytest.raises(ValueError, match="max_lag is missing: this layer is bidirectional.* 32,768"):
+    with pytest.raises(ValueError, match=r"max_lag is missing: this layer is bidirectional.* 32,768"):
         swap_attention(_made_with("llama", {"is_causal": False, "max_position_embeddings": 32768}))
 
 

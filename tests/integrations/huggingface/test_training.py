@@ -34,7 +34,12 @@ def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor], toleranc
 @pytest.mark.parametrize(
     ("name", "init"),
     # qwen3 normalises its queries and keys, which its projections alone do not say
-    [(name, init) for name in BUILD for init in ("fresh", "from_attention") if (name, init) != ("qwen3", "from_attention")],
+    [
+        (name, init)
+        for name in BUILD
+        for init in ("fresh", "from_attention")
+        if (name, init) != ("qwen3", "from_attention")
+    ],
 )
 def test_every_parameter_gets_a_gradient(name: str, init: str) -> None:
     grads = checks.check_gradients(swapped(name, init=init))

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from hypermlp.integrations.hosts import CLASSES
 from hypermlp_lab.bench.decoding import DECODE_PROVIDERS, DecodeBenchmark, DecodeCase
 from hypermlp_lab.bench.layers import ATTENTION_PROVIDERS, LayerBenchmark, LayerCase
 from hypermlp_lab.bench.run import SCHEMA, Settings, run
@@ -42,7 +43,8 @@ def test_python_blocks_about_the_family_run(monkeypatch: pytest.MonkeyPatch, tmp
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "docs/index.md", "docs/guide.md", "docs/caching.md", "docs/swap/torch-nn.md"]
+    "page",
+    ["README.md", "docs/index.md", "docs/guide.md", "docs/caching.md", "docs/swap/torch-nn.md", "docs/swap/own.md"],
 )
 def test_python_blocks_run(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # the default compiler needs a C++ one on the machine; tracing is what the page is about
@@ -54,6 +56,22 @@ def test_python_blocks_run(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     names: dict[str, Any] = {"__name__": "page"}
     for block in blocks:
         exec(compile(block, page, "exec"), names)
+
+
+def test_the_page_of_hosts_lists_what_is_known() -> None:
+    """Made by ``python docs/swap/hosts.py``."""
+    page = (ROOT / "docs" / "swap" / "hosts.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| ")]
+    named = set(re.findall(r"`([\w.]+)`", "\n".join(rows)))
+    for paths in CLASSES.values():
+        for path in paths:
+            shown = path.rpartition(".")[2] if path.startswith("transformers.") else path
+            assert shown in named, f"{path} is not on the page"
+    listed = {cell for row in rows if len(row.split("|")) == 10 for cell in re.findall(r"`(\w+)`", row.split("|")[2])}
+    known = {
+        path.rpartition(".")[2] for paths in CLASSES.values() for path in paths if path.startswith("transformers.")
+    }
+    assert listed - {"from_attention"} == known
 
 
 def test_results_are_filled_in(tmp_path: Path) -> None:

@@ -267,5 +267,5 @@ def test_masks() -> None:
 
 def test_other_attention_is_left() -> None:
     other = type("Attention", (nn.Module,), {"__module__": "somebody.model"})
-    with pytest.raises(ValueError, match=r"the Attention of somebody\.model is not that of timm"):
+    with pytest.raises(ValueError, match=r"Classes seen: somebody\.model\.Attention\."):
         swap_attention(nn.ModuleDict({"attn": other()}))

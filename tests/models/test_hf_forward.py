@@ -188,7 +188,7 @@ def test_bad_inputs():
         model(ids, torch.ones(2, 1, 5, 5))
     with pytest.raises(ValueError, match="got 4"):
         model(ids, torch.ones(2, 4))
-    with pytest.raises(TypeError, match="additive"):
+    with pytest.raises(ValueError, match="additive"):
         model(ids, torch.zeros(2, 5))
 
 

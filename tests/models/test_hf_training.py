@@ -136,6 +136,49 @@ def test_low_rank_adapters_merge():
     assert torch.equal(merged.generate(ids, **options), merged.generate(ids, use_cache=False, **options))
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # of PEFT itself
+def test_prompt_tuning_stands_before_the_embeddings():
+    """PEFT writes a mask of floats 0 and 1."""
+    peft = pytest.importorskip("peft", reason="adapters need peft")
+    model, (ids, mask) = tiny(), left_padded([5, 7])
+    tuned = peft.get_peft_model(model, peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)).double()
+    out = tuned(input_ids=ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, -100))
+    out.loss.backward()
+    assert all(p.grad.any() for p in tuned.parameters() if p.requires_grad)
+    virtual = tuned.get_prompt(batch_size=2)
+    embeds = torch.cat((virtual, model.get_input_embeddings()(ids)), 1)
+    longer = torch.cat((torch.ones(2, 3, dtype=torch.long), mask), 1)
+    expected = model(inputs_embeds=embeds, attention_mask=longer).logits
+    torch.testing.assert_close(out.logits, expected, **CLOSE)
+    # PEFT 0.21 does not know the name that transformers 5.24 has for the cache, and prompts every token anew
+    options = {"attention_mask": mask, "max_new_tokens": 5, "do_sample": False, "use_cache": False}
+    with torch.no_grad():
+        made = tuned.generate(input_ids=ids, **options)
+        for _ in range(5):
+            logits = model(inputs_embeds=embeds, attention_mask=longer).logits[:, -1]
+            ids = torch.cat((ids, logits.argmax(-1)[:, None]), 1)
+            embeds = torch.cat((virtual, model.get_input_embeddings()(ids)), 1)
+            longer = torch.cat((longer, longer.new_ones(2, 1)), 1)
+    assert torch.equal(made, ids)
+
+
+def test_masks_of_floats_are_zeros_and_ones():
+    model, (ids, mask) = tiny(), left_padded([5, 9])
+    torch.testing.assert_close(model(ids, attention_mask=mask.double()).logits, model(ids, attention_mask=mask).logits)
+    additive = torch.zeros_like(ids, dtype=torch.float64)
+    for wrong in (additive, additive.masked_fill(mask == 0, float("-inf")), mask * 0.5):
+        with pytest.raises(ValueError, match="of floats only 0 for padding and 1 for tokens"):
+            model(ids, attention_mask=wrong)
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # of PEFT itself
+def test_prefix_tuning_is_refused_with_what_to_take():
+    peft = pytest.importorskip("peft", reason="adapters need peft")
+    tuned = peft.get_peft_model(tiny(), peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)).double()
+    with pytest.raises(ValueError, match=r"no hyper layer made .*prefix tuning.*take prompt tuning"):
+        tuned(input_ids=tokens(1, 5))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mixer", ["hyperglu", "softmax"])
 def test_compiled_training_step(mixer):

@@ -221,7 +221,11 @@ def join_cache(cache: Any, layer_idx: int | None, new_tokens: int) -> HostCacheL
             f"hyper layers cannot use this cache ({what}): use a DynamicCache or a StaticCache without offloading"
         )
     if int(found.get_seq_length()) > 0:
-        raise ValueError(f"layer {layer_idx} of the cache was filled before the swap: start with a new cache")
+        raise ValueError(
+            f"layer {layer_idx} of the cache holds keys and values that no hyper layer made (attention before a swap, or "
+            "PEFT's prefix tuning): hyper layers keep other things beside them. Start with a new cache; of PEFT's "
+            "virtual tokens take prompt tuning, which goes by way of the embeddings"
+        )
     cache.layers[layer_idx] = kind(found, layer_idx)
     joined: HostCacheLayer = cache.layers[layer_idx]
     return joined

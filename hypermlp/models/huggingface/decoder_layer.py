@@ -14,8 +14,7 @@ from hypermlp.integrations.huggingface.call import Call
 from hypermlp.integrations.huggingface.names import one_cache
 from hypermlp.layers.block import TransformerBlock
 from hypermlp.models.huggingface.configuration import HyperMLPConfig
-from hypermlp.ops.modes import values_readable
-from hypermlp.ops.varlen import Tokens, newest
+from hypermlp.ops.modes import require, values_readable
 
 
 class HyperMLPDecoderLayer(GradientCheckpointingLayer, TransformerBlock):
@@ -70,8 +69,26 @@ def mask_of_new_tokens(attention_mask: Tensor, new_tokens: int, cache: Cache | N
             "for packed documents pass position_ids or cu_seq_lens_q"
         )
     past = 0 if cache is None else cache.get_seq_length()
-    readable = not isinstance(past, Tensor) or values_readable(past, wait=True)
-    return newest(attention_mask, new_tokens, int(past) if readable else None)
+    if columns != new_tokens and values_readable(*(x for x in (past,) if isinstance(x, Tensor)), wait=True):
+        past = int(past)
+        if columns != past + new_tokens:
+            raise ValueError(
+                f"attention_mask must count the {new_tokens} new tokens or all {past + new_tokens}, got {columns}"
+            )
+    return _exact(attention_mask)[:, -new_tokens:]
+
+
+def _exact(attention_mask: Tensor) -> Tensor:
+    """A mask of floats 0 and 1, as PEFT's prompt tuning makes it, as bool. One of zeros alone might be additive."""
+    if not attention_mask.is_floating_point():
+        return attention_mask
+    ones = attention_mask == 1
+    require(
+        ((attention_mask == 0) | ones).all() & ones.any(1).all(),
+        "attention_mask: of floats only 0 for padding and 1 for tokens are taken, with a 1 in every row: additive masks "
+        "are not, pass which tokens are valid",
+    )
+    return ones
 
 
 def packed_bounds(position_ids: Tensor) -> Tensor | None:

@@ -10,6 +10,10 @@ import torch
 from torch import Tensor, nn
 
 
+# what hyper layers can be made in
+_PLAIN = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
 class Projection(NamedTuple):
     """A linear map from hidden states to several heads.
 
@@ -123,16 +127,31 @@ def placement(module: nn.Module) -> tuple[torch.device, torch.dtype]:
         raise ValueError("it carries PEFT adapters, which would be lost: swap first, or merge_and_unload() them")
     if away := weights_away(module):
         raise ValueError(away)
+    if what := _quantised(module):
+        raise ValueError(
+            f"the weights of {type(module).__name__} are quantised ({what}), and a layer that is trained or started from "
+            "them needs plain numbers: swap before quantising, or dequantise first (model.dequantize() in transformers)"
+        )
     kinds = {(parameter.device, parameter.dtype) for parameter in module.parameters() if parameter.ndim > 1}
     if len(kinds) != 1:
         raise ValueError(
             f"the weights of {type(module).__name__} are in {len(kinds)} places or dtypes, {sorted(map(str, kinds))}: "
             "bring each attention module to one device and dtype first"
         )
-    device, dtype = kinds.pop()
-    if not dtype.is_floating_point:
-        raise ValueError(f"the weights of {type(module).__name__} are quantised ({dtype}): swap before quantising")
-    return device, dtype
+    return kinds.pop()
+
+
+def _quantised(module: nn.Module) -> str | None:
+    """How a module's weights are kept, where that is no matrix of plain numbers; else None."""
+    weights = {name: parameter for name, parameter in module.named_parameters() if parameter.ndim > 1}
+    for name, weight in weights.items():
+        kind = type(weight)
+        if weight.dtype not in _PLAIN:
+            return f"{name} is {weight.dtype}"
+        if not f"{kind.__module__}.".startswith("torch."):
+            return f"{name} is a {kind.__module__}.{kind.__qualname__}"
+    packed = [name for name, buffer in module.named_buffers() if buffer.ndim > 1 and not buffer.is_floating_point()]
+    return f"there are no weights, and integers in {packed[0]}" if packed and not weights else None
 
 
 def weights_away(module: nn.Module) -> str | None:

@@ -212,12 +212,48 @@ def test_register_checks_its_arguments() -> None:
         register(ToyAdapter())
 
 
-def test_quantised_weights_are_refused(adapter: ToyAdapter) -> None:
+class Packed(torch.Tensor):
+    """Weights of another library's kind, which say that they are float32."""
+
+
+def integers() -> nn.Module:
+    """As bitsandbytes keeps them."""
+    attention = ToyAttention()
+    attention.qkv.weight = nn.Parameter(torch.zeros(48, 16, dtype=torch.uint8), requires_grad=False)
+    attention.out.weight = nn.Parameter(torch.zeros(16, 16, dtype=torch.uint8), requires_grad=False)
+    return attention
+
+
+def eights() -> nn.Module:
+    return ToyAttention().to(torch.float8_e4m3fn)
+
+
+def subclass() -> nn.Module:
+    """As torchao keeps them."""
+    attention = ToyAttention()
+    attention.qkv.weight = nn.Parameter(torch.zeros(48, 16).as_subclass(Packed))
+    return attention
+
+
+def buffers() -> nn.Module:
+    """As GPTQ and AWQ keep them."""
+    attention = ToyAttention()
+    for linear in (attention.qkv, attention.out):
+        linear.weight = None
+        linear.register_buffer("qweight", torch.zeros(2, 16, dtype=torch.int32))
+    return attention
+
+
+@pytest.mark.parametrize("init", ["fresh", "from_attention"])
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [(integers, "uint8"), (eights, "float8_e4m3fn"), (subclass, "Packed"), (buffers, "integers in qkv.qweight")],
+)
+def test_quantised_weights_are_refused(adapter: ToyAdapter, make: Any, what: str, init: Any) -> None:
     model = build(1)
-    model[0].attention.qkv.weight = nn.Parameter(torch.zeros(48, 16, dtype=torch.uint8), requires_grad=False)
-    model[0].attention.out.weight = nn.Parameter(torch.zeros(16, 16, dtype=torch.uint8), requires_grad=False)
-    with pytest.raises(ValueError, match="quantised"):
-        swap_attention(model)
+    model[0].attention = make()
+    with pytest.raises(ValueError, match=rf"quantised \(.*{what}.*dequantise first"):
+        swap_attention(model, init=init)
 
 
 def test_a_model_in_data_parallel_is_refused(adapter: ToyAdapter, tmp_path: Path) -> None:

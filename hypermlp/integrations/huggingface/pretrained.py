@@ -47,7 +47,8 @@ def from_pretrained(
     if not swaps:
         raise ValueError(
             f"{os.fspath(path)!r} is no swapped model (no {CONFIG_KEY!r} in its config): use {_stock(config)}. "
-            "If its weights are those of hyper layers, a part of it was swapped: swap the model that is saved"
+            "If its weights are those of hyper layers, a part of it was swapped: swap the model that is saved, or call "
+            "hypermlp.integrations.huggingface.record_swaps(model) on it before save_pretrained"
         )
     stock = model_class or _saved_class(config)
     wants_info = kwargs.pop("output_loading_info", False)

@@ -38,6 +38,25 @@ def note_swaps(root: nn.Module) -> None:
                 _give_config(root, name, swaps)
 
 
+def record_swaps(model: PreTrainedModel) -> None:
+    """Note in the config of ``model`` what stands in it, where parts of it have been swapped on their own.
+
+    A swap is noted in the config of what was swapped. After ``swap_attention(model.encoder)`` the config of ``model``
+    knows nothing of it, and a saved ``model`` could not be opened: call this on ``model`` once, before it is saved.
+
+    Args:
+        model: the model that will be saved.
+
+    Raises:
+        ValueError: nothing in it has been swapped.
+    """
+    if not isinstance(model, PreTrainedModel):
+        raise TypeError(f"model must be a model of transformers, got {type(model).__name__}")
+    if not holds_replacements(model):
+        raise ValueError(f"nothing in this {type(model).__name__} has been swapped: there is nothing to record")
+    note_swaps(model)
+
+
 def recorded(config: Any) -> Swaps:
     """The swaps that a config knows of."""
     found: Swaps = getattr(config, CONFIG_KEY, [])

@@ -85,8 +85,8 @@ def _exact(attention_mask: Tensor) -> Tensor:
     ones = attention_mask == 1
     require(
         ((attention_mask == 0) | ones).all() & ones.any(1).all(),
-        "attention_mask: of floats only 0 for padding and 1 for tokens are taken, with a 1 in every row: additive masks "
-        "are not, pass which tokens are valid",
+        "attention_mask: of floats only 0 for padding and 1 for tokens are taken, with a 1 in every row: additive "
+        "masks are not, pass which tokens are valid",
     )
     return ones
 

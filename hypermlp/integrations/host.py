@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-
 # what hyper layers can be made in
 _PLAIN = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -129,8 +128,8 @@ def placement(module: nn.Module) -> tuple[torch.device, torch.dtype]:
         raise ValueError(away)
     if what := _quantised(module):
         raise ValueError(
-            f"the weights of {type(module).__name__} are quantised ({what}), and a layer that is trained or started from "
-            "them needs plain numbers: swap before quantising, or dequantise first (model.dequantize() in transformers)"
+            f"the weights of {type(module).__name__} are quantised ({what}), and a layer that is trained or starts "
+            "from them needs plain numbers: swap before quantising, or dequantise it (model.dequantize())"
         )
     kinds = {(parameter.device, parameter.dtype) for parameter in module.parameters() if parameter.ndim > 1}
     if len(kinds) != 1:

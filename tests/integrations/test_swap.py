@@ -252,7 +252,7 @@ def buffers() -> nn.Module:
 def test_quantised_weights_are_refused(adapter: ToyAdapter, make: Any, what: str, init: Any) -> None:
     model = build(1)
     model[0].attention = make()
-    with pytest.raises(ValueError, match=rf"quantised \(.*{what}.*dequantise first"):
+    with pytest.raises(ValueError, match=rf"quantised \(.*{what}.*dequantise it"):
         swap_attention(model, init=init)
 
 

@@ -88,6 +88,8 @@ def _projections(module: nn.Module) -> Projections:
     config = attention.config
     heads = config.num_attention_heads
     key_heads = getattr(config, "num_key_value_heads", None) or heads
+    # of GPT-J older releases say it in their forward alone
+    scaling = getattr(attention, "scaling", attention.head_dim**-0.5)
     output = next(name for name in _OUTPUTS if hasattr(attention, name))
     if hasattr(attention, "qkv_proj"):
         joint, width = attention.qkv_proj, attention.head_dim
@@ -99,9 +101,9 @@ def _projections(module: nn.Module) -> Projections:
             for weight, bias, count in zip(weights, biases, (heads, key_heads, key_heads), strict=True)
         )
         last = getattr(attention, output)
-        made = Projections(query, key, value, (last.weight, last.bias), attention.scaling)
+        made = Projections(query, key, value, (last.weight, last.bias), scaling)
     else:
-        made = separate(attention, ("q_proj", "k_proj", "v_proj", output), heads, key_heads, attention.scaling)
+        made = separate(attention, ("q_proj", "k_proj", "v_proj", output), heads, key_heads, scaling)
     if config.model_type in _NEIGHBOURS:
         made = made._replace(query=halves(made.query), key=halves(made.key))
     return made

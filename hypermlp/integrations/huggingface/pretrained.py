@@ -42,7 +42,9 @@ def from_pretrained(
         ValueError: the config knows no swap, or weights of hyper layers are missing or left over.
     """
     where = {name: kwargs[name] for name in _WHERE if name in kwargs}
-    config = kwargs.get("config") or AutoConfig.from_pretrained(path, **where)
+    # Auto classes do not know the configs of all parts
+    config_class = AutoConfig if model_class is None else model_class.config_class
+    config = kwargs.get("config") or config_class.from_pretrained(path, **where)
     swaps = recorded(config)
     if not swaps:
         raise ValueError(

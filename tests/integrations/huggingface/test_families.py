@@ -193,3 +193,41 @@ def test_a_call_that_its_adapter_does_not_know_is_left(monkeypatch: pytest.Monke
     monkeypatch.setattr(LlamaAttention, "forward", forward)
     with pytest.raises(ValueError, match="it is called with sinks, which its adapter does not know"):
         swap_attention(stock("llama"))
+
+
+# what a config changes of how the projections are read
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "falcon, groups": ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
+    "falcon, a key for each head": ("falcon", {"multi_query": False, "parallel_attn": False, "bias": True}),
+    "llama, biases": ("llama", {"attention_bias": True}),
+    "llama, narrow heads": ("llama", {"head_dim": 4}),
+    "phi3, a key for each head": ("phi3", {"num_key_value_heads": 4}),
+    "granite, scaled": ("granite", {"attention_multiplier": 0.3}),
+    "gpt2, scaled by depth": ("gpt2", {"scale_attn_by_inverse_layer_idx": True}),
+    "esm, learned positions": ("esm", {"position_embedding_type": "absolute"}),
+    "bart, other heads in the decoder": ("bart", {"decoder_attention_heads": 2}),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variants_from_attention(variant: str) -> None:
+    name, options = VARIANTS[variant]
+    expected = outputs(stock(name, **options), inputs(name))
+    model = swapped(name, "softmax", host=options, init="from_attention")
+    assert checks.error(outputs(model, inputs(name)), expected) < 1e-5 * max(1.0, float(expected.abs().max()))
+
+
+CHANGED: dict[str, tuple[dict[str, Any], str]] = {
+    "cohere": ({"use_qk_norm": True}, "q_norm, k_norm"),
+    "olmo": ({"clip_qkv": 1.0}, "clip_qkv"),
+    "phi": ({"qk_layernorm": True}, "q_layernorm, k_layernorm"),
+    "stablelm": ({"qk_layernorm": True}, "q_layernorm, k_layernorm"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_options_that_change_scores_are_refused_from_attention(name: str) -> None:
+    options, why = CHANGED[name]
+    with pytest.raises(ValueError, match=f"not offered for this host .*{why}"):
+        swapped(name, host=options, init="from_attention")
+    assert outputs(swapped(name, host=options), inputs(name)).isfinite().all()

@@ -34,10 +34,13 @@ def return_hooks(replacement: nn.Module, module: nn.Module) -> None:
         setattr(module, _FULL, getattr(replacement, _FULL))
 
 
-def hooks_left(module: nn.Module, name: str, *, shared: bool) -> list[Left]:
-    """What is not called while another module stands in the place of the one called ``name``."""
+def hooks_left(module: nn.Module, name: str, replacement: nn.Module, *, shared: bool) -> list[Left]:
+    """What is not called while ``replacement``, which may keep parts, stands in the place of the one called ``name``."""
     found = []
+    kept = set(replacement.modules())
     for inner, part in module.named_modules():
+        if part in kept:
+            continue
         kinds = []
         if any(getattr(part, hooks) for hooks in _CALL_HOOKS) and not (shared and part is module):
             kinds.append("on its calls")

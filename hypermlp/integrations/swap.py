@@ -53,7 +53,8 @@ def swap_attention(
             still no softmax, so the model does not compute what it did; it starts nearer to it.
         keep_originals: keep the replaced modules for :func:`restore_attention`; False frees them.
         adapter: how modules are read that are not known, for this model alone: ``{module: adapter}``,
-            modules named as for :func:`register`, or one adapter for all whose class has attention in its name.
+            modules named as for :func:`register`, or one adapter for all whose class has attention in its name
+            (of nested ones the outer).
         options: fields of :class:`~hypermlp.HyperConfig`, and ``backend``. ``causal`` only where the
             model leaves it to masks (``torch.nn.MultiheadAttention``). ``max_lag`` is by default
             what the model can see, at most 2048 where attention is causal.
@@ -80,7 +81,7 @@ def swap_attention(
     built = [(site, *_replacement(site, mixer, init, options)) for site in chosen]
     hooks: list[Left] = []
     for site, layer, new in built:
-        hooks += hooks_left(site.module, site.names[0], shared=share_hooks(site.module, new))
+        hooks += hooks_left(site.module, site.names[0], new, shared=share_hooks(site.module, new))
         site.mark(new, layer, given, keep_original=keep_originals)
         site.put(model, new.train(site.module.training))
     try:

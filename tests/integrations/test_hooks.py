@@ -147,3 +147,30 @@ def test_a_replacement_with_hooks_of_its_own_keeps_them(adapter: ToyAdapter, mon
     assert isinstance(model[0].attention, ToyAttention)
     same(value(model, ""), stock)
     assert calls == [1]
+
+
+class WithNorm(ToyAdapter):
+    """Keeps a part of the host in its replacement."""
+
+    class Kept(nn.Module):
+        def __init__(self, out: nn.Module, mixer: AttentionLayer) -> None:
+            super().__init__()
+            self.kept, self.mixer = out, mixer
+
+        def forward(self, x: Tensor) -> Tensor:
+            made: Tensor = self.kept(self.mixer(x))
+            return made
+
+    def wrap(self, layer: AttentionLayer, module: Any, host: Host) -> nn.Module:
+        return self.Kept(module.out, layer)
+
+
+def test_hooks_on_a_part_that_stays_go_on() -> None:
+    model, calls = build(1), []
+    model[0].attention.out.register_forward_hook(lambda *_: calls.append("out"))
+    model[0].attention.qkv.register_forward_hook(lambda *_: calls.append("qkv"))
+    report = swap_attention(model, adapter={ToyAttention: WithNorm()})
+    assert [entry.name for entry in report.hooks_left] == ["0.attention.qkv"]
+    assert report.swapped[0].gone == ("qkv.weight", "qkv.bias")
+    model(torch.randn(1, 3, 16))
+    assert calls == ["out"]

@@ -35,7 +35,7 @@ def return_hooks(replacement: nn.Module, module: nn.Module) -> None:
 
 
 def hooks_left(module: nn.Module, name: str, replacement: nn.Module, *, shared: bool) -> list[Left]:
-    """What is not called while ``replacement``, which may keep parts, stands in the place of the one called ``name``."""
+    """What is not called while ``replacement``, which may keep parts, stands for the module called ``name``."""
     found = []
     kept = set(replacement.modules())
     for inner, part in module.named_modules():

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from hypermlp.integrations.host import Host
-from hypermlp.integrations.huggingface.adapter import HuggingFaceAdapter, separate
+from hypermlp.integrations.huggingface.adapter import HuggingFaceAdapter, is_causal, separate
 from hypermlp.integrations.registry import Adapter
 from hypermlp.integrations.sites import CROSS
 
@@ -24,7 +24,7 @@ class BartAdapter(HuggingFaceAdapter):
         return Host(
             hidden_size=module.embed_dim,
             num_heads=module.num_heads,
-            causal=module.is_causal,
+            causal=is_causal(module),
             layer_idx=getattr(module, "layer_idx", None),
             max_length=_length(module),
             projections=lambda: separate(
@@ -41,7 +41,10 @@ class _Cross(BartAdapter):
 
 def _length(module: Any) -> int | None:
     """Tokens that the model has positions for; Whisper's encoder and decoder have different ones."""
-    names = ("max_target_positions" if module.is_causal else "max_source_positions", "max_position_embeddings")
+    names = (
+        "max_target_positions" if getattr(module, "is_decoder", False) else "max_source_positions",
+        "max_position_embeddings",
+    )
     return next((getattr(module.config, name) for name in names if hasattr(module.config, name)), None)
 
 

@@ -31,7 +31,7 @@ class BertAdapter(HuggingFaceAdapter):
         return Host(
             hidden_size=config.hidden_size,
             num_heads=heads,
-            causal=config.is_decoder,
+            causal=config.is_decoder and getattr(config, "is_causal", True),
             layer_idx=module.layer_idx,
             max_length=config.max_position_embeddings - before,
             output_projection=False,

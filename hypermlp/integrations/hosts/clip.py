@@ -23,7 +23,7 @@ class ClipAdapter(HuggingFaceAdapter):
         return Host(
             hidden_size=module.embed_dim,
             num_heads=module.num_heads,
-            causal=config.model_type == _CAUSAL,
+            causal=config.model_type == _CAUSAL and getattr(config, "is_causal", True),
             max_length=patches(config) + (config.model_type == _CLASS_TOKEN)
             if picture
             else config.max_position_embeddings,

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hypermlp.integrations.host import Host, Projection, Projections
-from hypermlp.integrations.huggingface.adapter import HuggingFaceAdapter, rotary_base
+from hypermlp.integrations.huggingface.adapter import HuggingFaceAdapter, is_causal, rotary_base
 from hypermlp.integrations.huggingface.attention import HuggingFaceAttention
 
 
@@ -33,6 +33,7 @@ class FalconAdapter(HuggingFaceAdapter):
         return Host(
             hidden_size=module.hidden_size,
             num_heads=module.num_heads,
+            causal=is_causal(module),
             layer_idx=module.layer_idx,
             max_length=config.max_position_embeddings,
             rope_theta=rotary_base(config),

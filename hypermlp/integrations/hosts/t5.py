@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hypermlp.integrations.host import Host
-from hypermlp.integrations.huggingface.adapter import RELATIVE, HuggingFaceAdapter
+from hypermlp.integrations.huggingface.adapter import RELATIVE, HuggingFaceAdapter, is_causal
 from hypermlp.integrations.huggingface.attention import HuggingFaceAttention
 from hypermlp.integrations.registry import Adapter
 from hypermlp.integrations.sites import CROSS
@@ -37,7 +37,7 @@ class T5Adapter(HuggingFaceAdapter):
         return Host(
             hidden_size=module.d_model,
             num_heads=module.n_heads,
-            causal=module.is_decoder,
+            causal=module.is_decoder and is_causal(module),
             layer_idx=module.layer_idx,
             max_length=getattr(module.config, "n_positions", None),
             not_offered=RELATIVE,

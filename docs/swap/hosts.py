@@ -51,7 +51,8 @@ TAIL = """
 Of all of them:
 
 - Sliding windows become `max_lag` of that layer; a window on both sides (ModernBERT's local layers, bidirectional Gemma 3) stays the host's.
-- A decoder that its config makes bidirectional (`is_causal=False`, `use_bidirectional_attention=True`) gets bidirectional layers.
+- A decoder that its config makes bidirectional (`is_causal=False`, `use_bidirectional_attention=True`) gets bidirectional layers; GPT-Neo has a
+  triangle of its own and stays causal.
 - Cross-attention stays the host's, and the report says so.
 - T5's first layer has the position biases of its whole stack: replace all layers of a stack, or leave the first.
 - Normalised queries and keys, capped scores, ALiBi and relative position biases have no counterpart; `init="fresh"` does without.

@@ -157,7 +157,7 @@ def test_no_cache_but_its_own_kinds() -> None:
         checks.attentions(model)[0](torch.randn(1, 4, 32), **{CACHE_NAME: ((torch.zeros(1), torch.zeros(1)),)})
     filled = cache_of(model)
     logits(stock("llama"), ids, **{CACHE_NAME: filled}, use_cache=True)
-    with pytest.raises(ValueError, match="before the swap"):
+    with pytest.raises(ValueError, match="before a swap"):
         logits(model, ids, **{CACHE_NAME: filled}, use_cache=True)
     ours = cache_of(model)
     logits(model, ids, **{CACHE_NAME: ours}, use_cache=True)

@@ -223,7 +223,7 @@ def join_cache(cache: Any, layer_idx: int | None, new_tokens: int) -> HostCacheL
     if int(found.get_seq_length()) > 0:
         raise ValueError(
             f"layer {layer_idx} of the cache was filled by something else than a hyper layer (attention before a swap, "
-            "or PEFT's prefix tuning), which keeps other things beside keys and values. Start with a new cache; of PEFT's "
+            "or PEFT's prefix tuning), which keeps more than keys and values. Start with a new cache; of PEFT's "
             "virtual tokens take prompt tuning, which goes by way of the embeddings"
         )
     cache.layers[layer_idx] = kind(found, layer_idx)

@@ -15,6 +15,7 @@ from hypermlp.integrations.huggingface.names import one_cache
 from hypermlp.layers.block import TransformerBlock
 from hypermlp.models.huggingface.configuration import HyperMLPConfig
 from hypermlp.ops.modes import require, values_readable
+from hypermlp.ops.varlen import Tokens, newest
 
 
 class HyperMLPDecoderLayer(GradientCheckpointingLayer, TransformerBlock):
@@ -69,13 +70,8 @@ def mask_of_new_tokens(attention_mask: Tensor, new_tokens: int, cache: Cache | N
             "for packed documents pass position_ids or cu_seq_lens_q"
         )
     past = 0 if cache is None else cache.get_seq_length()
-    if columns != new_tokens and values_readable(*(x for x in (past,) if isinstance(x, Tensor)), wait=True):
-        past = int(past)
-        if columns != past + new_tokens:
-            raise ValueError(
-                f"attention_mask must count the {new_tokens} new tokens or all {past + new_tokens}, got {columns}"
-            )
-    return _exact(attention_mask)[:, -new_tokens:]
+    readable = not isinstance(past, Tensor) or values_readable(past, wait=True)
+    return newest(_exact(attention_mask), new_tokens, int(past) if readable else None)
 
 
 def _exact(attention_mask: Tensor) -> Tensor:

@@ -5,14 +5,21 @@ The interpreter's device, the CPU, stands in for a GPU by ``checked.DEVICE_TYPE`
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import ModuleType
 
 import pytest
 import repairs
 import torch
-import triton
-import triton.language as tl
+from faults import (
+    broken,
+    never_hidden,
+    next_decode_rows,
+    next_scale_rows,
+    next_table_rows,
+    replaced,
+    visible_without_mask,
+)
 
 from hypermlp import HyperCache, HyperMLP
 from hypermlp.ops import SequenceMix, checked, hyper_attention, native, self_check, self_check_cases, self_check_steps
@@ -94,73 +101,6 @@ def same(found: list[torch.Tensor], expected: list[torch.Tensor]) -> bool:
 def said(caught: Sequence[warnings.WarningMessage]) -> list[str]:
     """What the library warned of, and not NumPy, which warns where squares overflow."""
     return [text for warning in caught if "backend='auto'" in (text := str(warning.message))]
-
-
-# ---- broken kernels
-
-
-# an interpreted function finds what it calls among the globals alone
-RIGHT_ROWS, RIGHT_SCALES, RIGHT_VISIBLE = blocks.table_rows, blocks.scale_rows, visibility.visible
-RIGHT_DECODE_ROWS = decode.table_rows
-
-
-@triton.jit
-def next_table_rows(p_table, x0, max_lag, NG: tl.constexpr, BN: tl.constexpr, BR: tl.constexpr):
-    return RIGHT_ROWS(p_table, x0 + 1, max_lag, NG, BN, BR)
-
-
-@triton.jit
-def next_scale_rows(p_scale, x0, max_lag, NG: tl.constexpr, BN: tl.constexpr):
-    return RIGHT_SCALES(p_scale, x0 + 1, max_lag, NG, BN)
-
-
-@triton.jit
-def next_decode_rows(
-    o_slot, inside, newest, slots, max_lag, start, p_hole, valid_slot, BY_LAG: tl.constexpr, HOLES: tl.constexpr
-):
-    return RIGHT_DECODE_ROWS(o_slot + 1, inside, newest, slots, max_lag, start, p_hole, valid_slot, BY_LAG, HOLES)
-
-
-@triton.jit
-def never_hidden(i0, t, n, max_lag, BY_LAG: tl.constexpr, CAUSAL: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
-    return t < 0
-
-
-@triton.jit
-def visible_without_mask(
-    i0, t, n, max_lag, p_valid,
-    BY_LAG: tl.constexpr, CAUSAL: tl.constexpr, HOLES: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-):  # fmt: skip
-    return RIGHT_VISIBLE(i0, t, n, max_lag, p_valid, BY_LAG, CAUSAL, False, BM, BN)
-
-
-Break = Callable[[pytest.MonkeyPatch], None]
-
-
-def replaced(module: ModuleType, name: str, wrong: object) -> Break:
-    return lambda monkeypatch: monkeypatch.setattr(module, name, wrong)
-
-
-class Kernel:
-    """Stands in for a kernel: it raises, or does nothing, or leaves a NaN in the argument at ``position``."""
-
-    def __init__(self, right: object, how: str, position: int) -> None:
-        self.right, self.how, self.position = right, how, position
-
-    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-        def launch(*args: object, **options: object) -> None:
-            if self.how == "raises":
-                raise RuntimeError("Triton Error [CUDA]: an illegal instruction was encountered")
-            if self.how == "leaves a NaN":
-                self.right[grid](*args, **options)
-                args[self.position].view(-1)[-1] = float("nan")
-
-        return launch
-
-
-def broken(module: ModuleType, name: str, how: str, position: int = 0) -> Break:
-    name += "_kernel"
-    return lambda monkeypatch: monkeypatch.setattr(module, name, Kernel(getattr(module, name), how, position))
 
 
 # ---- every kernel, at the checks themselves

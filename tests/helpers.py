@@ -26,8 +26,8 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 BACKENDS = ["reference", "triton"] if INTERPRETED else ["reference", "chunked", "native"]
 # of results in float64, where it is not that of assert_close: the kernels' softplus is a series
 RTOL = {"triton": 1e-7}
-STREAMS = ("q", "k", "v", "routing.gate", "readout.gate")  # [B, T, ...]; all else is a table
-FULL = ("identity", "diag", "low_rank", "gate")
+STREAMS = ("q", "k", "v", "routing.core", "readout.core")  # [B, T, ...]; all else is a table
+FULL = ("identity", "diag", "low_rank", "core")
 
 
 class Case(NamedTuple):
@@ -56,7 +56,7 @@ class Case(NamedTuple):
     def mixes(self) -> tuple[SequenceMix, SequenceMix]:
         routing, readout = (
             SequenceMix(
-                *(self.tensors.get(f"{name}.{field}") for field in ("diag", "down", "up", "gate")),
+                *(self.tensors.get(f"{name}.{field}") for field in ("diag", "down", "up", "core")),
                 identity=self.options[f"{name}_identity"],
             )
             for name in ("routing", "readout")
@@ -108,8 +108,8 @@ def make_case(
             tensors[f"{name}.diag"] = normal(count, rows) * 0.5
         if "low_rank" in parts:
             tensors |= {f"{name}.{field}": normal(count, rows, rank) * 0.5 for field in ("down", "up")}
-            if "gate" in parts:
-                tensors[f"{name}.gate"] = normal(batch, length, count, rank)
+            if "core" in parts:
+                tensors[f"{name}.core"] = normal(batch, length, count, rank)
     options = {
         "selection": selection, "norm": norm, "eps": eps, "causal": causal, "layout": layout, "max_lag": max_lag,
         "routing_identity": "identity" in routing, "readout_identity": "identity" in readout,

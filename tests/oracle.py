@@ -64,7 +64,7 @@ def _mix(case: Case, name: str, x: Tensor, rows: list[int], b: int, i: int, head
         y = y + x * tensors[f"{name}.diag"][head, rows]
     if f"{name}.down" in tensors:
         z = x @ tensors[f"{name}.down"][head, rows]
-        if f"{name}.gate" in tensors:
-            z = z * tensors[f"{name}.gate"][b, i, head]
+        if f"{name}.core" in tensors:
+            z = z * tensors[f"{name}.core"][b, i, head]
         y = y + tensors[f"{name}.up"][head, rows] @ z
     return y

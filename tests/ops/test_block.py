@@ -9,7 +9,7 @@ from hypermlp.ops.arguments import Options
 from hypermlp.ops.decode import Past, decode_block
 from tests.helpers import STREAMS, assert_close, make_case
 
-QUERIES = ("q", "routing.gate", "readout.gate")
+QUERIES = ("q", "routing.core", "readout.core")
 NEW, LENGTH = 4, 9
 
 

@@ -17,7 +17,7 @@ CASES = {
     "window": {"max_lag": 3},
     "by position": {"layout": "position"},
     "bidirectional": {"causal": False},
-    "without identity": {"routing": ("diag", "low_rank"), "readout": ("low_rank", "gate")},
+    "without identity": {"routing": ("diag", "low_rank"), "readout": ("low_rank", "core")},
 }
 
 
@@ -100,7 +100,7 @@ def test_gradcheck_catches_a_wrong_backward(monkeypatch):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("asked", ["q", "k", "v", "routing.down", "routing.gate", "readout.diag", "readout.up"])
+@pytest.mark.parametrize("asked", ["q", "k", "v", "routing.down", "routing.core", "readout.diag", "readout.up"])
 def test_one_gradient_alone_equals_it_among_all(backend, asked):
     """Each stops the backward at another place."""
     case = make_case(length=9)
@@ -126,7 +126,7 @@ def test_a_gradient_not_asked_for_is_not_computed(monkeypatch):
     frozen = {"routing.diag", "routing.up", "readout.down", "v"}
     inputs = {n: x.clone().requires_grad_(n not in frozen) for n, x in case.tensors.items()}
     Case(inputs, case.options).run("chunked").sum().backward()
-    order = ["q", "k", "v"] + [f"{m}.{f}" for m in ("routing", "readout") for f in ("diag", "down", "up", "gate")]
+    order = ["q", "k", "v"] + [f"{m}.{f}" for m in ("routing", "readout") for f in ("diag", "down", "up", "core")]
     (grads,) = made
     assert [n for n, g in zip(order, grads.flat, strict=True) if g is None] == [n for n in order if n in frozen]
     assert all((inputs[n].grad is None) == (n in frozen) for n in order)

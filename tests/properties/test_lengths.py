@@ -68,7 +68,7 @@ def assert_window(case, backend, op=hyper_attention):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("max_lag", [1, 2, 5, 16, 17])
-@pytest.mark.parametrize("routing", [("identity", "diag", "low_rank", "gate"), ("low_rank",), ("identity",)])
+@pytest.mark.parametrize("routing", [("identity", "diag", "low_rank", "core"), ("low_rank",), ("identity",)])
 def test_a_sequence_longer_than_max_lag_is_a_window(backend, max_lag, routing):
     with tiles(7):
         assert_window(make_case(length=19, batch=2, max_lag=max_lag, routing=routing), backend)

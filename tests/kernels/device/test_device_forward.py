@@ -31,7 +31,7 @@ def test_float16_rows_may_outgrow_float16() -> None:
 def test_every_length_up_to_65(selection: str, dtype: torch.dtype) -> None:
     whole = make_case(length=65, batch=2, heads=1, qk=16, v=20, ranks=(4, 16), selection=selection, dtype=dtype)
     for length in range(1, 66) if ON_GPU else (1, 2, 17):
-        cut = {n: x[:, :length] if n in {"q", "k", "v"} or "gate" in n else x for n, x in whole.tensors.items()}
+        cut = {n: x[:, :length] if n in {"q", "k", "v"} or "core" in n else x for n, x in whole.tensors.items()}
         case = whole.with_tensors(cut).map(lambda x: x.to(DEVICE))
         assert_forward_close_to_reference(case, lambda c: c.run("triton"))
 

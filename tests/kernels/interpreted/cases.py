@@ -62,7 +62,7 @@ class Case:
     def _parts(self, index: int) -> tuple[str, ...]:
         """Of the routing mixing, or of the readout mixing."""
         low_rank = self.R[index] > 0
-        there = {"identity": self.identity[index], "diag": self.diag[index], "low_rank": low_rank, "gate": self.gated}
+        there = {"identity": self.identity[index], "diag": self.diag[index], "low_rank": low_rank, "core": self.gated}
         return tuple(name for name, present in there.items() if present)
 
     def _small(self, mix: SequenceMix) -> SequenceMix:

@@ -47,11 +47,11 @@ NEEDED = {
     "routing.diag": ["weight_gradient", "readout_statistic_gradient", "map_gradient", "table_gradient"],
     "routing.down": ["weight_gradient", "readout_statistic_gradient", "map_gradient", "table_gradient"],
     "routing.up": ["weight_gradient", "readout_statistic_gradient", "map_gradient", "table_gradient"],
-    "routing.gate": ["weight_gradient", "readout_statistic_gradient", "map_gradient"],
+    "routing.core": ["weight_gradient", "readout_statistic_gradient", "map_gradient"],
     "readout.diag": ["weight_gradient", "map_gradient", "table_gradient"],
     "readout.down": ["weight_gradient", "readout_statistic_gradient", "map_gradient", "table_gradient"],
     "readout.up": ["weight_gradient", "table_gradient"],
-    "readout.gate": ["weight_gradient", "readout_statistic_gradient"],
+    "readout.core": ["weight_gradient", "readout_statistic_gradient"],
 }
 SMALL = Case(dtype=torch.float32, T=18, rows=12, K=4, V=4, R=(2, 2))
 
@@ -114,7 +114,7 @@ def test_the_same_bits_every_run(dtype: torch.dtype) -> None:
 def test_packed_neighbours_do_not_meet() -> None:
     """What a sequence's neighbour holds does not reach its gradients."""
     case = Case(dtype=torch.float32, bounds=[0, 17, 40], rows=12, K=4, V=4, R=(2, 2))
-    streams = {"q", "k", "v", "routing.gate", "readout.gate"}
+    streams = {"q", "k", "v", "routing.core", "readout.core"}
     together = gradients.by_kernels(case, asked=streams)
     for x in (case.q, case.k, case.v):
         x[:, :17] = float("nan")

@@ -70,11 +70,11 @@ ADDED = {
     "q": ["readout_statistic_gradient", "map_gradient", "turn"],
     "k": ["readout_statistic_gradient", "map_gradient"],
     "v": [],
-    "routing.gate": ["readout_statistic_gradient", "map_gradient"],
+    "routing.core": ["readout_statistic_gradient", "map_gradient"],
     "readout.diag": [],
     "readout.down": ["readout_statistic_gradient"],
     "readout.up": [],
-    "readout.gate": ["readout_statistic_gradient"],
+    "readout.core": ["readout_statistic_gradient"],
 }
 
 
@@ -96,7 +96,7 @@ def test_nothing_is_added_up_without_a_low_rank_mixing(launched: list[str]) -> N
 def test_sums_of_a_row_do_not_depend_on_its_chunk(sizes: dict, launched: list[str]) -> None:
     """Neither on what an earlier chunk left in the scratch for parts."""
     case = Case(**sizes, **NARROW)
-    options = {"asked": {"q", "routing.gate", "readout.gate"}, "tile": TILE, "span": 1}
+    options = {"asked": {"q", "routing.core", "readout.core"}, "tile": TILE, "span": 1}
     together = gradients.by_kernels(case, **options)
     launched.clear()
     alone = gradients.by_kernels(case, **options, scratch_bytes=1)

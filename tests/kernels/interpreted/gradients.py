@@ -10,7 +10,7 @@ from hypermlp_kernels import launch_backward
 from hypermlp_kernels.arguments import Needs
 from hypermlp_kernels.backward_tiles import BackwardTile
 
-NAMES = ("q", "k", "v", *(f"{mix}.{x}" for mix in ("routing", "readout") for x in ("diag", "down", "up", "gate")))
+NAMES = ("q", "k", "v", *(f"{mix}.{x}" for mix in ("routing", "readout") for x in ("diag", "down", "up", "core")))
 
 
 def inputs(case: Case) -> list[torch.Tensor | None]:
@@ -49,7 +49,7 @@ def by_reference(case: Case, compute_dtype: torch.dtype = torch.float64) -> dict
         if x is not None
     }
     mixes = (
-        SequenceMix(*(leaves.get(f"{name}.{x}") for x in ("diag", "down", "up", "gate")), mix.identity)
+        SequenceMix(*(leaves.get(f"{name}.{x}") for x in ("diag", "down", "up", "core")), mix.identity)
         for name, mix in zip(("routing", "readout"), case.mixes, strict=True)
     )
     o = hyper_attention_reference(

@@ -82,7 +82,7 @@ def test_a_later_token_changes_no_bit_of_what_does_not_see_it(value, at):
     marked = evaluate(case.with_tensors(streams), lambda c: c.run("native"), weight)
     assert torch.equal(clean.output[0, :at], marked.output[0, :at])
     assert torch.equal(clean.output[1], marked.output[1])
-    for name in ("q", "routing.gate", "readout.gate"):
+    for name in ("q", "routing.core", "readout.core"):
         assert torch.equal(clean.streams[name][0, :at], marked.streams[name][0, :at]), name
     for name, x in clean.streams.items():
         assert torch.equal(x[1], marked.streams[name][1]), name

@@ -1,4 +1,4 @@
-"""A longer context by ``extend_max_lag``, measured: loss against position, before and after some training at the new length.
+"""A longer context by ``extend_max_lag``, measured: loss by position, before and after training at the new length.
 
     python benchmarks/context.py                 # minutes on a CPU; writes benchmarks/results/context-cpu.json
     python benchmarks/context.py --show          # the tables of that file
@@ -111,8 +111,8 @@ def main() -> None:
     parser.add_argument("--show", action="store_true", help="print the tables of --out")
     arguments = parser.parse_args()
     if not arguments.show:
-        report = measure(SETTINGS, load_corpus())
-        report["environment"] = describe() | {"threads": torch.get_num_threads()}
+        environment = describe() | {"threads": torch.get_num_threads()}
+        report = measure(SETTINGS, load_corpus()) | {"environment": environment}
         replace_file(arguments.out, (json.dumps(report, indent=1) + "\n").encode())
     print(markdown(json.loads(arguments.out.read_text())))
 

@@ -35,8 +35,8 @@ TIMES = 4
 # what is done to the trained model: None leaves it a window
 WAYS = {"window": None, "identity": "identity", "continue": "continue"}
 SETTINGS: dict[str, Any] = {
-    "mixer": "hyperglu", "hidden_size": 64, "num_layers": 2, "max_lag": 128, "batch_bytes": 2048, "seed": 0,
-    "steps": 1200, "lr": 8e-3, "more_steps": 100, "more_lr": 2e-3, "windows": 256, "bucket": 32,
+    "mixer": "hyperglu", "hidden_size": 96, "num_layers": 3, "max_lag": 128, "batch_bytes": 4096, "seed": 0,
+    "steps": 600, "lr": 4e-3, "more_steps": 100, "more_lr": 1e-3, "windows": 256, "bucket": 32,
 }  # fmt: skip
 
 
@@ -71,7 +71,8 @@ def train(model: LanguageModel, corpus: Corpus, settings: dict[str, Any], length
         steps, batch_size=settings["batch_bytes"] // length, seq_len=length, lr=lr, seed=settings["seed"],
         eval_every=steps, eval_windows=16,
     )  # fmt: skip
-    Trainer(model, corpus, config).run()
+    if not Trainer(model, corpus, config).run():
+        raise SystemExit("stopped: nothing is written")
 
 
 @torch.no_grad()

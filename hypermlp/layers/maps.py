@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hypermlp.cache import HyperCache, LayerCache
 from hypermlp.layers.base import AttentionLayer
+from hypermlp.ops.varlen import zero_padded
 
 
 def attention_map(
@@ -22,8 +23,8 @@ def attention_map(
 ) -> Tensor:
     """The effective map of a layer, ``[B, heads, T, S]``: what a token's output reads of each token's value.
 
-    A head's output is linear in its values, so reading the unit vectors in their place gives the
-    map, on every path. Of a hyper layer it includes both mixings and the norm; rows do not add up
+    A head's output is linear in its values, so reading the unit vectors in their place (zeros for a masked token, as
+    its value is) gives the map, on every path. Of a hyper layer it includes both mixings and the norm; rows do not add up
     to one and may have negative entries. The output gate comes after it.
 
     Args:
@@ -44,13 +45,14 @@ def attention_map(
         if not length:
             return x.new_zeros(batch, layer.config.num_heads, 0, 0)
         q, k, v, gates = layer.streams(x, tokens)
-        return layer.attend(q, k, _unit(v, length).transpose(1, 2), gates, tokens).transpose(1, 2)
+        unit = tokens.masked_zeroed(_unit(v, length).transpose(1, 2))
+        return layer.attend(q, k, unit, gates, tokens).transpose(1, 2)
     if not isinstance(part, LayerCache):
         raise ValueError("a map over earlier tokens needs a growing cache: this one is static")
     q, k, v, gates = layer.streams(x, tokens, part)
     past = part.extended(k, v, tokens.valid)
     bounds = list(accumulate((values.shape[1] for values in past.values), initial=0))
-    unit = _unit(v, bounds[-1]).flatten(0, 1)
+    unit = zero_padded(_unit(v, bounds[-1]).transpose(1, 2), past.valid).transpose(1, 2).flatten(0, 1)
     past = past._replace(values=[unit[:, start:stop] for start, stop in pairwise(bounds)])
     weights = layer.attend_block(q, gates, past).transpose(1, 2)
     return F.pad(weights, (part.length + length - bounds[-1], 0))  # zeros for tokens before the window

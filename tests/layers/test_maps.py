@@ -63,6 +63,24 @@ def test_padded_tokens_read_nothing_and_are_not_read(mixer: str) -> None:
     assert not weights[1, :, 3:, :3].any()
 
 
+@pytest.mark.parametrize("backend", ["reference", "chunked", "auto"])
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_a_token_masked_inside_is_read_by_none(mixer: str, backend: str) -> None:
+    """What its value is has no part in the output, so the map has a zero there, on every path and after a cache."""
+    layer, x = make(mixer), torch.randn(1, 9, 16, dtype=torch.float64)
+    layer.backend = backend  # type: ignore[assignment]
+    mask = torch.ones(1, 9, dtype=torch.bool)
+    mask[0, 4] = mask[0, 6] = False
+    weights = attention_map(layer, x, mask)
+    assert not weights[0, :, mask[0]][..., ~mask[0]].any()
+    assert weights[0, :, 8, 5].any()
+    cache = HyperCache()
+    with torch.no_grad():
+        layer(x[:, :5], mask[:, :5], cache=cache)
+        rows = attention_map(layer, x[:, 5:], mask[:, 5:], cache=cache)
+    assert error(rows[:, :, mask[0, 5:]], weights[:, :, 5:][:, :, mask[0, 5:]]) < 1e-12
+
+
 @pytest.mark.parametrize("rope", [False, True])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("mixer", MIXERS)

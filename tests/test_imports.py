@@ -32,7 +32,7 @@ FLOORS = (
     {"hypermlp.config"},
     {"hypermlp.cache", "hypermlp.budget", "hypermlp.optim"},
     {"hypermlp.layers"},
-    {"hypermlp.integrations", "hypermlp.distributed"},
+    {"hypermlp.integrations", "hypermlp.distributed", "hypermlp.inspect"},
     {"hypermlp.models"},
     {"hypermlp.generation", "hypermlp.doctor"},
     {"hypermlp.__init__"},

@@ -23,9 +23,10 @@ def attention_map(
 ) -> Tensor:
     """The effective map of a layer, ``[B, heads, T, S]``: what a token's output reads of each token's value.
 
-    A head's output is linear in its values, so reading the unit vectors in their place (zeros for a masked token, as
-    its value is) gives the map, on every path. Of a hyper layer it includes both mixings and the norm; rows do not add up
-    to one and may have negative entries. The output gate comes after it.
+    A head's output is linear in its values, so reading the unit vectors in their place gives the
+    map, on every path; a masked token has zeros, as its value has. Of a hyper layer it includes
+    both mixings and the norm; rows do not add up to one and may have negative entries. The output
+    gate comes after it.
 
     Args:
         layer: the layer.

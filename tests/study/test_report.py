@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from hypermlp_lab.page import svg
 from hypermlp_lab.study import figures, report
 from hypermlp_lab.study.plan import VARIANTS
 from hypermlp_lab.study.results import Results
@@ -87,7 +88,7 @@ def test_the_page_stands_alone(page: Path, results: Results) -> None:
 
 def test_pictures_are_the_same_for_the_same_data(results: Results) -> None:
     first, again = (figures.figures(results)["variants"][1] for _ in range(2))
-    assert figures.svg(first, "variants") == figures.svg(again, "variants")
+    assert svg(first, "variants") == svg(again, "variants")
 
 
 def test_an_incomplete_study_has_a_page(tmp_path: Path) -> None:

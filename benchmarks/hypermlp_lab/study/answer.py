@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from hypermlp_lab.page import Table
 from hypermlp_lab.study.claims import CLAIMS, COMPONENTS, LEVEL_MARGIN, PUBLISHED, Claim
 from hypermlp_lab.study.plan import COMMON
 from hypermlp_lab.study.results import TASKS_MEASURE, Results
@@ -12,19 +11,6 @@ from hypermlp_lab.study.statistics import Estimate, Verdict, estimate, verdict, 
 
 NAMES = {TASKS_MEASURE: "the six tasks", TEXT: "text"}
 _NONE = "-"
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of text under headings, with a caption that says what they are."""
-
-    caption: str
-    headings: list[str]
-    rows: list[list[str]]
-
-    def markdown(self) -> str:
-        lines = [self.headings, ["---"] * len(self.headings), *self.rows]
-        return self.caption + "\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
 def headline(results: Results) -> list[str]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from hypermlp_lab.page import blank
 from hypermlp_lab.study.claims import COMPONENTS, PUBLISHED
 from hypermlp_lab.study.plan import Variant
 from hypermlp_lab.study.results import TASKS_MEASURE, Results
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 _COLORS = {"S-pc": "#d55e00", "R-cg-q-12o": "#009e73", "G-cg-q-12o": "#0072b2"}
 _GREY = "#777777"
 _Axis = Callable[[dict[str, float]], float]
-# inches; narrow, so that a phone shows it legibly
-_WIDTH = 5.6
 
 
 def figures(results: Results) -> dict[str, tuple[str, Figure]]:
@@ -40,7 +38,7 @@ def figures(results: Results) -> dict[str, tuple[str, Figure]]:
 def overview(results: Results) -> Figure:
     """Means and intervals of all variants: tasks on the left, text on the right."""
     names = [variant.name for variant in results.variants]
-    figure = _figure(0.9 + 0.3 * len(names))
+    figure = blank(0.9 + 0.3 * len(names))
     for index, (measure, title) in enumerate(((TASKS_MEASURE, "six tasks, % right"), (TEXT, "text, nats a byte"))):
         axes = figure.add_subplot(1, 2, index + 1, title=title)
         for row, name in enumerate(names):
@@ -51,7 +49,7 @@ def overview(results: Results) -> Figure:
 
 def forest(results: Results, measure: str) -> Figure:
     """The advantage that each component gives."""
-    figure = _figure(1.1 + 0.32 * len(COMPONENTS))
+    figure = blank(1.1 + 0.32 * len(COMPONENTS))
     unit = "nats a byte less" if measure == TEXT else "percent points more right"
     axes = figure.add_subplot(xlabel=f"advantage: {unit}")
     axes.axvline(0, color="black", linewidth=0.8)
@@ -70,7 +68,7 @@ def forest(results: Results, measure: str) -> Figure:
 def text_curves(results: Results) -> Figure:
     """Validation loss of the main variants against tokens and CPU seconds, a faint line a seed."""
     job = results.preset.text
-    figure = _figure(5.4)
+    figure = blank(5.4)
     sides: tuple[tuple[str, _Axis], ...] = (
         ("bytes read", lambda point: point["step"] * job.batch_size * job.seq_len),
         ("CPU seconds of training", lambda point: point["cpu_seconds"]),
@@ -89,7 +87,7 @@ def text_curves(results: Results) -> Figure:
 
 def task_curves(results: Results) -> Figure:
     """Accuracy of the main variants on every task, a faint line a seed."""
-    figure = _figure(6.6)
+    figure = blank(6.6)
     for index, task in enumerate(results.tasks):
         job = next(job for job in results.preset.tasks if job.name == task)
         axes = figure.add_subplot(3, 2, index + 1, title=task)
@@ -109,37 +107,11 @@ def task_curves(results: Results) -> Figure:
     return figure
 
 
-def svg(figure: Figure, name: str) -> str:
-    """The picture as an SVG element, the same for the same data."""
-    import matplotlib
-
-    text = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": name}):
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    return text.getvalue()
-
-
-def png(figure: Figure) -> bytes:
-    """The picture as PNG."""
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=150)
-    return picture.getvalue()
-
-
 def _published(better: str, other: str, measure: str) -> float | None:
     if better not in PUBLISHED or other not in PUBLISHED or measure != TASKS_MEASURE:
         return None
     first, second = PUBLISHED[better].tasks, PUBLISHED[other].tasks
     return None if first is None or second is None else first - second
-
-
-def _figure(height: float) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
 
 
 def _interval(axes: Any, row: int, found: Estimate | None, color: str) -> None:

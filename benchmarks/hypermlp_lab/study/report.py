@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
+from hypermlp_lab.page import Table, inline, png, render, svg
 from hypermlp_lab.study import answer, figures
-from hypermlp_lab.study.answer import Table
 from hypermlp_lab.study.plan import BEST, COMMON
 from hypermlp_lab.study.results import Results
 from hypermlp_lab.training.files import make_folder, replace_file
@@ -24,26 +23,22 @@ def write(results: Results, folder: Path, pictures: Path | None = None) -> Path:
     make_folder(folder)
     drawn = {}
     for name, (text, figure) in figures.figures(results).items():
-        picture = figures.svg(figure, name)
+        picture = svg(figure, name)
         replace_file(folder / f"{name}.svg", picture.encode())
-        replace_file(folder / f"{name}.png", figures.png(figure))
+        replace_file(folder / f"{name}.png", png(figure))
         if pictures is not None:
             make_folder(pictures)
             replace_file(pictures / f"study-{name}.svg", picture.encode())
-        drawn[name] = {"text": text, "svg": _inline(picture, name)}
+        drawn[name] = {"text": text, "svg": inline(picture, name)}
     replace_file(folder / PAGE, page(results, drawn).encode())
     return folder / PAGE
 
 
 def page(results: Results, drawn: dict[str, dict[str, str]]) -> str:
     """The HTML page, with ``drawn`` pictures in it."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
     preset = results.preset
-    return environment.get_template("report.html.j2").render(
+    return render(
+        Path(__file__).parent / "report.html.j2",
         preset=preset.name,
         figures=drawn,
         headline=answer.headline(results),
@@ -90,15 +85,6 @@ def markdown(results: Results, part: str) -> str:
     if part not in tables:
         raise ValueError(f"part must be one of {['answer', *tables]}, got {part!r}")
     return "\n".join(table.markdown() for table in tables[part]())
-
-
-def _inline(picture: str, name: str) -> str:
-    """An SVG file as an element of a page: no header, no size of its own, names that no other picture has."""
-    element = picture[picture.index("<svg") :]
-    element = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", element, count=1)
-    element = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", element, count=1)
-    element = re.sub(r'\bid="', f'id="{name}-', element)
-    return re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", element)
 
 
 def _listed(values: tuple[float, ...]) -> str:

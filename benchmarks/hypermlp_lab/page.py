@@ -1,0 +1,73 @@
+"""Pages that need nothing else: tables, pictures in them, and one template that all extend."""
+
+from __future__ import annotations
+
+import io
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# inches; narrow, so that a phone shows it legibly
+_WIDTH = 5.6
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under headings, with a caption that says what they are."""
+
+    caption: str
+    headings: list[str]
+    rows: list[list[str]]
+
+    def markdown(self) -> str:
+        lines = [self.headings, ["---"] * len(self.headings), *self.rows]
+        return self.caption + "\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def blank(height: float) -> Figure:
+    """An empty picture, ``height`` inches high."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def svg(figure: Figure, name: str) -> str:
+    """The picture as an SVG element, the same for the same data."""
+    import matplotlib
+
+    text = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": name}):
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()
+
+
+def png(figure: Figure) -> bytes:
+    """The picture as PNG."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=150)
+    return picture.getvalue()
+
+
+def inline(picture: str, name: str) -> str:
+    """An SVG file as an element of a page: no header, no size of its own, names that no other picture has."""
+    element = picture[picture.index("<svg") :]
+    element = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", element, count=1)
+    element = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", element, count=1)
+    element = re.sub(r'\bid="', f'id="{name}-', element)
+    return re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", element)
+
+
+def render(template: Path, **values: Any) -> str:
+    """The HTML page of a template, which may extend ``page.html.j2`` and import from ``page_parts.html.j2``."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    loader = FileSystemLoader([template.parent, Path(__file__).parent])
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    return environment.get_template(template.name).render(**values)

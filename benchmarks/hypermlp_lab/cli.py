@@ -26,4 +26,5 @@ def build_app() -> typer.Typer:
     app: typer.Typer = import_module("hypermlp_lab.commands").app
     app.add_typer(import_module("hypermlp_lab.bench.command").app, name="bench")
     app.add_typer(import_module("hypermlp_lab.study.command").app, name="study")
+    app.command()(import_module("hypermlp_lab.inspect.command").inspect)
     return app

@@ -1,0 +1,58 @@
+"""``hypermlp inspect``: what the heads of a trained model do over a text."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from hypermlp.inspect import record
+from hypermlp_lab.console import chosen_device, user_errors
+from hypermlp_lab.inspect.report import write
+from hypermlp_lab.inspect.views import view
+from hypermlp_lab.text import decode
+from hypermlp_lab.training.checkpoint import load_model
+from hypermlp_lab.training.files import naming
+from hypermlp_lab.training.recipe import BYTE_VOCAB
+
+
+@user_errors()
+def inspect(
+    checkpoint: Annotated[Path, typer.Argument(help="Folder of a run, or of one checkpoint.")],
+    text: Annotated[Path, typer.Option(help="File to read.")],
+    start: Annotated[int, typer.Option(min=0, help="First byte of it to take.")] = 0,
+    length: Annotated[int, typer.Option(min=1, help="Bytes to take; maps grow with their square.")] = 256,
+    out: Annotated[Path, typer.Option(help="Folder for the page and its pictures.")] = Path("runs/inspect"),
+    fresh: Annotated[bool, typer.Option("--fresh", help="Write over an earlier page in --out.")] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.")] = "auto",
+) -> None:
+    """Draw what the heads of a trained model do over a text, on one HTML page."""
+    missing = [name for name in ("jinja2", "matplotlib") if find_spec(name) is None]
+    if missing:
+        raise ValueError(f'a page needs {", ".join(missing)}: pip install "hypermlp[lab]"')
+    if out.exists() and not fresh and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} is there already: choose another --out, or add --fresh to write over an earlier page")
+    with naming(text, "cannot be read"):
+        content = text.read_bytes()
+    taken = content[start : start + length]
+    if not taken:
+        raise ValueError(f"{text} has {len(content)} bytes, none of them from --start {start} on: give more text")
+    model = load_model(checkpoint, device=chosen_device(device))
+    if model.config.vocab_size != BYTE_VOCAB:
+        raise ValueError(f"{checkpoint} has {model.config.vocab_size} tokens and not {BYTE_VOCAB}, one a byte")
+    tokens = torch.tensor([list(taken)], device=next(model.parameters()).device)
+    views = [view(call) for call in record(model, tokens)]
+    c = model.config
+    window = "" if c.attention.max_lag is None else f", {c.attention.max_lag} lags"
+    page = write(
+        views,
+        out,
+        model=f"{checkpoint}: {c.attention.mixer}, {c.num_layers} layers of width {c.hidden_size}, "
+        f"{c.attention.num_heads} heads{window}, {model.num_parameters():,} parameters.",
+        source=f"{len(taken)} bytes of {text}, from byte {start} on, of {len(content):,}.",
+        text=decode(tokens[0]),
+    )
+    typer.echo(f"Page: {page}")

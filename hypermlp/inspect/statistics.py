@@ -109,10 +109,10 @@ def reach(maps: HeadMaps) -> Reach:
 
 def negative_share(maps: HeadMaps) -> NegativeShare:
     """How much of each head's weights is negative."""
-    below = maps.weights.clamp_max(0)
-    return NegativeShare(
-        (below < 0).sum((0, 2, 3)) / maps.visible.sum(), -below.sum((0, 2, 3)) / maps.weights.abs().sum((0, 2, 3))
-    )
+    sizes = maps.weights.abs()
+    below = maps.weights < 0
+    share = torch.where(below, sizes, 0).sum((0, 2, 3)) / sizes.sum((0, 2, 3))
+    return NegativeShare(below.sum((0, 2, 3)) / maps.visible.sum(), share)
 
 
 def rank_use(maps: HeadMaps) -> tuple[RankUse | None, RankUse | None]:

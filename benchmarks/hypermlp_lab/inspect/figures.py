@@ -25,10 +25,12 @@ _Lines = list[tuple[Tensor, str, bool]]
 def figures(views: list[LayerView]) -> _Pictures:
     """All pictures by name, with what they show in a sentence; none of what no layer has."""
     found: _Pictures = {}
+    column = _column(views[0])
     for index, layer in enumerate(views):
-        columns = "lag" if layer.by_lag else "position"
-        text = f"{layer.name}: what each token (down) weighs values by, at each {columns}. Red adds, blue subtracts."
-        found[f"weights-{index}"] = (text, _images(list(layer.weights), layer.heads, columns, "token"))
+        text = (
+            f"{layer.name}: what each token (down) weighs values by, at each {_column(layer)}. Red: added, blue: taken."
+        )
+        found[f"weights-{index}"] = (text, _images(list(layer.weights), layer.heads, _column(layer), "token"))
     found["reach"] = (
         "How far back each head reads: the share of the absolute weight within each lag.",
         _panels(
@@ -46,14 +48,14 @@ def figures(views: list[LayerView]) -> _Pictures:
     sides = ("first mixing", "second mixing")
     if any(any(layer.responses) for layer in views):
         found["diagonal"] = (
-            "What each lag is multiplied by: the identity and the learned diagonal.",
-            _panels(views, sides, _diagonals, "lag"),
+            f"What each {column} is multiplied by: the identity and the learned diagonal.",
+            _panels(views, sides, _diagonals, column),
         )
     if any(any(layer.ranks) for layer in views):
         found["low-rank"] = (
-            "The low-rank part for a typical token: the size of what it writes at each lag (full) and of what it makes "
-            "of each lag (dotted).",
-            _panels(views, sides, _low_ranks, "lag"),
+            f"The low-rank part for a typical token: the size of what it writes at each {column} (full) and of what it "
+            "makes of each (dotted).",
+            _panels(views, sides, _low_ranks, column),
         )
         for index, layer in enumerate(views):
             found |= _responses(index, layer)
@@ -62,6 +64,10 @@ def figures(views: list[LayerView]) -> _Pictures:
             _panels(views, sides, _ranks, "rank", log=True),
         )
     return found
+
+
+def _column(layer: LayerView) -> str:
+    return "lag" if layer.by_lag else "position"
 
 
 def _responses(index: int, layer: LayerView) -> _Pictures:
@@ -74,8 +80,9 @@ def _responses(index: int, layer: LayerView) -> _Pictures:
             names += [f"{which}, {name}" for name in maps]
     if not images:
         return {}
-    text = f"{layer.name}: what the low-rank part makes of a one at each lag (down) at each lag, for a typical token."
-    return {f"response-{index}": (text, _images(images, names, "lag written", "lag read"))}
+    column = _column(layer)
+    text = f"{layer.name}: what the low-rank part makes of a one at each {column} (down) at each, for a typical token."
+    return {f"response-{index}": (text, _images(images, names, f"{column} written", f"{column} read"))}
 
 
 def _reach(layer: LayerView, _: int) -> _Lines:
@@ -144,6 +151,7 @@ def _panels(
 
 def _draw(axes: Any, lines: _Lines, *, log: bool) -> None:
     axes.tick_params(labelsize=7)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     if not lines:
         axes.text(0.5, 0.5, "none", transform=axes.transAxes, ha="center", va="center", fontsize=8, color="#777777")
         axes.set_xticks([])

@@ -17,6 +17,7 @@ from hypermlp.integrations.hosts import CLASSES
 from hypermlp_lab.bench.decoding import DECODE_PROVIDERS, DecodeBenchmark, DecodeCase
 from hypermlp_lab.bench.layers import ATTENTION_PROVIDERS, LayerBenchmark, LayerCase
 from hypermlp_lab.bench.run import SCHEMA, Settings, run
+from hypermlp_lab.training.data import Corpus
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -101,6 +102,37 @@ def test_performance_page_asks_for_results_that_make_bench_writes() -> None:
         assert json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())["schema"] == SCHEMA
         assert f"benchmarks/results/{name}.json" in makefile
         assert f"docs/pictures/{name}.png" in makefile
+
+
+def test_the_guide_has_the_measured_figures_of_a_longer_context() -> None:
+    context = load(ROOT / "benchmarks" / "context.py")
+    report = json.loads(context.OUT.read_text())
+    assert report["schema"] == context.SCHEMA
+    guide = (ROOT / "docs" / "guide.md").read_text()
+    assert context.markdown(report) in guide
+    last = {row["way"]: row["nats"][-1] for row in report["rows"] if not row["steps"]}
+    said = re.search(r"last 32 bytes ([\d.]+) nats by\s+`\"identity\"` and ([\d.]+) .* window has ([\d.]+\d)", guide)
+    assert said is not None
+    assert [float(x) for x in said.groups()] == [round(last[way], 2) for way in ("identity", "continue", "window")]
+
+
+def test_a_longer_context_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    """Tiny: the losses within the old window do not change by extending, and every way is there."""
+    context = load(ROOT / "benchmarks" / "context.py")
+    words = b"def f(x):\n    return x\n" * 40
+    tokens = torch.frombuffer(bytearray(words), dtype=torch.uint8)
+    corpus = Corpus("words", tokens, tokens, ("a",), ("b",))
+    sizes = {"hidden_size": 16, "num_layers": 1, "max_lag": 8, "batch_bytes": 32, "steps": 1, "more_steps": 1}
+    report = context.measure(context.SETTINGS | sizes | {"windows": 4, "bucket": 8}, corpus)
+    rows = {(row["way"], row["steps"]): row for row in report["rows"]}
+    assert set(rows) == {(way, steps) for way in context.WAYS for steps in (0, 1)}
+    first = rows["window", 0]
+    for way in ("identity", "continue"):
+        assert rows[way, 0]["nats"][0] == first["nats"][0]
+        assert rows[way, 0]["parameters"] > first["parameters"]
+    assert len(first["nats"]) == context.TIMES
+    assert first["beyond"] == pytest.approx(sum(first["nats"][1:]) / 3, abs=1e-3)
+    assert context.markdown(report).count("\n") == 8
 
 
 def test_lag_layout_picture_is_of_the_code(tmp_path: Path) -> None:

@@ -43,6 +43,9 @@ def extend_max_lag(model: nn.Module, max_lag: int, *, fill: Fill = "identity") -
         ValueError: no hyper layer is by lag, all know at least ``max_lag`` lags, ``fill`` is unknown, or tables are
             sharded.
 
+    The new rows are not learnt: train afterwards, for until then tokens beyond the old window read worse than before (the
+    guide, under "Long sequences", has figures).
+
     Parameters become new objects: make the optimizer afterwards, and wrap and shard afterwards. A cache that is being
     filled is of the old window and is refused: begin a new one. Time and memory of a cached token grow with the
     window, parameters by ``heads * (max_lag - L) * (1 + 2 rank)`` for each mixing of each map.

@@ -33,12 +33,7 @@ def figures(views: list[LayerView]) -> _Pictures:
         found[f"weights-{index}"] = (text, _images(list(layer.weights), layer.heads, _column(layer), "token"))
     found["reach"] = (
         "How far back each head reads: the share of the absolute weight within each lag.",
-        _panels(
-            views,
-            ("share within the lag",),
-            _reach,
-            "lag",
-        ),
+        _panels(views, ("share within the lag",), _reach, "lag"),
     )
     if any(layer.active_by_distance is not None for layer in views):
         found["active"] = (

@@ -69,7 +69,7 @@ def head_maps(call: LayerCall) -> HeadMaps:
         call: as :func:`record` gives it.
 
     Raises:
-        ValueError: they would take more than 8 GiB.
+        ValueError: there are no tokens, or the maps would take more than 8 GiB.
     """
     layer, x = call.layer, call.hidden_states
     _check_size(layer, x)
@@ -122,8 +122,10 @@ def _distance(keys: Tensor) -> Tensor:
 def _check_size(layer: AttentionLayer, x: Tensor) -> None:
     config = layer.config
     batch, length = x.shape[:2]
+    if not length:
+        raise ValueError(f"the call's hidden_states {tuple(x.shape)} have no tokens: give a text of one or more")
     columns = length if config.max_lag is None else min(length, config.max_lag)
-    cells = batch * config.num_maps * config.num_heads * length * max(columns, 1)
+    cells = batch * config.num_maps * config.num_heads * length * columns
     size = _COPIES * cells * max(4, x.element_size())
     if size > _MOST_BYTES:
         raise ValueError(

@@ -43,8 +43,8 @@ def extend_max_lag(model: nn.Module, max_lag: int, *, fill: Fill = "identity") -
         ValueError: no hyper layer is by lag, all know at least ``max_lag`` lags, ``fill`` is unknown, or tables are
             sharded.
 
-    The new rows are not learnt: train afterwards, for until then tokens beyond the old window read worse than before (the
-    guide, under "Long sequences", has figures).
+    The new rows are not learnt: train afterwards, for until then tokens beyond the old window read worse than before.
+    The guide has figures under "Long sequences".
 
     Parameters become new objects: make the optimizer afterwards, and wrap and shard afterwards. A cache that is being
     filled is of the old window and is refused: begin a new one. Time and memory of a cached token grow with the

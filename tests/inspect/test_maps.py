@@ -102,3 +102,9 @@ def test_a_text_that_no_memory_holds_is_refused() -> None:
     made = call(make("relu"))
     with pytest.raises(ValueError, match=r"1 x 100000 tokens would take 596 GiB a layer: give a shorter text"):
         inspect.head_maps(made._replace(hidden_states=torch.empty(1, 100_000, 12)))
+
+
+def test_no_tokens_have_no_maps() -> None:
+    made = call(make("relu"))
+    with pytest.raises(ValueError, match="have no tokens"):
+        inspect.head_maps(made._replace(hidden_states=made.hidden_states[:, :0]))

@@ -71,7 +71,7 @@ def case_of(made: LayerCall, **options: Any) -> Case:
     switches |= {"layout": c.layout, "max_lag": c.max_lag}
     mixes = layer.mixes(q, gates) if isinstance(layer, OperatorLayer) else (SequenceMix(), SequenceMix())
     for name, mix in zip(("routing", "readout"), mixes, strict=True):
-        parts = {"diag": mix.diag, "down": mix.down, "up": mix.up, "gate": mix.core}
+        parts = {"diag": mix.diag, "down": mix.down, "up": mix.up, "core": mix.core}
         tensors |= {f"{name}.{part}": y for part, y in parts.items() if y is not None}
         switches[f"{name}_identity"] = mix.identity
     return Case(tensors, switches | options)

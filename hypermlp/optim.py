@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 Group = dict[str, Any]
+_EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
 
 class ParameterGroups(NamedTuple):
@@ -36,55 +37,79 @@ def parameter_groups(
     Args:
         model: any model, with our layers or without.
         weight_decay: of ``matrices`` and ``heads``, at least 0.
-        heads: further linear layers whose outputs are logits (a classifier, say). Those as wide as the vocabulary
-            of an embedding of the model are found.
+        heads: further linear layers whose outputs are logits (a classifier, say). Found are those that
+            ``get_output_embeddings()`` names, as in Hugging Face models; else the one linear layer, if there is just
+            one, from the width of an embedding to its number of entries.
 
     Returns:
         Three groups, some perhaps empty. Call it when the model's parameters are those that are trained: after
         ``swap_attention``, and after ``fully_shard``.
 
     Raises:
-        TypeError: ``model`` is no module, or ``heads`` holds something else than linear layers.
+        TypeError: ``model`` is no module, ``weight_decay`` no number, or ``heads`` no list of linear layers.
         ValueError: ``weight_decay`` is negative, or a head is not in ``model``.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a module, got {type(model).__name__}: give the model, not its parameters")
+    if not isinstance(weight_decay, (int, float)) or isinstance(weight_decay, bool):
+        raise TypeError(f"weight_decay must be a number, got {weight_decay!r}")
     if not weight_decay >= 0:
         raise ValueError(f"weight_decay must be at least 0, got {weight_decay}")
-    modules = list(model.modules())
-    outer = {id(module) for module in _linear(heads, "heads")}
-    if missing := outer - {id(module) for module in modules}:
-        raise ValueError(f"heads: {len(missing)} of {len(outer)} are no modules of {type(model).__name__}")
-    embeddings = [module for module in modules if isinstance(module, (nn.Embedding, nn.EmbeddingBag))]
-    vocabularies = {module.num_embeddings for module in embeddings}
-    shared = {id(module.weight) for module in embeddings}
+    linear = [module for module in model.modules() if _is_linear(module)]
+    outer = {id(module) for module in (*_given_heads(model, heads), *_own_heads(model, linear))}
+    embeddings = {
+        id(weight) for module in model.modules() if isinstance(module, _EMBEDDINGS) for weight in _own(module)
+    }
     kinds: dict[int, str] = {}
-    for module in modules:
-        if not is_linear(module) or id(module.weight) in shared:
-            continue
-        # a weight that several modules share is a head if one of them is
-        if id(module) in outer or getattr(module, "out_features", None) in vocabularies:
-            kinds[id(module.weight)] = "heads"
-        else:
-            kinds.setdefault(id(module.weight), "matrices")
+    for module in linear:
+        for weight in _own(module):
+            # one that several modules share is a head's if one of them is a head
+            if id(module) in outer:
+                kinds[id(weight)] = "heads"
+            else:
+                kinds.setdefault(id(weight), "matrices")
     groups: dict[str, list[nn.Parameter]] = {name: [] for name in ParameterGroups._fields}
     for parameter in model.parameters():
         if parameter.requires_grad:
-            groups[kinds.get(id(parameter), "others")].append(parameter)
+            kind = "others" if id(parameter) in embeddings else kinds.get(id(parameter), "others")
+            groups[kind].append(parameter)
     decays = {"matrices": weight_decay, "heads": weight_decay, "others": 0.0}
     return ParameterGroups(**{name: {"params": groups[name], "weight_decay": decays[name]} for name in groups})
 
 
-def is_linear(module: nn.Module) -> bool:
+def _is_linear(module: nn.Module) -> bool:
     """Whether a module's ``weight`` is the matrix of a linear map: ``nn.Linear``, or GPT-2's ``Conv1D``."""
     kind = type(module)
-    conv1d = kind.__name__ == "Conv1D" and kind.__module__.startswith("transformers.")
-    return isinstance(module, nn.Linear) or conv1d
+    return isinstance(module, nn.Linear) or (kind.__name__ == "Conv1D" and kind.__module__.startswith("transformers."))
 
 
-def _linear(modules: Iterable[nn.Module], name: str) -> list[nn.Module]:
-    found = list(modules)
+def _own(module: Any) -> list[nn.Parameter]:
+    """The parameter ``weight``, or what it is computed from under pruning or a parametrisation, if it has its shape."""
+    weight = module._parameters.get("weight")
+    if weight is not None:
+        return [weight]
+    names = ("weight_orig", "weight_v", "parametrizations.weight.")
+    shape = module.weight.shape
+    return [p for name, p in module.named_parameters() if name.startswith(names) and p.shape == shape]
+
+
+def _given_heads(model: nn.Module, heads: Iterable[nn.Module]) -> list[nn.Module]:
+    if isinstance(heads, nn.Module):
+        raise TypeError(f"heads must be a list of linear layers, got one {type(heads).__name__}: write heads=[...]")
+    found, inside = list(heads), {id(module) for module in model.modules()}
     for module in found:
-        if not isinstance(module, nn.Module) or not is_linear(module):
-            raise TypeError(f"{name} must be linear layers, got {type(module).__name__}")
+        if not isinstance(module, nn.Module) or not _is_linear(module):
+            raise TypeError(f"heads must be linear layers, got {type(module).__name__}")
+    if missing := sum(id(module) not in inside for module in found):
+        raise ValueError(f"heads: {missing} of {len(found)} are no modules of {type(model).__name__}")
     return found
+
+
+def _own_heads(model: nn.Module, linear: list[nn.Module]) -> list[nn.Module]:
+    """What models say, as those of Hugging Face do; else a linear layer from an embedding's width to its count."""
+    says: list[Any] = [module for module in model.modules() if hasattr(module, "get_output_embeddings")]
+    if says:
+        return [head for head in (module.get_output_embeddings() for module in says) if isinstance(head, nn.Module)]
+    sizes = {(m.embedding_dim, m.num_embeddings) for m in model.modules() if isinstance(m, _EMBEDDINGS)}
+    shapes = [(getattr(m, "in_features", None), getattr(m, "out_features", None)) for m in linear]
+    return [m for m, shape in zip(linear, shapes, strict=True) if shape in sizes and shapes.count(shape) == 1]

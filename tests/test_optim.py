@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 
 from hypermlp import HyperConfig, HyperGLU, parameter_groups, swap_attention
 from hypermlp.models import LanguageModel, LanguageModelConfig
@@ -55,6 +56,25 @@ def test_a_weight_that_a_head_and_an_embedding_share_does_not_decay():
     model["head"].weight = model["embed"].weight
     assert names_of(model, parameter_groups(model))[1] == set()
     assert "embed.weight" in names_of(model, parameter_groups(model))[2]
+
+
+def test_inner_matrices_as_wide_as_a_vocabulary_are_no_heads():
+    model = LanguageModel(LanguageModelConfig(16, 16, 2, HyperConfig(16, max_lag=8)))
+    assert not parameter_groups(model).heads["params"]
+    transformers = pytest.importorskip("transformers", minversion="5.5", reason="needs the hf extra")
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 96}
+    config = transformers.BertConfig(vocab_size=99, max_position_embeddings=64, tie_word_embeddings=False, **sizes)
+    matrices, heads, _ = names_of(*(lambda m: (m, parameter_groups(m)))(transformers.BertForMaskedLM(config)))
+    assert heads == {"cls.predictions.decoder.weight"}
+    assert "bert.encoder.layer.0.attention.self.query.weight" in matrices
+
+
+def test_pruned_and_parametrised_matrices_decay():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3))
+    prune.random_unstructured(model[0], "weight", 0.5)
+    parametrizations.weight_norm(model[1])
+    matrices = names_of(model, parameter_groups(model))[0]
+    assert matrices == {"0.weight_orig", "1.parametrizations.weight.original1"}
 
 
 def test_further_heads():

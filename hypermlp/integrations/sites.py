@@ -20,7 +20,8 @@ class Replaced(NamedTuple):
     """What a replacement remembers of the module whose place it took, and with which config.
 
     A layer whose heads are sharded has a config of its share; this one is of the whole. ``given`` are the adapters
-    that came with the swap: those modules count as places for as long as anything is replaced.
+    that came with the swap: those modules count as places for as long as anything is replaced. ``window`` is the
+    host's, beyond which its masks hide everything.
     """
 
     adapter: registry.Adapter
@@ -29,6 +30,7 @@ class Replaced(NamedTuple):
     config: HyperConfig
     original: nn.Module | None
     given: Mapping[registry.Which, registry.Adapter]
+    window: int | None = None
 
 
 class Site(NamedTuple):
@@ -63,13 +65,14 @@ class Site(NamedTuple):
         replacement: nn.Module,
         layer: AttentionLayer,
         given: Mapping[registry.Which, registry.Adapter],
+        window: int | None,
         *,
         keep_original: bool,
     ) -> None:
         """Note in ``replacement`` whose place it takes."""
         original = self.module if keep_original else None
         # a tuple, so that the original is no submodule: its parameters are not the model's any more
-        setattr(replacement, _MARK, Replaced(self.adapter, self.was, layer, layer.config, original, given))
+        setattr(replacement, _MARK, Replaced(self.adapter, self.was, layer, layer.config, original, given, window))
 
 
 def find_sites(

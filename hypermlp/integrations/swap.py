@@ -80,9 +80,9 @@ def swap_attention(
     chosen = _chosen(layers, sites)
     built = [(site, *_replacement(site, mixer, init, options)) for site in chosen]
     hooks: list[Left] = []
-    for site, layer, new in built:
+    for site, layer, new, window in built:
         hooks += hooks_left(site.module, site.names[0], new, shared=share_hooks(site.module, new))
-        site.mark(new, layer, given, keep_original=keep_originals)
+        site.mark(new, layer, given, window, keep_original=keep_originals)
         site.put(model, new.train(site.module.training))
     try:
         _finish(model)
@@ -92,7 +92,7 @@ def swap_attention(
         with suppress(Exception):  # of several adapters some may have been told already
             _finish(model, [site.adapter for site in chosen])
         raise
-    swapped = tuple(Swapped(site.names[0], site.was, layer, _gone(site.module, new)) for site, layer, new in built)
+    swapped = tuple(Swapped(site.names[0], site.was, layer, _gone(site.module, new)) for site, layer, new, _ in built)
     names = {s.name for s in swapped}
     left += [
         Left(site.names[0], site.was, "swapped before" if site.replaced else "not among layers")
@@ -177,8 +177,10 @@ def _chosen(layers: Iterable[int] | None, sites: list[Site]) -> list[Site]:
     return chosen
 
 
-def _replacement(site: Site, mixer: Mixer, init: Init, options: dict[str, Any]) -> tuple[AttentionLayer, nn.Module]:
-    """The new layer and what takes the module's place; ValueError with the module's name."""
+def _replacement(
+    site: Site, mixer: Mixer, init: Init, options: dict[str, Any]
+) -> tuple[AttentionLayer, nn.Module, int | None]:
+    """The new layer, what takes the module's place, and the host's window; ValueError with the module's name."""
     try:
         host = site.adapter.describe(site.module)
         device, dtype = placement(site.module)
@@ -191,7 +193,7 @@ def _replacement(site: Site, mixer: Mixer, init: Init, options: dict[str, Any]) 
             layer.o_proj = cast(Projection, NoProjection())
         if init == "from_attention":
             start_from_attention(layer, host)
-        return layer, site.adapter.wrap(layer, site.module, host)
+        return layer, site.adapter.wrap(layer, site.module, host), host.window
     except (ValueError, TypeError) as error:
         raise type(error)(f"{site.names[0]} ({site.was}): {error}") from error
     except AttributeError as error:

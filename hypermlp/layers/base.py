@@ -16,7 +16,7 @@ from hypermlp.layers.streams import Projections, Streams
 from hypermlp.ops import checks
 from hypermlp.ops.decode import Past
 from hypermlp.ops.modes import traced
-from hypermlp.ops.varlen import ALL_TOKENS, Tokens, newest, sequence_origins, unpacked, zero_padded
+from hypermlp.ops.varlen import ALL_TOKENS, Tokens, longest_row, newest, sequence_origins, unpacked, zero_padded
 
 
 class AttentionLayer(Projections, ABC):
@@ -91,7 +91,8 @@ class AttentionLayer(Projections, ABC):
             o = self.attend_block(q, gates, part.extended(k, v, tokens.valid))  # the same over earlier tokens, too
         if part is not None:
             refuse_gradients(q)
-            part.append(*unpacked(k, v, x, tokens))
+            if longest_row(tokens, x.shape[1]):
+                part.append(*unpacked(k, v, x, tokens))
         return tokens.zeroed(self.output(rearrange(o, "b t h v -> b t (h v)"), gates))  # (o * phi(x Wm2 + b)) Wo
 
     def cache_part(self, cache: HyperCache | LayerCache | StaticLayerCache) -> LayerCache | StaticLayerCache:
@@ -137,7 +138,7 @@ class AttentionLayer(Projections, ABC):
         gates = self.gates(x)  # phi(x W + b)
         q = self.queries(x, gates, offset)  # (x Wq) * phi(x Wm1 + b)
         if part is not None:
-            part.check(q, x.shape[1])
+            part.check(q, longest_row(tokens, x.shape[1]))
         past = None if earlier is None else earlier.inputs(x)
         k, v = self.keys_values(x, tokens, offset, past)  # conv(x) Wk, conv'(x) Wv
         return Streams(q, k, v, gates)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from hypermlp.integrations.sites import find_sites, holds_replacements
 from hypermlp.integrations.swap import note_changes
 from hypermlp.layers import HyperMLP
 from hypermlp.layers.sequence_mixing import LagMixing
@@ -18,6 +20,7 @@ Fill = Literal["identity", "continue"]
 
 # the share of the old rows whose mean goes on, so that no row's noise does
 _LAST = 8
+_TABLES = ("diag", "down", "up")
 
 
 @torch.no_grad()
@@ -25,8 +28,7 @@ def extend_max_lag(model: nn.Module, max_lag: int, *, fill: Fill = "identity") -
     """Give the lag tables of a model's hyper layers rows up to ``max_lag``, in place.
 
     A layer with tables for ``L`` lags is a window over the last ``L`` tokens; afterwards each token reads ``max_lag``.
-    The rows of the first ``L`` lags stay as they are, so results are the same bit for bit where no token has more
-    than ``L`` before it, and wherever they were not, the newly seen tokens are what makes the difference.
+    The rows of the first ``L`` lags stay as they are, and with them what a sequence of up to ``L`` tokens gives.
 
     Args:
         model: a layer, a language model, a model of the Hugging Face family or a swapped one. Their configs follow.
@@ -40,8 +42,8 @@ def extend_max_lag(model: nn.Module, max_lag: int, *, fill: Fill = "identity") -
 
     Raises:
         TypeError: ``max_lag`` is no integer.
-        ValueError: no hyper layer is by lag, all know at least ``max_lag`` lags, ``fill`` is unknown, or tables are
-            sharded.
+        ValueError: no hyper layer is by lag, all know at least ``max_lag`` lags, ``fill`` is unknown, a host's sliding
+            window is shorter, or tables are sharded, pruned or parametrised.
 
     The new rows are not learnt: train afterwards, for until then tokens beyond the old window read worse than before.
     The guide has figures under "Long sequences".
@@ -64,19 +66,22 @@ def extend_max_lag(model: nn.Module, max_lag: int, *, fill: Fill = "identity") -
     layers = [m for m in model.modules() if isinstance(m, HyperMLP) and m.config.layout == "lag"]
     if not layers:
         raise ValueError(f"no hyper layer of {type(model).__name__} is by lag: there is nothing to extend")
-    short = [layer for layer in layers if _lags(layer) < max_lag]
+    short = {layer: None for layer in layers if _lags(layer) < max_lag}
     if not short:
         raise ValueError(
             f"max_lag must be more than the {min(map(_lags, layers))} lags that every layer knows, got {max_lag}"
         )
-    mixes = {id(mix): mix for layer in short for mix in (layer.routing_mix, layer.readout_mix) if mix is not None}
-    if any(type(table).__name__ == "DTensor" for mix in mixes.values() for table in mix.parameters()):
-        raise ValueError("the tables are sharded (DTensor): extend before fully_shard or parallelize_module")
-    for mix in mixes.values():
-        _extend(mix, max_lag, fill)
+    mixes = [mix for layer in short for mix in (layer.routing_mix, layer.readout_mix) if mix is not None]
+    _check_windows(model, short, max_lag)
+    for mix in mixes:
+        _check_plain(mix)
+    made: dict[int, nn.Parameter] = {}
+    with torch.inference_mode(False):
+        for mix in dict.fromkeys(mixes):
+            _extend(mix, max_lag, fill, made)
     for layer in short:
         layer.config = replace(layer.config, max_lag=max_lag)
-    _note(model, max_lag)
+    _note(model, short, max_lag)
     return len(short)
 
 
@@ -86,11 +91,39 @@ def _lags(layer: HyperMLP) -> int:
     return lags
 
 
-def _extend(mix: LagMixing, max_lag: int, fill: Fill) -> None:
-    for name in ("diag", "down", "up"):
+def _check_windows(model: nn.Module, short: Collection[HyperMLP], max_lag: int) -> None:
+    """ValueError where a host's masks hide what the layer would read."""
+    sites = find_sites(model)[0] if holds_replacements(model) else []
+    for site in sites:
+        known = site.replaced
+        if known is not None and known.window is not None and known.layer in short and max_lag > known.window:
+            raise ValueError(
+                f"max_lag={max_lag} is longer than the sliding window of {known.window} of {site.names[0]}: the host's "
+                "masks hide what is further back; extend to that, or swap the layers without a window alone"
+            )
+
+
+def _check_plain(mix: LagMixing) -> None:
+    """ValueError where a table is no parameter of the module itself, of its whole size."""
+    for name in _TABLES:
+        table = getattr(mix, name)
+        if table is not None and name not in mix._parameters:
+            raise ValueError(
+                f"the table {name!r} is computed from other parameters: make that permanent first, by "
+                "torch.nn.utils.prune.remove or parametrize.remove_parametrizations"
+            )
+        if type(table).__name__ == "DTensor":
+            raise ValueError("the tables are sharded (DTensor): extend before fully_shard or parallelize_module")
+
+
+def _extend(mix: LagMixing, max_lag: int, fill: Fill, made: dict[int, nn.Parameter]) -> None:
+    """``made``: the new table of each old one, which several mixings may share."""
+    for name in _TABLES:
         table = getattr(mix, name)
         if table is not None:
-            setattr(mix, name, nn.Parameter(_extended(table, max_lag, fill), requires_grad=table.requires_grad))
+            if id(table) not in made:
+                made[id(table)] = nn.Parameter(_extended(table, max_lag, fill), requires_grad=table.requires_grad)
+            setattr(mix, name, made[id(table)])
     mix.max_lag = max_lag
 
 
@@ -103,12 +136,14 @@ def _extended(table: Tensor, max_lag: int, fill: Fill) -> Tensor:
     return torch.cat((table, more), dim=1)
 
 
-def _note(model: nn.Module, max_lag: int) -> None:
+def _note(model: nn.Module, short: Collection[HyperMLP], max_lag: int) -> None:
     """Let the configs that models are saved with say what the layers are now."""
     note_changes(model)
     family = sys.modules.get("hypermlp.models.huggingface.modeling")
     configs: dict[int, Any] = {}
     for module in model.modules():
+        if not any(part in short for part in module.modules()):
+            continue
         if isinstance(module, LanguageModel):
             attention = replace(module.config.attention, max_lag=max_lag)
             context = module.config.context_length

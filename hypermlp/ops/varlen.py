@@ -184,6 +184,14 @@ def segments(tokens: Tokens, batch: int, length: int) -> list[Segment]:
     return found
 
 
+def longest_row(tokens: Tokens, length: int) -> int:
+    """Tokens of the longest row that :func:`unpacked` makes of ``length``."""
+    bounds = tokens.cu_seqlens
+    if bounds is None or not values_readable(bounds, wait=True):
+        return length
+    return int(bounds.diff().max())
+
+
 def unpacked(k: Tensor, v: Tensor, x: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Packed sequences ``[1, T, ...]`` as rows ``[N, longest, ...]``, padded with zeros on the left; which are valid.
 
@@ -192,8 +200,7 @@ def unpacked(k: Tensor, v: Tensor, x: Tensor, tokens: Tokens) -> tuple[Tensor, T
     valid, cu_seqlens = tokens
     if cu_seqlens is None:
         return k, v, x, valid
-    start, stop = cu_seqlens[:-1].long(), cu_seqlens[1:].long()
-    longest = int((stop - start).max()) if values_readable(cu_seqlens, wait=True) else k.shape[1]
+    start, stop, longest = cu_seqlens[:-1].long(), cu_seqlens[1:].long(), longest_row(tokens, k.shape[1])
     token = stop[:, None] - longest + torch.arange(longest, device=stop.device)
     inside = token >= start[:, None]
     token = token.clamp_min(0)

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 _RENAMED = "SequenceMix.gate is called core now, in the constructor too: write core in its place"
@@ -34,7 +35,7 @@ class SequenceMix(NamedTuple):
     @property
     def gate(self) -> Tensor | None:
         """Deprecated name of ``core``."""
-        warnings.warn(_RENAMED, DeprecationWarning, stacklevel=2)
+        _warn_renamed()
         return self.core
 
     @property
@@ -53,6 +54,12 @@ class SequenceMix(NamedTuple):
         return self.diag, self.down, self.up, self.core
 
 
+def _warn_renamed() -> None:
+    # a compiler's tracer knows no warnings
+    if not torch.compiler.is_compiling():
+        warnings.warn(_RENAMED, DeprecationWarning, stacklevel=3)
+
+
 def _new_mix(
     cls: type[SequenceMix],
     diag: Tensor | None = None,
@@ -65,7 +72,7 @@ def _new_mix(
 ) -> SequenceMix:
     """A mixing, also under the name that its core had."""
     if gate is not None:
-        warnings.warn(_RENAMED, DeprecationWarning, stacklevel=2)
+        _warn_renamed()
         if core is not None:
             raise TypeError("SequenceMix has one core: gate is its old name, give core alone")
         core = gate

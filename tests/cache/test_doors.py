@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from hypermlp import HyperCache, HyperConfig, build_layer
+from hypermlp import HyperCache, HyperConfig, HyperGLU, build_layer
 from hypermlp.cache import CacheSpec
 from hypermlp.layers import AttentionLayer
 
@@ -252,3 +252,23 @@ class TestState:
         state["layers.0.values.oldest"] += 4
         with pytest.raises(ValueError, match="begin with token 25: the next one reads 8 of 30"):
             HyperCache().load_state_dict(state, {0: CacheSpec.of(layer.config)})
+
+
+@pytest.mark.parametrize("static", [False, True])
+@torch.no_grad()
+def test_packed_rows_of_a_first_call_are_what_counts(static):
+    layer = HyperGLU(16, layer_idx=0, max_lag=32, dtype=torch.float64)
+    x = torch.randn(1, 12, 16, dtype=torch.float64)
+    cache = HyperCache(max_length=8, static=static)
+    packed = layer(x, cu_seqlens=torch.tensor([0, 4, 8, 12]), cache=cache)
+    rows = layer(x.view(3, 4, 16), cache=HyperCache(max_length=8))
+    torch.testing.assert_close(packed.view(3, 4, 16), rows, rtol=0, atol=1e-12)
+    with pytest.raises(ValueError, match="9 more pass its 8"):
+        layer(x, cu_seqlens=torch.tensor([0, 9, 12]), cache=HyperCache(max_length=8, static=static))
+
+
+@torch.no_grad()
+def test_a_first_call_of_empty_sequences_alone_takes_nothing_in():
+    layer, x, cache = HyperGLU(16, layer_idx=0, max_lag=8), torch.randn(1, 3, 16), HyperCache()
+    assert not layer(x, cu_seqlens=torch.tensor([2, 2]), cache=cache).any()
+    assert cache.layers[0].empty

@@ -203,12 +203,12 @@ def test_importing_the_library_needs_no_extra():
 
 def test_a_finished_run_is_trained_longer(command, text_folder, tmp_path):
     out = tmp_path / "a run"
-    command("train", "--data", text_folder, "--out", out, "--steps", 2, *TINY)
-    result = command("train", "--resume", "--out", out, "--steps", 5)
+    command("train", "--data", text_folder, "--out", out, "--steps", 20, *TINY)
+    result = command("train", "--resume", "--out", out, "--steps", 41)
     assert result.exit_code == 0, result.output
     history = json.loads((out / "report.json").read_text())["models"][0]["history"]
-    assert [point["step"] for point in history][-1] == 5
-    assert json.loads((out / "options.json").read_text())["steps"] == 5
+    assert [point["step"] for point in history][-2:] == [40, 41]  # at every second step, as the run was
+    assert json.loads((out / "options.json").read_text())["steps"] == 41
     assert f"hypermlp generate '{out}'" in result.output  # a command to copy
     fewer = command("train", "--resume", "--out", out, "--steps", 3)
     assert fewer.exit_code == 2

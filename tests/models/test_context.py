@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn.utils import parametrize, prune
 
 from hypermlp import HyperCache, HyperConfig, HyperGLU, HyperMLP, SoftmaxAttention
 from hypermlp.models import LanguageModel, LanguageModelConfig, extend_max_lag
@@ -145,3 +146,48 @@ def test_swapped_model(tmp_path):
 def test_bad_input(model, max_lag, options, error, match):
     with pytest.raises(error, match=match):
         extend_max_lag(model, max_lag, **options)
+
+
+def test_computed_tables_are_refused_before_anything_changes():
+    made = torch.nn.ModuleList([layer(), layer()])
+    prune.random_unstructured(made[1].routing_mix, "down", 0.5)
+    with pytest.raises(ValueError, match=r"prune\.remove"):
+        extend_max_lag(made, NEW)
+    assert made[0].routing_mix.diag.shape[1] == made[0].config.max_lag == OLD
+    made[0](torch.randn(1, NEW, HIDDEN, dtype=torch.float64))
+    parametrize.register_parametrization(made[0].routing_mix, "diag", torch.nn.Identity())
+    with pytest.raises(ValueError, match="remove_parametrizations"):
+        extend_max_lag(made[0], NEW)
+
+
+def test_shared_tables_stay_shared():
+    first, second = layer(), layer()
+    second.routing_mix.down = first.routing_mix.down
+    with torch.inference_mode():
+        extend_max_lag(torch.nn.ModuleList([first, second]), NEW)
+    assert second.routing_mix.down is first.routing_mix.down
+    first(torch.randn(1, NEW, HIDDEN, dtype=torch.float64)).sum().backward()
+
+
+def test_models_without_such_layers_keep_their_configs():
+    def model(mixer, max_lag):
+        attention = HyperConfig(HIDDEN, mixer=mixer, max_lag=max_lag)
+        return LanguageModel(LanguageModelConfig(11, HIDDEN, 1, attention, context_length=64))
+
+    models = torch.nn.ModuleList([model("softmax", None), model("hyperglu", OLD), model("hyperglu", 100)])
+    assert extend_max_lag(models, NEW) == 1
+    assert [m.config.attention.max_lag for m in models] == [None, NEW, 100]
+
+
+def test_a_hosts_window_is_the_most():
+    transformers = pytest.importorskip("transformers", minversion="5.5", reason="needs the hf extra")
+    from hypermlp import swap_attention
+
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.MistralConfig(vocab_size=50, sliding_window=6, num_key_value_heads=2, **sizes)
+    model = transformers.MistralForCausalLM(config).eval()
+    swap_attention(model, "hyperglu", max_lag=4)
+    with pytest.raises(ValueError, match="sliding window of 6"):
+        extend_max_lag(model, 7)
+    assert extend_max_lag(model, 6) == 1
+    model(torch.randint(50, (1, 20)))

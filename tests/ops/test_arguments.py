@@ -92,3 +92,8 @@ def test_a_mixing_is_made_in_a_compiled_graph():
         return hyper_attention(x, x, x, SequenceMix(*tables, core=core), selection="relu", backend="chunked")
 
     torch.testing.assert_close(torch.compile(run, fullgraph=True, backend="eager")(core), run(core))
+
+    def run_by_old_name(core: torch.Tensor) -> torch.Tensor:
+        return SequenceMix(gate=core).gate + 1
+
+    assert torch.equal(torch.compile(run_by_old_name, fullgraph=True, backend="eager")(core), core + 1)

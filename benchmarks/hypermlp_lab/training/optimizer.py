@@ -17,8 +17,10 @@ _FINAL_SHARE = 0.1
 
 def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
     """AdamW whose weight decay acts on the weights of linear layers only, see :func:`hypermlp.parameter_groups`."""
-    groups = parameter_groups(model, weight_decay=config.weight_decay)
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.lr, betas=_BETAS, fused=True)
+    matrices, heads, others = parameter_groups(model, weight_decay=config.weight_decay)
+    decayed = {**matrices, "params": [*matrices["params"], *heads["params"]]}
+    groups = [group for group in (decayed, others) if group["params"]]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=_BETAS, fused=True)
 
 
 def learning_rate(step: int, config: TrainingConfig) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -107,7 +107,7 @@ class Trainer:
 
         Args:
             longer: let the checkpoint be of a run of fewer steps. The learning rate is then that of the longer run from
-                here on: higher than where a finished run ended.
+                here on, higher than where a finished run ended; warm-up and evaluations stay the checkpoint's.
 
         Raises:
             ValueError: it belongs to another model, data or training configuration, or does not load
@@ -117,14 +117,20 @@ class Trainer:
         if folder is None:
             return False
         model_config, identity = checkpoint.read_config(folder)
-        self._check_same(folder, {**model_config.to_dict(), **identity}, longer)
+        config = self.config
+        if longer and isinstance(identity.get("steps"), int) and identity["steps"] <= config.steps:
+            # what follows from the number of steps where it is not said
+            config = replace(config, **{name: identity[name] for name in ("warmup_steps", "eval_every")})
+            identity["steps"] = config.steps
+        own = self._identity | config.to_dict()
+        self._check_same(folder, {**model_config.to_dict(), **identity}, own)
         weights = checkpoint.read_weights(folder, model_config)
         state = checkpoint.load_trainer_state(folder)
         with checkpoint.reading(folder / checkpoint.TRAINER):
             progress, generator = Progress(**state["progress"]), torch.Generator()
             generator.set_state(state["generator"])
             self.optimizer.load_state_dict(state["optimizer"])
-        self.progress, self.generator = progress, generator
+        self.progress, self.generator, self.config, self._identity = progress, generator, config, own
         self.model.load_state_dict(weights)
         self._checkpoint = folder
         return True
@@ -243,13 +249,10 @@ class Trainer:
         if self.watcher is not None:
             self.watcher.on_evaluation(point)
 
-    def _check_same(self, folder: Path, saved: dict[str, Any], longer: bool) -> None:
-        own = {**self.model.config.to_dict(), **self._identity}
+    def _check_same(self, folder: Path, saved: dict[str, Any], own: dict[str, Any]) -> None:
         # device and checkpoint_every may change: they do not decide what is learnt
-        free = {"checkpoint_every"}
-        if longer and isinstance(saved.get("steps"), int) and saved["steps"] < own["steps"]:
-            free.add("steps")
-        different = sorted(name for name in own if name not in free and saved.get(name) != own[name])
+        own = {**self.model.config.to_dict(), **own}
+        different = sorted(name for name in own if name != "checkpoint_every" and saved.get(name) != own[name])
         if different:
             wanted = ", ".join(f"{name}={saved.get(name)!r}" for name in different if name != "corpus")
             remedy = f"resume with {wanted}" if wanted else "its text has changed since"

@@ -19,7 +19,7 @@ FRESH ?=
 STAGES ?=
 
 .PHONY: demo test test-all test-hf-oldest test-hf-newest test-torch-oldest test-torch-newest constraints lint format \
-	bench study study-smoke docs pictures kernel-report device-smoke device-check clean
+	bench study study-smoke docs test-docs dist pictures kernel-report device-smoke device-check clean
 
 demo: $(VENV)/.lab
 	$(BIN)/hypermlp demo $(if $(STEPS),--steps $(STEPS)) $(if $(DATA),--data "$(DATA)") $(if $(FRESH),--fresh)
@@ -66,6 +66,16 @@ bench: $(VENV)/.lab
 
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# the built site: what became of docstrings and equations, and, where there is a headless browser, how it looks
+test-docs: $(VENV)/.docs $(VENV)/.test
+	$(BIN)/python -m pytest tests/test_site.py tests/test_docs.py
+
+# wheel and sdist, each installed into an empty environment and tried there
+dist: .venv-dist/.ready
+	rm -rf dist
+	.venv-dist/bin/python -m build --quiet
+	$(PYTHON) tools/smoke.py dist/*.whl dist/*.tar.gz
 
 # hours; can be stopped and goes on
 study: $(VENV)/.lab
@@ -119,6 +129,11 @@ $(VENV)/.%: $(VENV)/pyvenv.cfg pyproject.toml constraints.txt
 	$(UV_COMPILE) --python $(@D)/bin/python --resolution lowest-direct --extra test --only-binary :all: $(CHOSEN) \
 		pyproject.toml -o $(@D)/constraints.txt
 	$(INSTALL_TESTS)
+
+.venv-dist/.ready:
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check build
+	touch $@
 
 .venv-constraints/.ready:
 	$(PYTHON) -m venv --clear $(@D)

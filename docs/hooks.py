@@ -5,10 +5,13 @@ picture ``pictures/NAME.png`` where there is one. Without that file it becomes a
 
 A line ``<!-- study: PART -->`` becomes that part of the study in ``benchmarks/results/study``, and
 ``<!-- study: figure NAME -->`` its picture ``pictures/study-NAME.svg``, where there is one.
+
+Equations become MathML, which browsers set themselves: a page needs no script and no font for them.
 """
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from pathlib import Path
@@ -19,12 +22,27 @@ from hypermlp_lab.bench.results import markdown
 _ROOT = Path(__file__).resolve().parent.parent
 _STUDY = re.compile(r"^<!-- study: (figure )?([\w-]+) -->$", re.MULTILINE)
 _MARKER = re.compile(r"^<!-- benchmark: ([\w-]+) -->$", re.MULTILINE)
+# what pymdownx.arithmatex makes of $...$ and $$...$$
+_EQUATION = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
 
 
 def on_page_markdown(text: str, **_: Any) -> str:
     """Called by mkdocs for every page."""
     text = _MARKER.sub(lambda match: benchmark(match[1]), text)
     return _STUDY.sub(lambda match: picture(match[2]) if match[1] else study(match[2]), text)
+
+
+def on_page_content(text: str, **_: Any) -> str:
+    """Called by mkdocs for every page, once it is HTML."""
+    return _EQUATION.sub(lambda match: equation(html.unescape(match[3]), block=match[2] == "["), text)
+
+
+def equation(latex: str, *, block: bool) -> str:
+    """An equation as MathML that keeps its source; one that cannot be read is an error of the build."""
+    from math_core import LatexToMathML  # of the docs extra; the tests of this file need it not
+
+    math = LatexToMathML(annotation=True).convert_with_local_state(latex, displaystyle=block)
+    return f'<div class="equation">{math}</div>' if block else math
 
 
 def study(part: str, root: Path = _ROOT) -> str:

@@ -8,7 +8,7 @@ Compares two ways to start the new layers: afresh, and from the projections of t
 replace (``init="from_attention"``). Neither computes what the old model did, since there is no softmax any
 more; the table shows how far each is off right after the swap, and after the same short
 fine-tuning. The text is the Python standard library's source unless --data names another. Needs transformers:
-pip install "hypermlp[hf,lab]".
+in a clone, pip install -e ".[hf,lab]".
 """
 
 from __future__ import annotations

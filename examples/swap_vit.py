@@ -7,7 +7,7 @@ A small ViT of transformers learns scikit-learn's handwritten digits (1797 pictu
 package). Then its attention is swapped, the new layers started afresh or from the attention they
 replace, and all are tuned for the same few epochs, the softmax model too. At the end the tables of the
 swapped model are resized, and it reads the digits at another size. Needs transformers 5.10 or later and scikit-learn:
-pip install "hypermlp[hf]" scikit-learn.
+in a clone, pip install -e ".[hf]" scikit-learn.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import json
 import re
+import tempfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -41,6 +42,12 @@ def test_python_blocks_about_the_family_run(monkeypatch: pytest.MonkeyPatch, tmp
     pytest.importorskip("transformers", minversion="5.5", reason="needs the hf extra")
     monkeypatch.chdir(tmp_path)  # the page saves a checkpoint
     test_python_blocks_run("docs/huggingface.md", monkeypatch)
+
+
+def test_python_blocks_of_a_users_week_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("transformers", minversion="5.5", reason="needs the hf extra")
+    monkeypatch.setattr(tempfile, "mkdtemp", lambda: str(tmp_path))  # where the page saves its model
+    test_python_blocks_run("docs/week.md", monkeypatch)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ def main() -> None:
     """Entry point."""
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:
-        sys.exit(f'hypermlp: the commands need {", ".join(missing)}: pip install "hypermlp[lab]"')
+        sys.exit(f'hypermlp: the commands need {", ".join(missing)}: in a clone, pip install -e ".[lab]"')
     build_app()()
 
 

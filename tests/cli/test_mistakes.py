@@ -104,7 +104,7 @@ def test_a_full_disk_is_one_line(command, text_folder, tmp_path, monkeypatch, ki
 
 def test_missing_extra_is_one_clear_line(monkeypatch):
     monkeypatch.setattr(cli, "find_spec", lambda name: None if name == "typer" else object())
-    with pytest.raises(SystemExit, match=r'need typer: pip install "hypermlp\[lab\]"'):
+    with pytest.raises(SystemExit, match=r'need typer: in a clone, pip install -e "\.\[lab\]"'):
         cli.main()
 
 

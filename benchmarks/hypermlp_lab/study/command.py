@@ -79,7 +79,7 @@ def report(
     """One HTML page and pictures of what is done so far, in the folder `report` beside the records."""
     missing = [name for name in ("scipy", "jinja2", "matplotlib") if find_spec(name) is None]
     if missing:
-        raise ValueError(f'a report needs {", ".join(missing)}: pip install "hypermlp[lab]"')
+        raise ValueError(f'a report needs {", ".join(missing)}: in a clone, pip install -e ".[lab]"')
     chosen = preset_of(preset, data=None if data is None else str(data), device=str(chosen_device(device)))
     out = RESULTS / preset if out is None else out
     results = Results.read(chosen, out)

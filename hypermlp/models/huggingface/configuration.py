@@ -161,7 +161,7 @@ class HyperMLPConfig(PreTrainedConfig):
         super().save_pretrained(save_directory, *args, **kwargs)
         names = ", ".join(sorted(_FAMILY.values()))
         (Path(save_directory) / f"{_FINDER}.py").write_text(
-            f"from hypermlp.models.huggingface import {names}  # noqa: F401  (pip install 'hypermlp[hf]')\n"
+            f"from hypermlp.models.huggingface import {names}  # noqa: F401  (hypermlp with its extra hf)\n"
         )
 
     def attention_config(self, layer_idx: int) -> HyperConfig:

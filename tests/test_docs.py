@@ -177,3 +177,19 @@ def test_cache_ring_picture_is_of_the_code(tmp_path: Path) -> None:
     assert len(segments) == 2
     picture.draw().savefig(tmp_path / "cache_ring.svg")
     assert (ROOT / "docs" / "pictures" / "cache_ring.svg").read_text().startswith("<?xml")
+
+
+def test_works_with_names_what_is_there() -> None:
+    """Every line of the tables names a test or a script of this repository."""
+    lines = [line for line in (ROOT / "docs" / "works-with.md").read_text().splitlines() if line.startswith("| ")]
+    rows = [line for line in lines if not line.startswith(("| works |", "| refused |", "| know |", "| ---"))]
+    assert len(rows) > 30
+    for row in rows:
+        file = ""
+        names = re.findall(r"`([^`]+)`", row.rsplit(" | ", 1)[1])
+        assert names, row
+        for name in names:
+            path, _, test = name.partition("::")
+            file = path or file  # "::name" is in the file named before it
+            assert (ROOT / file).is_file(), row
+            assert file.startswith("findings/") or f"def {test}(" in (ROOT / file).read_text(), name

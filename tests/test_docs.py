@@ -193,3 +193,14 @@ def test_works_with_names_what_is_there() -> None:
             file = path or file  # "::name" is in the file named before it
             assert (ROOT / file).is_file(), row
             assert file.startswith("findings/") or f"def {test}(" in (ROOT / file).read_text(), name
+
+
+def test_nothing_is_to_be_installed_from_an_index_that_lacks_it() -> None:
+    """The name is on no index: from a clone it is ``pip install -e ".[lab]"``."""
+    texts = [
+        p for folder in ("hypermlp", "kernels", "benchmarks", "docs", "examples") for p in (ROOT / folder).rglob("*")
+    ]
+    texts = [p for p in texts if p.suffix in (".py", ".md", ".sh")] + sorted(ROOT.glob("*.md"))
+    assert len(texts) > 100
+    found = [str(p) for p in texts if re.search(r"pip install[^\n]*[\s\"'`]hypermlp\b", p.read_text())]
+    assert found == []

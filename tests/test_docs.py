@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import json
 import re
@@ -204,3 +205,11 @@ def test_nothing_is_to_be_installed_from_an_index_that_lacks_it() -> None:
     assert len(texts) > 100
     found = [str(p) for p in texts if re.search(r"pip install[^\n]*[\s\"'`]hypermlp\b", p.read_text())]
     assert found == []
+
+
+def test_every_public_name_has_an_entry() -> None:
+    pages = "\n".join(page.read_text() for page in (ROOT / "docs").rglob("*.md"))
+    entries = set(re.findall(r"^::: ([\w.]+)$", pages, re.MULTILINE))
+    for module in ("hypermlp", "hypermlp.cache", "hypermlp.generation", "hypermlp.models", "hypermlp.integrations"):
+        for name in importlib.import_module(module).__all__:
+            assert {f"{module}.{name}", f"hypermlp.{name}"} & entries, f"{module}.{name}"

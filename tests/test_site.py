@@ -101,6 +101,11 @@ def test_roles_and_examples_are_not_shown_as_text(site: Path) -> None:
     assert {"HyperMLP", "HyperConfig", "sample"} <= set(links)
 
 
+def test_a_page_has_a_switch_for_its_theme(site: Path) -> None:
+    for name, page in pages(site).items():
+        assert page.count('name="__palette"') == 3, name  # the system's, light, dark
+
+
 @pytest.mark.parametrize("layer", ["HyperGLU", "HyperMLP", "SoftmaxAttention", "ReLUAttention"])
 def test_a_layer_has_a_signature_and_a_table_of_its_arguments(site: Path, layer: str) -> None:
     from hypermlp.config import HyperConfig, HyperFields

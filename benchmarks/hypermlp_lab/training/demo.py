@@ -180,7 +180,7 @@ def save_curves(file: Path, reports: list[run_report.RunReport], title: str, con
     except ModuleNotFoundError as error:
         if error.name != "matplotlib":
             raise
-        message = 'No picture of the curves: matplotlib is missing, in a clone, pip install -e ".[lab]"'
+        message = 'No picture of the curves: matplotlib is missing: in a clone, pip install -e ".[lab]"'
     console.print(message, highlight=False, markup=False)
 
 

@@ -1,4 +1,4 @@
-"""Several checks in one start of two processes: starting them takes longer than the checks."""
+"""Several checks in one start of a few processes: starting them takes longer than the checks."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ WORLD = 2
 TIMEOUT = timedelta(seconds=60)
 
 
-def run_checks(checks: Mapping[str, Callable[[], None]], folder: Path) -> dict[str, list[str]]:
-    """Every check in each of two processes; what went wrong in each, by name: empty where nothing did.
+def run_checks(checks: Mapping[str, Callable[[], None]], folder: Path, world: int = WORLD) -> dict[str, list[str]]:
+    """Every check in each of ``world`` processes; what went wrong in each, by name: empty where nothing did.
 
     A check should compare when all processes are through with its collective calls.
     """
     with socket.socket() as opened:
         opened.bind(("127.0.0.1", 0))
         port = int(opened.getsockname()[1])
-    torch.multiprocessing.spawn(_process, (port, checks, str(folder)), nprocs=WORLD)
-    found = [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
+    torch.multiprocessing.spawn(_process, (world, port, checks, str(folder)), nprocs=world)
+    found = [torch.load(folder / f"{rank}.pt") for rank in range(world)]
     return {name: [report[name] for report in found if report[name]] for name in checks}
 
 
-def _process(rank: int, port: int, checks: Mapping[str, Callable[[], None]], folder: str) -> None:
+def _process(rank: int, world: int, port: int, checks: Mapping[str, Callable[[], None]], folder: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=WORLD, timeout=TIMEOUT)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world, timeout=TIMEOUT)
     report = {name: _trouble(check) for name, check in checks.items()}
     torch.save(report, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hypermlp import HyperCache, HyperConfig, MixConfig, build_layer
-from hypermlp.distributed import _CopiedConv, clip_grad_norm_, full_state_dict, shard_heads
+from hypermlp.distributed import clip_grad_norm_, full_state_dict, shard_heads
+from hypermlp.distributed.heads import CopiedConv
 from hypermlp.generation import generate
 from hypermlp.layers import AttentionLayer
 from hypermlp.models import LanguageModel, LanguageModelConfig
@@ -88,7 +89,7 @@ def check_gradients(name: str, kind: str) -> None:
 
 def check_unsummed_convolutions_are_seen() -> None:
     """The comparison above sees what is wrong if each process keeps its part of the taps' gradients."""
-    with mock.patch.object(_CopiedConv, "taps", property(lambda self: self.weight)):
+    with mock.patch.object(CopiedConv, "taps", property(lambda self: self.weight)):
         found = evaluated(sharded("hyperglu"), "whole rows")
     expected = evaluated(layer_of("hyperglu"), "whole rows").named()
     wrong = [name for name, x in found.named().items() if error(x, expected[name]) > 1e-3]

@@ -8,7 +8,6 @@ taps) has its gradient summed too.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, cast
@@ -18,14 +17,14 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from hypermlp.config import HyperConfig
+from hypermlp.distributed.groups import Group, attention_layers, copied, process_group, summed
 from hypermlp.layers import AttentionLayer
 from hypermlp.layers.sequence_mixing import LagMixing
 from hypermlp.layers.short_conv import ShortConv
 
-_WHOLE = frozenset({"k_conv.weight", "v_conv.weight", "o_proj.bias"})
+WHOLE = frozenset({"k_conv.weight", "v_conv.weight", "o_proj.bias"})
 
 
 def shard_heads(module: nn.Module, group: DeviceMesh | dist.ProcessGroup | None = None) -> None:
@@ -39,7 +38,8 @@ def shard_heads(module: nn.Module, group: DeviceMesh | dist.ProcessGroup | None 
     The layers' weights are those of the group's first process. The rest of the model is left alone and
     must be the same on all. Call it after weights are loaded, and before an optimizer, DDP or
     FSDP take the parameters; those two then go over other processes than ``group``. Clip gradients
-    by :func:`clip_grad_norm_`, and save :func:`full_state_dict`.
+    by :func:`clip_grad_norm_`, and save :func:`full_state_dict`. A distributed checkpoint (DCP) of the model's
+    own ``state_dict()`` is refused: it has one name for the heads of all processes, and would keep those of one.
 
     Args:
         module: an attention layer, or a model that has some, such as a swapped one.
@@ -54,8 +54,8 @@ def shard_heads(module: nn.Module, group: DeviceMesh | dist.ProcessGroup | None 
         >>> swap_attention(model, num_heads=8)
         >>> shard_heads(model, mesh)
     """
-    group = _process_group(group)
-    layers = list(_attention_layers(module))
+    group = process_group(group)
+    layers = list(attention_layers(module))
     if not layers:
         raise ValueError(f"{type(module).__name__} has no attention layer of hypermlp: swap or build them first")
     for name, layer in layers:
@@ -64,105 +64,18 @@ def shard_heads(module: nn.Module, group: DeviceMesh | dist.ProcessGroup | None 
         _shard(layer, group)
 
 
-def full_state_dict(module: nn.Module) -> dict[str, Tensor]:
-    """``module.state_dict()`` as if :func:`shard_heads` had not been called: what to save.
-
-    A collective call of all processes of the group; each gets the whole. It loads into a module that
-    is not sharded.
-    """
-    state: dict[str, Tensor] = module.state_dict()
-    for name, layer in _attention_layers(module):
-        if isinstance(layer.o_proj, _SummedLinear):
-            for key, cut in _cuts(layer.config).items():
-                path = f"{name}.{key}" if name else key
-                if path in state:
-                    state[path] = cut.gathered(state[path], layer.o_proj.group.processes)
-    return state
-
-
-def clip_grad_norm_(module: nn.Module, max_norm: float) -> Tensor:
-    """``torch.nn.utils.clip_grad_norm_`` over a module of which heads are sharded, with the norm of the whole.
-
-    PyTorch's own would take a norm of this process's part alone, and what the processes hold in common
-    would drift apart. A collective call of all processes of the group.
-
-    Args:
-        module: the model; without sharded layers the result is PyTorch's.
-        max_norm: largest Euclidean norm of all gradients together.
-
-    Returns:
-        The norm before it is clipped, the same on every process.
-    """
-    groups: dict[dist.ProcessGroup, list[Tensor]] = {}
-    shares: set[nn.Parameter] = set()
-    for _, layer in _attention_layers(module):
-        if isinstance(layer.o_proj, _SummedLinear):
-            cut = [parameter for key, parameter in layer.named_parameters() if key not in _WHOLE]
-            shares.update(cut)
-            groups.setdefault(layer.o_proj.group.processes, []).extend(_gradients(cut))
-    total = get_total_norm(_gradients(p for p in module.parameters() if p not in shares)).square()
-    for group, gradients in groups.items():
-        if gradients:
-            square = get_total_norm(gradients).square()
-            dist.all_reduce(square, group=group)
-            total = square + total
-    norm = total.sqrt()
-    clip_grads_with_norm_(module.parameters(), max_norm, norm)
-    return norm
-
-
-def _gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
-    return [parameter.grad for parameter in parameters if parameter.grad is not None]
-
-
-class _Sum(torch.autograd.Function):
-    """The sum over the group, taken of the values or else of their gradient; the other of the two is left as it is."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup, of_values: bool) -> Tensor:
-        ctx.group, ctx.of_values = group, of_values
-        if not of_values:
-            return x.view_as(x)
-        total = x.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total, group=group)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return _Sum.apply(grad, ctx.group, not ctx.of_values), None, None  # type: ignore[no-untyped-call]
-
-
-def _copied(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """``x``; its gradient is summed over ``group``: enters what differs by process."""
-    return cast(Tensor, _Sum.apply(x, group, False))  # type: ignore[no-untyped-call]
-
-
-def _summed(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """``x`` summed over ``group``; its gradient is left as it is: leaves what differs by process."""
-    return cast(Tensor, _Sum.apply(x, group, True))  # type: ignore[no-untyped-call]
-
-
-class _Group(NamedTuple):
-    """The processes of a sharded layer. A copy of the layer, such as a moving average, shares them."""
-
-    processes: dist.ProcessGroup
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Group:
-        return self
-
-
-class _SummedLinear(nn.Module):
+class SummedLinear(nn.Module):
     """Output projection of some heads, summed over the group; the bias is added once.
 
     No ``nn.Linear``, so that what wraps those (LoRA) refuses it: an adapter here would miss the sum.
     """
 
-    def __init__(self, linear: nn.Linear, group: _Group) -> None:
+    def __init__(self, linear: nn.Linear, group: Group) -> None:
         super().__init__()
         self.weight, self.bias, self.group = linear.weight, linear.bias, group
 
     def forward(self, x: Tensor) -> Tensor:
-        out = _summed(F.linear(x, self.weight), self.group.processes)
+        out = summed(F.linear(x, self.weight), self.group.processes)
         return out if self.bias is None else out + self.bias.to(out.dtype)  # autocast does not see a sum
 
     def reset_parameters(self) -> None:
@@ -172,20 +85,20 @@ class _SummedLinear(nn.Module):
         return f"{self.weight.shape[1]} of {self.weight.shape[1] * self.group.processes.size()}, {self.weight.shape[0]}"
 
 
-class _CopiedConv(ShortConv):
+class CopiedConv(ShortConv):
     """A convolution that every process holds whole and uses for its own heads."""
 
-    group: _Group
+    group: Group
 
     @classmethod
-    def of(cls, conv: ShortConv, group: _Group) -> _CopiedConv:
+    def of(cls, conv: ShortConv, group: Group) -> CopiedConv:
         new = cls(conv.channels, conv.size, identity=conv.identity, device="meta")
         new.weight, new.group = conv.weight, group
         return new.train(conv.training)
 
     @property
     def taps(self) -> Tensor:
-        return _copied(self.weight, self.group.processes)
+        return copied(self.weight, self.group.processes)
 
 
 class _Cut(NamedTuple):
@@ -211,7 +124,7 @@ class _Cut(NamedTuple):
         return torch.cat([share for section in sections for share in section], self.dim)
 
 
-def _cuts(config: HyperConfig) -> dict[str, _Cut]:
+def cuts_of(config: HyperConfig) -> dict[str, _Cut]:
     """Where heads lie in a layer's parameters: score maps come gate maps first, each with all heads."""
     heads, maps = config.num_heads, config.num_maps
     scores, values = [config.qk_dim // maps] * maps, [config.v_dim]
@@ -223,26 +136,8 @@ def _cuts(config: HyperConfig) -> dict[str, _Cut]:
     return cuts | {"o_proj.weight": _Cut(1, values)}
 
 
-def _process_group(group: DeviceMesh | dist.ProcessGroup | None) -> dist.ProcessGroup:
-    if group is None:
-        if not dist.is_initialized():
-            raise ValueError("there is no process group: call torch.distributed.init_process_group first")
-        return cast(dist.ProcessGroup, dist.group.WORLD)
-    if isinstance(group, DeviceMesh):
-        if group.ndim != 1:
-            raise ValueError(f"group must be a mesh of one dimension, got {group.ndim}: choose one, such as mesh['tp']")
-        return group.get_group()
-    if not isinstance(group, dist.ProcessGroup):
-        raise TypeError(f"group must be a DeviceMesh, a ProcessGroup or None, got {type(group).__name__}")
-    return group
-
-
-def _attention_layers(module: nn.Module) -> Iterator[tuple[str, AttentionLayer]]:
-    return ((name, layer) for name, layer in module.named_modules() if isinstance(layer, AttentionLayer))
-
-
 def _check(name: str, layer: AttentionLayer, group: dist.ProcessGroup) -> None:
-    if isinstance(layer.o_proj, _SummedLinear):
+    if isinstance(layer.o_proj, SummedLinear):
         raise ValueError(f"{name} is sharded already")
     heads, world = layer.config.num_heads, group.size()
     if heads % world:
@@ -251,7 +146,7 @@ def _check(name: str, layer: AttentionLayer, group: dist.ProcessGroup) -> None:
             f"build it with num_heads a multiple of {world}, or take a group whose size divides {heads}"
         )
     parameters = dict(layer.named_parameters())
-    if unknown := sorted(parameters.keys() - _cuts(layer.config).keys() - _WHOLE):
+    if unknown := sorted(parameters.keys() - cuts_of(layer.config).keys() - WHOLE):
         raise ValueError(f"{name} has parameters that shard_heads does not know, {unknown}: shard it before adding any")
     for key, parameter in parameters.items():
         if type(parameter) is not nn.Parameter or parameter.is_meta:
@@ -261,11 +156,11 @@ def _check(name: str, layer: AttentionLayer, group: dist.ProcessGroup) -> None:
 
 @torch.no_grad()
 def _shard(layer: AttentionLayer, group: dist.ProcessGroup) -> None:
-    cuts = _cuts(layer.config)
+    cuts = cuts_of(layer.config)
     for key, parameter in list(layer.named_parameters()):
         whole = parameter.clone(memory_format=torch.contiguous_format)
         dist.broadcast(whole, dist.get_global_rank(group, 0), group=group)
-        if key in _WHOLE:
+        if key in WHOLE:
             parameter.copy_(whole)
             continue
         owner, _, name = key.rpartition(".")
@@ -281,20 +176,41 @@ def _shard(layer: AttentionLayer, group: dist.ProcessGroup) -> None:
             part.num_heads //= world
     if layer.gate is not None:
         layer.gate.widths = layer.config.gate_widths
-    cast(Any, layer).o_proj = _SummedLinear(layer.o_proj, _Group(group))
+    cast(Any, layer).o_proj = SummedLinear(layer.o_proj, Group(group))
     for name in ("k_conv", "v_conv"):
         conv = getattr(layer, name)
         if conv is not None:
-            setattr(layer, name, _CopiedConv.of(conv, _Group(group)))
-    layer.register_forward_pre_hook(partial(_enter, _Group(group)), with_kwargs=True)
+            setattr(layer, name, CopiedConv.of(conv, Group(group)))
+    layer.register_forward_pre_hook(partial(_enter, Group(group)), with_kwargs=True)
+    layer.register_state_dict_post_hook(_keep_from_checkpoints)  # type: ignore[no-untyped-call]
 
 
 def _enter(
-    group: _Group, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    group: Group, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The hidden states of a call, with the sum of their gradients."""
     x = args[0] if args else kwargs.get("hidden_states")
     if not isinstance(x, Tensor):  # the layer says what is wrong
         return args, kwargs
-    x = _copied(x, group.processes)
+    x = copied(x, group.processes)
     return ((x, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": x})
+
+
+def _keep_from_checkpoints(layer: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:
+    """Mark this process's part of weights, so that a distributed checkpoint does not take it for the whole.
+
+    The mark is what DCP asks a value for first. Copies keep it; files do not.
+    """
+    for key in cuts_of(cast(AttentionLayer, layer).config):
+        x = state.get(prefix + key)
+        if isinstance(x, Tensor) and not isinstance(x, nn.Parameter):  # which a caller's keep_vars asks for
+            x.__create_write_items__ = _refuse_checkpoint  # type: ignore[attr-defined]
+            x.__getstate__ = dict  # type: ignore[method-assign]
+
+
+def _refuse_checkpoint(*asked: Any) -> Any:
+    raise RuntimeError(
+        "a distributed checkpoint would keep the heads of one process alone, in the model's and in an optimizer's "
+        "state: save full_state_dict(model), and load it into a model before shard_heads; keep the optimizer's state "
+        "of each process in a file of its own (torch.save)"
+    )

@@ -15,7 +15,7 @@ from hypermlp.layers.feature_mixing import Gates
 from hypermlp.layers.streams import Projections, Streams
 from hypermlp.ops import checks
 from hypermlp.ops.decode import Past
-from hypermlp.ops.modes import traced
+from hypermlp.ops.modes import context_parallel, traced
 from hypermlp.ops.varlen import ALL_TOKENS, Tokens, longest_row, newest, sequence_origins, unpacked, zero_padded
 
 
@@ -118,6 +118,11 @@ class AttentionLayer(Projections, ABC):
     ) -> Tokens:
         """Who is there of ``hidden_states``, after what the cache's ``part`` holds: the door, where all is checked."""
         self._check_input(hidden_states)
+        if context_parallel():
+            raise RuntimeError(
+                "torch's context_parallel (accelerate's cp_size) knows scaled_dot_product_attention alone: each process "
+                "would attend to its own tokens only; use hypermlp.distributed.shard_sequence(model, group) instead"
+            )
         if attention_mask is None and cu_seqlens is None:
             return ALL_TOKENS
         if part is not None:
@@ -172,7 +177,10 @@ class AttentionLayer(Projections, ABC):
 
     @abstractmethod
     def attend(self, q: Tensor, k: Tensor, v: Tensor, gates: Gates, tokens: Tokens) -> Tensor:
-        """What each head reads, ``[B, T, H, V]``; that of padding means nothing."""
+        """What each head reads, ``[B, T, H, V]``; that of padding means nothing.
+
+        ``q`` and ``gates`` may be of the last tokens alone; keys, values and ``tokens`` are of all.
+        """
 
     @abstractmethod
     def attend_step(self, q: Tensor, gates: Gates, past: Past) -> Tensor:

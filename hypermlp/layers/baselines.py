@@ -31,8 +31,9 @@ class SoftmaxAttention(AttentionLayer):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, gates: Gates, tokens: Tokens) -> Tensor:
         causal = self.config.causal
-        plain = tokens.one_sequence_a_row and (self.config.max_lag is None or not causal)
-        visible = None if plain else self._visible(q.shape[1], tokens, q.device)
+        # causal of PyTorch's counts queries from the first key
+        plain = q.shape[1] == k.shape[1] and tokens.one_sequence_a_row and (self.config.max_lag is None or not causal)
+        visible = None if plain else self._visible(q.shape[1], k.shape[1], tokens, q.device)
         q, k, v = (rearrange(y, "b t h k -> b h t k") for y in (q, k, v))
         o = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=plain and causal)
         return rearrange(o, "b h t v -> b t h v")
@@ -46,20 +47,20 @@ class SoftmaxAttention(AttentionLayer):
 
     def attend_block(self, q: Tensor, gates: Gates, past: Past) -> Tensor:
         keys, values = _joined(past, q.shape[0], q.shape[2])
-        count = keys.shape[2]
-        visible = self._visible(count, Tokens(past.valid), q.device)[:, :, count - q.shape[1] :]
+        visible = self._visible(q.shape[1], keys.shape[2], Tokens(past.valid), q.device)
         return F.scaled_dot_product_attention(q.transpose(1, 2), keys, values, attn_mask=visible).transpose(1, 2)
 
-    def _visible(self, length: int, tokens: Tokens, device: torch.device) -> Tensor:
-        """Bool ``[B or 1, 1, T, T]``. Every query sees itself, so that no row is empty."""
+    def _visible(self, new: int, length: int, tokens: Tokens, device: torch.device) -> Tensor:
+        """Bool ``[B or 1, 1, new, T]`` of the last ``new`` tokens. Every query sees itself, so that no row is empty."""
         start, stop = key_spans(
             length, causal=self.config.causal, max_lag=self.config.max_lag, cu_seqlens=tokens.cu_seqlens, device=device
         )
         keys = torch.arange(length, device=device)
-        visible = ((keys >= start[:, None]) & (keys < stop[:, None]))[None, None]
+        own = slice(length - new, length)
+        visible = ((keys >= start[own, None]) & (keys < stop[own, None]))[None, None]
         if tokens.valid is not None:
             visible = visible & tokens.valid[:, None, None]
-        return visible | torch.eye(length, dtype=torch.bool, device=device)
+        return visible | (keys == keys[own, None])
 
 
 def _joined(past: Past, batch: int, heads: int) -> list[Tensor]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from hypermlp.ops import checks
 from hypermlp.ops.arguments import OperatorArgs, Options, SequenceMix
 from hypermlp.ops.checked import NAME
-from hypermlp.ops.library import Path, cast_for_autocast, run
+from hypermlp.ops.library import PATHS, Path, cast_for_autocast, run
 from hypermlp.ops.modes import autocast_enabled, without_autocast
 from hypermlp.ops.paths import choose
 from hypermlp.ops.reference import hyper_attention_reference
@@ -56,8 +56,9 @@ def hyper_attention(
 
     Args:
         q: queries ``[B, T, S*H, K]``, float16, bfloat16, float32 or float64. Scores are not scaled. ``B`` and ``T``
-            may be 0.
-        k: keys, like ``q``.
+            may be 0. They, and the mixings' cores, may be of the last ``m`` tokens alone, ``[B, m, S*H, K]``: the
+            output is those tokens', and masks and bounds still count all ``T``. The Triton kernels have no such form.
+        k: keys ``[B, T, S*H, K]``.
         v: values ``[B, T, H, V]``.
         routing_mix: first sequence mixing, over ``S*H`` heads; None is the identity.
         readout_mix: second sequence mixing, over ``H`` heads; None is the identity.
@@ -85,9 +86,9 @@ def hyper_attention(
             ``torch.onnx.export`` every choice takes the reference.
 
     Returns:
-        ``o`` ``[B, T, H, V]`` in the dtype of ``q``. A row that sees a NaN or an infinity, in its own query or
-        cores or in a key or value, is NaN in that head, and passes no gradient back to the inputs. No bit of a row
-        that does not see it changes.
+        ``o`` ``[B, T, H, V]``, or ``[B, m, H, V]``, in the dtype of ``q``. A row that sees a NaN or an infinity, in
+        its own query or cores or in a key or value, is NaN in that head, and passes no gradient back to the inputs.
+        No bit of a row that does not see it changes.
 
     Raises:
         ValueError, TypeError: naming the argument, its value and the remedy.
@@ -100,13 +101,14 @@ def hyper_attention(
     readout_mix = SequenceMix() if readout_mix is None else readout_mix
     x = OperatorArgs(q, k, v, routing_mix, readout_mix, ALL_TOKENS, options)
     checks.check_kinds(x)
-    x = _fitting(x._replace(tokens=checks.tokens(q, attention_mask, cu_seqlens)))
+    x = _fitting(x._replace(tokens=checks.tokens(k, attention_mask, cu_seqlens)))
     if 0 in x.q.shape[:2]:
         return _empty(x)
-    path = _chosen(backend, x.q)
+    path = _chosen(backend, x)
     # tokens of no sequence are never touched by a path of our own; a dense product does
     zeroed = x.tokens.zeroed if path is None else x.tokens.masked_zeroed
-    return zeroed(_by(path, x.map_streams(zeroed)))
+    length = x.k.shape[1]
+    return zeroed(_by(path, x.map_streams(lambda y: zeroed(y, length - y.shape[1]))), x.past)
 
 
 def attend(x: OperatorArgs, backend: Backend) -> Tensor:
@@ -116,7 +118,7 @@ def attend(x: OperatorArgs, backend: Backend) -> Tensor:
     output of padding means nothing, and no gradient may come to it.
     """
     x = _fitting(x)
-    return _empty(x) if 0 in x.q.shape[:2] else _by(_chosen(backend, x.q), x)
+    return _empty(x) if 0 in x.q.shape[:2] else _by(_chosen(backend, x), x)
 
 
 def _fitting(x: OperatorArgs) -> OperatorArgs:
@@ -124,10 +126,17 @@ def _fitting(x: OperatorArgs) -> OperatorArgs:
     return checks.checked(cast_for_autocast(x) if autocast_enabled(x.q.device.type) else x)
 
 
-def _chosen(backend: Backend, q: Tensor) -> Path | None:
-    path = choose(backend, q)
+def _chosen(backend: Backend, x: OperatorArgs) -> Path | None:
+    path = choose(backend, x.q)
+    if path is not None and not path.takes_blocks and x.past:
+        if backend != "auto":
+            raise ValueError(
+                f"backend={backend!r} takes a query for every key, and q has {x.q.shape[1]} of {x.k.shape[1]} tokens: "
+                "its kernels have no offset of queries; use backend='auto' or 'chunked'"
+            )
+        path = PATHS["chunked"]
     if backend == "auto" and path is not None and not torch.compiler.is_compiling():
-        _say_once(q.device.type, path.name if path.name != NAME else "triton (where checked, else chunked)")
+        _say_once(x.q.device.type, path.name if path.name != NAME else "triton (where checked, else chunked)")
     return path
 
 
@@ -153,7 +162,7 @@ def _resolve_layout(layout: str | None, causal: bool) -> str:
 
 def _empty(x: OperatorArgs) -> Tensor:
     """The output without a token, with the gradient of all that it was made of: zeros."""
-    return x.v + sum(y.sum().to(x.v.dtype) * 0 for y in x.tensors if y is not None)
+    return x.v[:, x.past :] + sum(y.sum().to(x.v.dtype) * 0 for y in x.tensors if y is not None)
 
 
 def check_backend(backend: str) -> None:

@@ -63,7 +63,7 @@ def checked(x: OperatorArgs) -> OperatorArgs:
     check_mix("readout_mix", x.readout_mix, x.q, x.v.shape[2])
     options = x.options._replace(max_lag=table_rows(x.routing_mix, x.readout_mix, x.options.max_lag))
     if not options.by_lag and options.max_lag is not None:
-        check_positions(x.q.shape[1], options.max_lag, x.tokens.cu_seqlens)
+        check_positions(x.k.shape[1], options.max_lag, x.tokens.cu_seqlens)
     return x._replace(options=options)
 
 
@@ -80,7 +80,7 @@ def check_eps(eps: float, dtype: torch.dtype) -> None:
 
 
 def check_streams(q: Tensor, k: Tensor, v: Tensor, num_maps: int) -> None:
-    """``q``, ``k`` ``[B, T, S*H, K]`` and ``v`` ``[B, T, H, V]``: ranks, sizes, dtype, device."""
+    """``q`` ``[B, m, S*H, K]``, ``k`` ``[B, T, S*H, K]``, ``v`` ``[B, T, H, V]``: ranks, sizes, dtype, device."""
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.ndim != 4:
             raise ValueError(f"{name} must be [batch, length, heads, width], got shape {tuple(x.shape)}")
@@ -90,10 +90,15 @@ def check_streams(q: Tensor, k: Tensor, v: Tensor, num_maps: int) -> None:
             raise TypeError(f"{name} is {x.dtype} and q is {q.dtype}: cast them to one dtype, or use autocast")
         if x.device != q.device:
             raise ValueError(f"{name} is on {x.device} and q on {q.device}: move them to one device")
-    if q.shape != k.shape:
-        raise ValueError(f"k must have the shape of q, {tuple(q.shape)}, got {tuple(k.shape)}")
-    if v.shape[:2] != q.shape[:2]:
-        raise ValueError(f"v must share batch and length with q, {tuple(q.shape[:2])}, got {tuple(v.shape[:2])}")
+    if q.shape != k.shape and (q.shape[0], *q.shape[2:]) != (k.shape[0], *k.shape[2:]):
+        raise ValueError(f"k must have the shape of q but for its length, {tuple(q.shape)}, got {tuple(k.shape)}")
+    if v.shape[:2] != k.shape[:2]:
+        raise ValueError(f"v must share batch and length with k, {tuple(k.shape[:2])}, got {tuple(v.shape[:2])}")
+    if q.shape != k.shape and q.shape[1] > k.shape[1]:
+        raise ValueError(
+            f"q has {q.shape[1]} tokens and k {k.shape[1]}: queries are of all tokens or of the last ones, "
+            "so give a key and a value for each"
+        )
     for name, x in (("q", q), ("v", v)):
         if 0 in x.shape[2:]:
             raise ValueError(f"{name} has no heads or no width, shape {tuple(x.shape)}: both must be at least 1")
@@ -105,7 +110,7 @@ def check_streams(q: Tensor, k: Tensor, v: Tensor, num_maps: int) -> None:
 
 
 def check_mix(name: str, mix: SequenceMix, q: Tensor, heads: int) -> None:
-    """A mixing's tables ``[heads, L]``, ``[heads, L, R]`` and core ``[B, T, heads, R]`` against ``q``."""
+    """A mixing's tables ``[heads, L]``, ``[heads, L, R]`` and core ``[B, m, heads, R]`` against ``q``."""
     if (mix.down is None) != (mix.up is None):
         raise ValueError(f"{name}.down and {name}.up come together: give both or neither")
     if not mix.identity and mix.diag is None and mix.down is None:

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from hypermlp.ops.arguments import OperatorArgs, Options, SequenceMix
@@ -226,8 +225,8 @@ def decode_block(
 ) -> Tensor:
     """``o`` ``[B, m, H, V]`` of the ``m`` newest tokens, which ``past`` includes.
 
-    The last rows of a ``path``'s forward, by default the chunked path's; segments are joined once for the whole
-    block. Its backward is for whole sequences: what is to be differentiated takes the reference.
+    The last rows of a ``path``'s, by default the chunked path's; segments are joined once for the whole block.
+    Its backward leaves hidden keys' gradients to the door: what is to be differentiated takes the reference.
     """
     batch, maps = q.shape[0], q.shape[2]
     joined = torch.cat(list(past.keys), dim=2).mT, torch.cat(list(past.values), dim=1)
@@ -238,18 +237,5 @@ def decode_block(
     x = OperatorArgs(q, keys, values, routing_mix, readout_mix, Tokens(past.valid), options)
     differentiated = torch.is_grad_enabled() and any(y is not None and y.requires_grad for y in x.tensors)
     if differentiated or needs_plain_operators():
-        return _reference_block(x)
+        return hyper_attention_reference(*x[:5], **x.options._asdict(), attention_mask=past.valid)
     return run(PATHS["chunked"] if path is None or not path.takes_blocks else path, x)
-
-
-def _reference_block(x: OperatorArgs) -> Tensor:
-    """The same of PyTorch's own operators alone: rows for earlier tokens too, which are dropped."""
-    padding = (0, 0, 0, 0, x.past, 0)
-    mixes = [
-        mix if mix.core is None else mix._replace(core=F.pad(mix.core, padding))
-        for mix in (x.routing_mix, x.readout_mix)
-    ]
-    o = hyper_attention_reference(
-        F.pad(x.q, padding), x.k, x.v, *mixes, **x.options._asdict(), attention_mask=x.tokens.valid
-    )
-    return o[:, x.past :]

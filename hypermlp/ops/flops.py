@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 
-def visible_pairs(length: int, *, causal: bool = True, max_lag: int | None = None) -> int:
-    """Query-key pairs in one sequence of ``length`` tokens, seen over the last ``max_lag`` or all."""
+def visible_pairs(length: int, *, causal: bool = True, max_lag: int | None = None, past: int = 0) -> int:
+    """Query-key pairs in one sequence of ``length`` tokens, seen over the last ``max_lag`` or all.
+
+    The first ``past`` tokens have no query.
+    """
     if not causal:
-        return length * length
+        return (length - past) * length
+    if past:
+        return visible_pairs(length, max_lag=max_lag) - visible_pairs(past, max_lag=max_lag)
     window = length if max_lag is None else min(length, max_lag)
     return window * (window + 1) // 2 + (length - window) * window
 

@@ -205,7 +205,9 @@ def _pairs(x: OperatorArgs) -> int:
     """Query-key pairs of all sequences; where bounds cannot be read, as many as there can be."""
     bounds = x.tokens.cu_seqlens
     readable = bounds is not None and values_readable(bounds, wait=True)
-    places = bounds.tolist() if bounds is not None and readable else [0, x.q.shape[1]]
-    lengths = [stop - start for start, stop in pairwise(places)]
-    options = x.options
-    return x.q.shape[0] * sum(visible_pairs(n, causal=options.causal, max_lag=options.window) for n in lengths)
+    places = bounds.tolist() if bounds is not None and readable else [0, x.k.shape[1]]
+    causal, max_lag = x.options.causal, x.options.window
+    return x.q.shape[0] * sum(
+        visible_pairs(stop - start, causal=causal, max_lag=max_lag, past=min(max(x.past - start, 0), stop - start))
+        for start, stop in pairwise(places)
+    )

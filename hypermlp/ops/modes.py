@@ -9,6 +9,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch._C import _TorchDispatchModeKey
 
@@ -78,6 +79,16 @@ def needs_plain_operators() -> bool:
     ``torch.compile`` keep its operators.
     """
     return under_transform() or traced() or onnx_export()
+
+
+def context_parallel() -> bool:
+    """Whether PyTorch's own ``context_parallel`` is going on: it puts a function in the place of SDPA's."""
+    own = getattr(F.scaled_dot_product_attention, "__module__", None)
+    return isinstance(own, str) and own.startswith("torch.distributed.")
+
+
+# a constant of a graph, as it is made: the compiler does not look into what is no operator
+context_parallel._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def onnx_export() -> bool:

@@ -41,12 +41,12 @@ def hyper_attention_reference(
     """``o`` of the operator, ``[B, T, H, V]``, by materialising every map.
 
     Takes what :func:`hypermlp.ops.hyper_attention` has checked, with its meaning; padded tokens
-    hold zeros. ``compute_dtype`` is the precision of the computation: by default the input's,
-    and at least float32, so that the statistics never lose more.
+    hold zeros. ``q`` and the cores may be of the last tokens alone. ``compute_dtype`` is the precision
+    of the computation: by default the input's, and at least float32, so that the statistics never
+    lose more.
     """
     out_dtype = q.dtype
     dtype = compute_dtype or torch.promote_types(q.dtype, torch.float32)
-    length = q.shape[1]
     options, tokens = Options(selection, norm, eps, causal, layout, max_lag), Tokens(attention_mask, cu_seqlens)
     x = OperatorArgs(q, k, v, routing_mix, readout_mix, tokens, options)
     span = x.spans()
@@ -56,7 +56,7 @@ def hyper_attention_reference(
 
     # back from columns to key positions; hidden columns carry zeros
     w = maps.weights
-    weights = w.new_zeros(*w.shape[:2], length, length).scatter_add(-1, maps.keys.expand_as(w), w)
+    weights = w.new_zeros(*w.shape[:3], k.shape[1]).scatter_add(-1, maps.keys.expand_as(w), w)
     o = torch.einsum("bhij,bjhv->bihv", weights, x.v)
     if maps.norm is not None:
         o = o / rearrange(maps.norm, "b h i 1 -> b i h 1")
@@ -93,7 +93,7 @@ def dense_maps(x: OperatorArgs, span: tuple[Tensor, Tensor]) -> DenseMaps:
     ``span`` is what ``x.spans()`` gives.
     """
     options = x.options
-    keys, visible = columns_to_keys(*span, options, x.tokens)
+    keys, visible = (y[:, :, x.past :] for y in columns_to_keys(*span, options, x.tokens))
     # s_i[c] = q_i . k_j, where column c of row i stands for key j
     s = torch.einsum("bihk,bjhk->bhij", x.q, x.k)
     s = torch.where(visible, s.gather(-1, keys.expand(*s.shape[:2], -1, -1)), 0)

@@ -36,16 +36,21 @@ class Tokens(NamedTuple):
         """Whether every row is one sequence, of which every token counts."""
         return self.valid is None and self.cu_seqlens is None
 
-    def zeroed(self, x: Tensor) -> Tensor:
-        """``x`` ``[B, T, ...]`` with zeros for every token that is padding: masked, or of no sequence."""
-        inside = within_bounds(x.shape[1], self.cu_seqlens, x.device)
-        if inside is None or self.valid is None:
-            return zero_padded(x, self.valid if inside is None else inside)
-        return zero_padded(x, self.valid & inside)
+    def zeroed(self, x: Tensor, past: int = 0) -> Tensor:
+        """``x`` ``[B, T, ...]`` with zeros for every token that is padding: masked, or of no sequence.
 
-    def masked_zeroed(self, x: Tensor) -> Tensor:
+        Of the first ``past`` tokens it has nothing.
+        """
+        inside = within_bounds(past + x.shape[1], self.cu_seqlens, x.device)
+        if inside is None or self.valid is None:
+            kept = self.valid if inside is None else inside
+        else:
+            kept = self.valid & inside
+        return zero_padded(x, kept[:, past:] if past and kept is not None else kept)
+
+    def masked_zeroed(self, x: Tensor, past: int = 0) -> Tensor:
         """``x`` with zeros for masked tokens. What those of no sequence hold is read by none."""
-        return zero_padded(x, self.valid)
+        return zero_padded(x, self.valid[:, past:] if past and self.valid is not None else self.valid)
 
 
 # every token counts: what most calls pass, made once

@@ -86,14 +86,17 @@ class Grads:
         def view(grad: Tensor | None, index: int) -> Tensor | None:
             return None if grad is None else slab.queries(grad, index)
 
+        def keys(grad: Tensor | None, index: int) -> Tensor | None:
+            return None if grad is None else slab.keys(grad, index)
+
         def mixing(tables: Tables, core: Tensor | None, index: int) -> tuple[Tables, Tensor | None]:
             return tables.map(lambda table: table[index]), view(core, index)
 
         maps = range(slab.head, x.q.shape[2], x.num_heads)
         return HeadGrads(
             [view(self.q, index) for index in maps],
-            [view(self.k, index) for index in maps],
-            view(self.v, slab.head),
+            [keys(self.k, index) for index in maps],
+            keys(self.v, slab.head),
             [mixing(routing, self.routing.core, index) for index in maps],
             mixing(readout, self.readout.core, slab.head),
             reaches_readout=self._needs.weights,
@@ -105,7 +108,7 @@ def backward(grad_o: Tensor, outputs: Outputs, args: OperatorArgs, needs: Needs)
     """Gradients of the operator.
 
     Args:
-        grad_o: ``[B, T, H, V]``.
+        grad_o: ``[B, T, H, V]``, or of the last tokens, as ``q`` is.
         outputs: the forward's.
         args: its arguments.
         needs: the gradients asked for; the others are None.

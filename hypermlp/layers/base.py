@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 from einops import rearrange
@@ -25,6 +26,9 @@ class AttentionLayer(Projections, ABC):
     Subclasses say in :meth:`attend` how heads read from one another. All that is computed stands
     in ``config``, a :class:`~hypermlp.HyperConfig`.
     """
+
+    # in the place of forward where a sequence is spread over processes: of the layer, rows, their mask, and bounds
+    over_processes: Callable[[AttentionLayer, Tensor, Tensor | None, Tensor | None], Tensor] | None = None
 
     def _configure(self, config: HyperConfig) -> None:
         super()._configure(config)
@@ -75,6 +79,10 @@ class AttentionLayer(Projections, ABC):
         Returns:
             ``[B, T, hidden_size]``.
         """
+        if self.over_processes is not None:
+            if cache is not None:
+                raise ValueError("a layer after shard_sequence has no cache: generate with a model that is not sharded")
+            return self.over_processes(self, hidden_states, attention_mask, cu_seqlens)
         part = None if cache is None else self.cache_part(cache)
         tokens = self.tokens(hidden_states, attention_mask, cu_seqlens, part)
         if part is not None:
@@ -120,8 +128,8 @@ class AttentionLayer(Projections, ABC):
         self._check_input(hidden_states)
         if context_parallel():
             raise RuntimeError(
-                "torch's context_parallel (accelerate's cp_size) knows scaled_dot_product_attention alone: each process "
-                "would attend to its own tokens only; use hypermlp.distributed.shard_sequence(model, group) instead"
+                "torch's context_parallel (accelerate's cp_size) knows scaled_dot_product_attention alone: here each "
+                "process would attend to its own tokens only; use hypermlp.distributed.shard_sequence instead"
             )
         if attention_mask is None and cu_seqlens is None:
             return ALL_TOKENS

@@ -20,13 +20,13 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from hypermlp import HyperConfig
-from hypermlp.distributed import clip_grad_norm_, full_state_dict, shard_heads
+from hypermlp.distributed import clip_grad_norm_, full_state_dict, sequence_part, shard_heads, shard_sequence
 from hypermlp.models import LanguageModel, LanguageModelConfig
 from tests.distributed.processes import run_checks
 from tests.helpers import assert_close
 
 DATA, HEADS = 2, 2
-BATCH, TOKENS = 4, 11
+BATCH, TOKENS = 4, 17
 RTOL = 1e-10
 
 
@@ -125,10 +125,36 @@ def check_file_of_one_process() -> None:
     model.load_state_dict(state)
 
 
+def check_sequence() -> None:
+    """FSDP2 over all, batches over one dimension of the mesh and the sequence over the other; means of means."""
+    mesh = mesh_of()
+    model, whole, ids = model_of(), model_of(), token_ids()
+    shard_sequence(model, mesh["heads"])
+    for block in model.blocks:
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    losses = []
+    for m in (model, whole):
+        x, targets = ids[:, :-1], ids[:, 1:]
+        if m is model:
+            x, targets = (y.chunk(DATA)[mesh["data"].get_local_rank()] for y in (x, targets))
+            x, targets = (sequence_part(y, mesh["heads"]) for y in (x, targets))
+        loss = nn.functional.cross_entropy(m(x).flatten(0, 1), targets.flatten())
+        loss.backward()
+        losses.append(loss.detach())
+    dist.all_reduce(losses[0])
+    assert_close({"loss": losses[0] / (DATA * HEADS)}, {"loss": losses[1]}, RTOL)
+    grads = {name: p.grad.full_tensor() for name, p in model.named_parameters()}
+    assert_close(grads, {name: p.grad for name, p in whole.named_parameters()}, RTOL)
+    norms = clip_grad_norm_(model, 0.5), nn.utils.clip_grad_norm_(whole.parameters(), 0.5)
+    assert_close({"norm": norms[0]}, {"norm": norms[1]}, RTOL)
+
+
 CHECKS: dict[str, Callable[[], None]] = {
     "training": check_training,
     "distributed checkpoint, heads alone": partial(check_distributed_checkpoint_is_refused, False),
     "distributed checkpoint, and FSDP": partial(check_distributed_checkpoint_is_refused, True),
+    "sequence": check_sequence,
     "file": check_file_of_one_process,
 }
 

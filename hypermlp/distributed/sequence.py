@@ -28,8 +28,8 @@ def shard_sequence(module: nn.Module, group: DeviceMesh | dist.ProcessGroup | No
     """Let every attention layer of ``module`` work, from now on, on this process's rows of a sequence.
 
     All else in a model is done token by token, or must be made so: give it :func:`sequence_part` of the token ids,
-    of positions, masks (``attention_mask``) and targets; ``cu_seqlens`` stays that of the whole. All processes of the
-    group call it at once. The output is this process's rows.
+    of masks and targets; ``cu_seqlens`` stays that of the whole. ``attention_mask`` is given on all processes or on
+    none: padding on the right needs none. All processes of the group call it at once. The output is this process's rows.
 
     The model's parameters must be the same on all processes, as DDP and FSDP keep them. Gradients of parameters
     are this process's part: those of the whole are the sum over the group. DDP and FSDP2 over these processes take
@@ -39,12 +39,14 @@ def shard_sequence(module: nn.Module, group: DeviceMesh | dist.ProcessGroup | No
     longer than a chunk and one token, the ``max_lag - 1`` tokens before each chunk come from its neighbours instead.
 
     Args:
-        module: a causal attention layer, or a model that has some, such as a swapped one.
+        module: a causal attention layer, or a model that has some, such as a
+            :class:`~hypermlp.models.LanguageModel` or one of the Hugging Face family.
         group: a one-dimensional device mesh or a process group; None for all processes.
 
     Raises:
         ValueError: for a layer that is bidirectional, of ``backend="triton"`` (whose kernels have no offset of
-            queries), or sharded already. Nothing is changed then.
+            queries), sharded already, or in a swapped model, which numbers its rows and makes its masks itself.
+            Nothing is changed then.
 
     Example:
         >>> mesh = init_device_mesh("cuda", (dist.get_world_size(),))
@@ -56,14 +58,20 @@ def shard_sequence(module: nn.Module, group: DeviceMesh | dist.ProcessGroup | No
     layers = list(attention_layers(module))
     if not layers:
         raise ValueError(f"{type(module).__name__} has no attention layer of hypermlp: swap or build them first")
-    for name, layer in layers:
-        name = name or type(layer).__name__
+    for path, layer in layers:
+        name = path or type(layer).__name__
         if layer.over_processes is not None:
             raise ValueError(f"the sequence of {name} is sharded already")
         if not layer.config.causal:
             raise ValueError(f"{name} is bidirectional (causal=False): only causal layers take a sequence in parts")
         if layer.backend == "triton":
             raise ValueError(f"{name} has backend='triton', whose kernels have no offset of queries: take 'auto'")
+        around = type(module.get_submodule(path.rpartition(".")[0]))
+        if around.__module__.startswith("hypermlp.integrations"):
+            raise ValueError(
+                f"{name} stands in a swapped model, which numbers positions and makes masks for rows of its own: build "
+                "a LanguageModel, or one of the Hugging Face family (hypermlp.models)"
+            )
     for _, layer in layers:
         layer.over_processes = _Rows(group)
 
@@ -108,7 +116,7 @@ class _Rows:
         self, layer: AttentionLayer, hidden_states: Tensor, attention_mask: Tensor | None, cu_seqlens: Tensor | None
     ) -> Tensor:
         """:meth:`AttentionLayer.forward` of ``[B, 2 c, hidden_size]``, the mask that of these rows, bounds of all."""
-        layer.tokens(hidden_states)
+        layer.check_input(hidden_states)
         tokens, rows = self._tokens(hidden_states, attention_mask, cu_seqlens), self._place(layer, hidden_states)
         kept = rows.kept(tokens)
         x = zero_padded(hidden_states, kept)

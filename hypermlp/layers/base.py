@@ -125,12 +125,9 @@ class AttentionLayer(Projections, ABC):
         part: LayerCache | StaticLayerCache | None = None,
     ) -> Tokens:
         """Who is there of ``hidden_states``, after what the cache's ``part`` holds: the door, where all is checked."""
-        self._check_input(hidden_states)
-        if context_parallel():
-            raise RuntimeError(
-                "torch's context_parallel (accelerate's cp_size) knows scaled_dot_product_attention alone: here each "
-                "process would attend to its own tokens only; use hypermlp.distributed.shard_sequence instead"
-            )
+        self.check_input(hidden_states)
+        if self.over_processes is not None:
+            raise ValueError("a layer after shard_sequence has some rows of a sequence alone: call the layer itself")
         if attention_mask is None and cu_seqlens is None:
             return ALL_TOKENS
         if part is not None:
@@ -198,7 +195,13 @@ class AttentionLayer(Projections, ABC):
     def attend_block(self, q: Tensor, gates: Gates, past: Past) -> Tensor:
         """What a block of the newest tokens reads from all that ``past`` holds, ``[B, m, H, V]``."""
 
-    def _check_input(self, hidden_states: Tensor) -> None:
+    def check_input(self, hidden_states: Tensor) -> None:
+        """TypeError or ValueError for what are no hidden states."""
+        if context_parallel():
+            raise RuntimeError(
+                "torch's context_parallel (accelerate's cp_size) knows scaled_dot_product_attention alone: here each "
+                "process would attend to its own tokens only; use hypermlp.distributed.shard_sequence instead"
+            )
         if not isinstance(hidden_states, Tensor):
             raise TypeError(f"hidden_states must be a tensor, got {type(hidden_states).__name__}")
         if not hidden_states.is_floating_point():

@@ -24,10 +24,10 @@ class OperatorLayer(AttentionLayer):
         c, selection = config, "glu" if config.num_maps == 2 else "relu"
         self._options = Options(selection, c.norm, c.eps, c.causal, c.layout, c.max_lag)
 
-    def _check_input(self, hidden_states: Tensor) -> None:
+    def check_input(self, hidden_states: Tensor) -> None:
         if isinstance(hidden_states, Tensor):
             check_plain("hidden_states", hidden_states)
-        super()._check_input(hidden_states)
+        super().check_input(hidden_states)
 
     def mixes(self, q: Tensor, gates: Gates) -> tuple[SequenceMix, SequenceMix]:
         """First and second sequence mixing of the tokens with these queries and ``gates``; here none."""

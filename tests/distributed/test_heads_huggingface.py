@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-from hypermlp.distributed import full_state_dict, shard_heads
+from hypermlp.distributed import full_state_dict, sequence_part, sequence_whole, shard_heads, shard_sequence
 from hypermlp.integrations.huggingface import from_pretrained
 from tests.distributed.processes import WORLD, run_checks
 from tests.helpers import assert_close
@@ -92,6 +92,24 @@ def check_saved_and_opened() -> None:
     assert all(torch.equal(actual, expected) for actual, expected in found)
 
 
+def check_sequence(name: str) -> None:
+    """A model of the family on each process's rows of padded sequences."""
+    model, whole = model_of(name), model_of(name)
+    shard_sequence(model)
+    ids, mask = tokens(2, 16) % VOCAB, torch.ones(2, 16, dtype=torch.long)
+    mask[0, :3] = 0
+    logits = model(sequence_part(ids), attention_mask=sequence_part(mask), use_cache=False).logits
+    expected = whole(ids, attention_mask=mask, use_cache=False).logits
+    assert_close({"logits": sequence_whole(logits)}, {"logits": expected}, RTOL)
+    with pytest.raises(ValueError, match="leave position_ids out"):
+        model(sequence_part(ids), position_ids=sequence_part(torch.arange(16)[None]), use_cache=False)
+    for arguments in ({"use_cache": True}, {"use_cache": False, "output_attentions": True}):
+        with pytest.raises(ValueError, match="shard_sequence"):
+            model(sequence_part(ids), **arguments)
+    with pytest.raises(ValueError, match="stands in a swapped model"):
+        shard_sequence(model_of("gpt2"))
+
+
 def check_fully_sharded() -> None:
     """FSDP2 over the other dimension of the mesh (of one process here)."""
     mesh = dist.device_mesh.init_device_mesh("cpu", (1, WORLD), mesh_dim_names=("data", "heads"))
@@ -141,6 +159,7 @@ CHECKS: dict[str, Callable[[], None]] = {
     **{f"gradients of {name}": partial(check_gradients, name) for name in ("llama", "gpt2", "hyperglu", "softmax")},
     **{f"generate of {name}": partial(check_generate, name) for name in ("llama", "gpt2", "hyperglu", "softmax")},
     "saved and opened": check_saved_and_opened,
+    **{f"sequence of {name}": partial(check_sequence, name) for name in ("hyperglu", "softmax")},
     "fully sharded": check_fully_sharded,
     "split MLPs": check_split_mlps,
     "adapters": check_adapters,

@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from hypermlp import HyperCache, HyperConfig, MixConfig, build_layer
 from hypermlp.distributed import full_state_dict, sequence_part, sequence_whole, shard_heads, shard_sequence
 from hypermlp.layers import AttentionLayer
+from hypermlp.layers.maps import attention_map
 from hypermlp.models import LanguageModel, LanguageModelConfig
 from tests.distributed.processes import WORLD, run_checks
 from tests.helpers import assert_close, evaluate_layer
@@ -231,6 +232,13 @@ def check_errors() -> None:
     assert fresh.over_processes is None, "nothing is changed"
     with pytest.raises(ValueError, match="backend='triton', whose kernels have no offset"):
         shard_sequence(layer_of("hyperglu", backend="triton"))
+    swapped = nn.ModuleDict({"self_attn": nn.Module()})
+    with mock.patch.object(nn.Module, "__module__", "hypermlp.integrations.hosts.some"):
+        swapped["self_attn"].mixer = layer_of("relu")
+        with pytest.raises(ValueError, match=r"self_attn\.mixer stands in a swapped model"):
+            shard_sequence(swapped)
+    with pytest.raises(ValueError, match="call the layer itself"):
+        attention_map(layer, normal(1, 8, HIDDEN))
     with pytest.raises(ValueError, match="no cache"):
         layer(normal(1, 8, HIDDEN), cache=HyperCache())
     with pytest.raises(ValueError, match="7 tokens, and sequence_part gives two chunks"):

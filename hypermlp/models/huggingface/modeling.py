@@ -139,6 +139,8 @@ class HyperMLPModel(HyperMLPPreTrainedModel):
         embeddings = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         cu_seqlens = document_bounds(embeddings, cu_seq_lens_q, cu_seq_lens_k, seq_idx)
         if cu_seqlens is None and attention_mask is None and cache is None and position_ids is not None:
+            if any(getattr(m, "over_processes", None) for m in self.modules()):
+                raise ValueError("after shard_sequence positions are known: leave position_ids out")
             cu_seqlens = packed_bounds(position_ids)
         if cache is not None:
             check_cache(cache)

@@ -66,7 +66,7 @@ class _ReduceScatter(torch.autograd.Function):
         chunks = rearrange(x, "b (n c) ... -> n b c ...", n=2 * world)
         parts = torch.stack((chunks[:world], chunks[world:].flip(0)), dim=2)
         own = torch.empty_like(parts[0])
-        dist.reduce_scatter_tensor(own, parts.flatten(0, 1), group=group)
+        dist.reduce_scatter(own, list(parts), group=group)
         return own.flatten(1, 2)
 
     @staticmethod
@@ -114,9 +114,9 @@ class _Back(torch.autograd.Function):
 
 
 def _all_gather(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    parts = x.new_empty(group.size() * x.shape[0], *x.shape[1:])
-    dist.all_gather_into_tensor(parts, x.contiguous(), group=group)
-    first, second = rearrange(parts, "(w b) (two c) ... -> two w b c ...", w=group.size(), two=2)
+    parts = x.new_empty(group.size(), *x.shape)
+    dist.all_gather(list(parts), x.contiguous(), group=group)
+    first, second = rearrange(parts, "w b (two c) ... -> two w b c ...", two=2)
     return rearrange(torch.cat((first, second.flip(0))), "n b c ... -> b (n c) ...")
 
 

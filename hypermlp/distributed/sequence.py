@@ -29,7 +29,7 @@ def shard_sequence(module: nn.Module, group: DeviceMesh | dist.ProcessGroup | No
 
     All else in a model is done token by token, or must be made so: give it :func:`sequence_part` of the token ids,
     of masks and targets; ``cu_seqlens`` stays that of the whole. ``attention_mask`` is given on all processes or on
-    none: padding on the right needs none. All processes of the group call it at once. The output is this process's rows.
+    none: padding on the right needs none. All processes of the group call it at once. The output is these rows'.
 
     The model's parameters must be the same on all processes, as DDP and FSDP keep them. Gradients of parameters
     are this process's part: those of the whole are the sum over the group. DDP and FSDP2 over these processes take

@@ -108,14 +108,14 @@ def check_gradients(name: str, kind: str) -> None:
 def counted() -> Iterator[dict[str, int]]:
     """Numbers that this process sends, by kind of message: to each of the others, what goes there."""
     sent = {"gather": 0, "scatter": 0, "neighbours": 0}
-    gather, scatter, swap = dist.all_gather_into_tensor, dist.reduce_scatter_tensor, dist.batch_isend_irecv
+    gather, scatter, swap = dist.all_gather, dist.reduce_scatter, dist.batch_isend_irecv
     others = dist.get_world_size() - 1
 
-    def all_gather(out: Tensor, x: Tensor, **kwargs: Any) -> Any:
+    def all_gather(out: list[Tensor], x: Tensor, **kwargs: Any) -> Any:
         sent["gather"] += x.numel() * others
         return gather(out, x, **kwargs)
 
-    def reduce_scatter(out: Tensor, x: Tensor, **kwargs: Any) -> Any:
+    def reduce_scatter(out: Tensor, x: list[Tensor], **kwargs: Any) -> Any:
         sent["scatter"] += out.numel() * others
         return scatter(out, x, **kwargs)
 
@@ -123,9 +123,7 @@ def counted() -> Iterator[dict[str, int]]:
         sent["neighbours"] += sum(message.tensor.numel() for message in messages if message.op is dist.isend)
         return swap(messages)
 
-    with mock.patch.multiple(
-        dist, all_gather_into_tensor=all_gather, reduce_scatter_tensor=reduce_scatter, batch_isend_irecv=neighbours
-    ):
+    with mock.patch.multiple(dist, all_gather=all_gather, reduce_scatter=reduce_scatter, batch_isend_irecv=neighbours):
         yield sent
 
 

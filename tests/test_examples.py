@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
@@ -77,3 +80,25 @@ def test_stream(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[s
     assert all(float(row[2]) > 0 for row in rows)
     # the ring is full after one window and the prompt
     assert len({row[3] for row in rows[1:]}) == 1
+
+
+@pytest.mark.slow
+def test_train_parallel(tmp_path: Path) -> None:
+    """However many processes share the work, losses and weights are the same."""
+    text = tmp_path / "text.txt"
+    text.write_text("".join(f"{n} and {n} are {2 * n}. " for n in range(400)))
+    size = ["--steps", "3", "--seq-len", "32", "--hidden-size", "16", "--layers", "1", "--max-lag", "24"]
+    found = []
+    for world, split in ((1, []), (4, []), (4, ["--heads", "2", "--sequence", "2"])):
+        out = tmp_path / f"{len(found)}.pt"
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
+        command += [str(EXAMPLES / "train_parallel.py"), str(text), *size, "--out", str(out), *split]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        found.append(([float(loss) for loss in re.findall(r"loss (\d+\.\d+)", done.stdout)], torch.load(out)))
+    (losses, weights), *others = found
+    assert len(losses) == 2
+    for other_losses, other_weights in others:
+        assert other_losses == pytest.approx(losses, abs=1e-3)
+        assert other_weights.keys() == weights.keys()
+        for name, x in weights.items():
+            torch.testing.assert_close(other_weights[name], x, atol=5e-3, rtol=0)

@@ -201,6 +201,16 @@ def check_second_gradients() -> None:
         assert_close({name: found}, {name: expected}, 1e-10)
 
 
+def check_compiled() -> None:
+    x, weight = normal(1, TOKENS, HIDDEN), normal(1, TOKENS, HIDDEN, seed=2)
+    for name in ("hyperglu", "window of a chunk"):
+        layer = sharded(name)
+        expected = evaluate_layer(layer, sequence_part(x), sequence_part(weight)).named()
+        compiled: Any = torch.compile(layer, fullgraph=True, backend="aot_eager")
+        found = evaluate_layer(compiled, sequence_part(x), sequence_part(weight)).named()
+        assert_close({key.replace("_orig_mod.", ""): y for key, y in found.items()}, expected, RTOL)
+
+
 def check_parts_and_wholes() -> None:
     x = normal(2, TOKENS, 3)
     world, rank = dist.get_world_size(), dist.get_rank()
@@ -291,6 +301,7 @@ QUICK: dict[str, Callable[[], None]] = {
     "language model, window": partial(check_language_model, 5, False, None),
     "language model, packed": partial(check_language_model, 40, True, [0, 5, 13, 14, 30]),
     "second gradients": check_second_gradients,
+    "compiled": check_compiled,
     "parts and wholes": check_parts_and_wholes,
     "errors": check_errors,
     "context_parallel of PyTorch": check_context_parallel_of_torch_is_refused,

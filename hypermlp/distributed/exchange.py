@@ -13,6 +13,9 @@ from einops import rearrange
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+# PyTorch 2.13 gave it another name; gloo has not always had the one of lists
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
 
 def chunk_part(x: Tensor, rank: int, world: int, dim: int = 1) -> Tensor:
     """Process ``rank``'s rows of the whole."""
@@ -66,7 +69,7 @@ class _ReduceScatter(torch.autograd.Function):
         chunks = rearrange(x, "b (n c) ... -> n b c ...", n=2 * world)
         parts = torch.stack((chunks[:world], chunks[world:].flip(0)), dim=2)
         own = torch.empty_like(parts[0])
-        dist.reduce_scatter(own, list(parts), group=group)
+        _reduce_scatter(own, parts.flatten(0, 1), group=group)
         return own.flatten(1, 2)
 
     @staticmethod

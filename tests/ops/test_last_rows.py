@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from hypermlp.ops import hyper_attention
+from hypermlp.ops.library import PATHS
 from tests.helpers import BACKENDS, Case, assert_close, evaluate, make_case, tiles
 from tests.oracle import oracle
 
@@ -109,3 +111,13 @@ def test_compiled_in_one_graph() -> None:
     compiled = torch.compile(hyper_attention, fullgraph=True, backend="aot_eager")
     found = evaluate(case, lambda c: c.run("chunked", compiled))
     assert_close(found.named(), evaluate(case, lambda c: c.run("chunked")).named())
+
+
+def test_kernels_without_an_offset_of_queries_refuse_or_leave_it() -> None:
+    """As on a GPU, where the Triton path could run: asked for it says so, ``"auto"`` takes another."""
+    case = make_case(length=LENGTH)
+    with mock.patch("hypermlp.ops.attention.choose", return_value=PATHS["triton"]):
+        with pytest.raises(ValueError, match=r"backend='triton' takes a query for every key, and q has 4 of 11 tokens"):
+            last(case, 4).run("triton")
+        found = last(case, 4).run("auto")
+    assert_close({"o": found}, {"o": case.run("reference")[:, -4:]})

@@ -16,7 +16,7 @@ from tests.helpers import BACKENDS, Case, assert_close, evaluate, make_case, til
 from tests.oracle import oracle
 
 LENGTH = 11
-OF_QUERIES = ("q", "routing.gate", "readout.gate")
+OF_QUERIES = ("q", "routing.core", "readout.core")
 CASES: dict[str, dict[str, Any]] = {
     "glu": {},
     "window": {"max_lag": 4},

@@ -32,7 +32,7 @@ def inspect(
     """Draw what the heads of a trained model do over a text, on one HTML page."""
     missing = [name for name in ("jinja2", "matplotlib") if find_spec(name) is None]
     if missing:
-        raise ValueError(f'a page needs {", ".join(missing)}: pip install -e ".[lab]"')
+        raise ValueError(f'a page needs {", ".join(missing)}: in a clone, pip install -e ".[lab]"')
     if out.exists() and not fresh and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is there already: choose another --out, or add --fresh to write over an earlier page")
     with naming(text, "cannot be read"):

@@ -43,6 +43,8 @@ def main() -> None:
     rank, world = dist.get_rank(), dist.get_world_size()
     if device == "cuda":
         torch.cuda.set_device(rank % torch.cuda.device_count())
+    if world % (args.heads * args.sequence):
+        parser.error(f"{world} processes do not divide by --heads {args.heads} times --sequence {args.sequence}")
     rows = world // (args.heads * args.sequence)
     mesh = init_device_mesh(device, (rows, args.sequence, args.heads), mesh_dim_names=("rows", "sequence", "heads"))
     # FSDP2 shards over all processes but those that share heads

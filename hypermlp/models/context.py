@@ -99,7 +99,7 @@ def _check_windows(model: nn.Module, short: Collection[HyperMLP], max_lag: int) 
         if known is not None and known.window is not None and known.layer in short and max_lag > known.window:
             raise ValueError(
                 f"max_lag={max_lag} is longer than the sliding window of {known.window} of {site.names[0]}: the host's "
-                "masks hide what is further back; extend to that, or swap the layers without a window alone"
+                "masks hide what is further back; extend layers without a window one by one: extend_max_lag(layer, ...)"
             )
 
 

@@ -213,7 +213,7 @@ def check_positions(length: int, max_lag: int, cu_seqlens: Tensor | None) -> Non
         return
     message = (
         f"does not fit position-indexed tables of {max_lag} rows: "
-        "use layout='lag', shorter sequences or a larger max_lag"
+        "use shorter sequences, a larger max_lag or, if causal, layout='lag'"
     )
     if cu_seqlens is None:
         raise ValueError(f"a sequence of {length} tokens {message}")

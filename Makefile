@@ -18,7 +18,7 @@ DATA ?=
 FRESH ?=
 STAGES ?=
 
-.PHONY: demo test test-all test-hf-oldest test-hf-newest test-torch-oldest test-torch-newest constraints lint format \
+.PHONY: demo test test-all test-hosts test-hf-oldest test-hf-newest test-torch-oldest test-torch-newest constraints lint format \
 	bench study study-smoke docs test-docs dist pictures kernel-report device-smoke device-check clean
 
 demo: $(VENV)/.lab
@@ -44,6 +44,10 @@ test-torch-newest: .venv-torch-newest/.ready
 test-torch-oldest: .venv-torch-oldest/.ready
 	.venv-torch-oldest/bin/python -m pytest $(WORKERS) $(OLDEST) -k "not compil and not export and not onnx" \
 		tests/cache tests/layers tests/ops tests/properties
+
+# hosts that are no requirement of anything else; where their torchvision does not fit, their tests say so and are skipped
+test-hosts: .venv-hosts/.ready
+	.venv-hosts/bin/python -m pytest -rs tests/integrations/test_other_libraries.py tests/integrations/test_timm.py
 
 # the newest of all that constraints.in leaves open, for every Python and platform at once
 constraints: .venv-constraints/.ready
@@ -112,6 +116,12 @@ $(VENV)/pyvenv.cfg:
 
 $(VENV)/.%: $(VENV)/pyvenv.cfg pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$*]"
+	touch $@
+
+.venv-hosts/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]" \
+		vit-pytorch x-transformers open_clip_torch timm
 	touch $@
 
 # of constraints.txt those lines that KEEP keeps: the size of an environment comes from torch

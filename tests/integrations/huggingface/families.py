@@ -10,6 +10,8 @@ import transformers
 from packaging.version import Version
 from torch import Tensor, nn
 
+from tests.integrations.huggingface.hosts import randomize
+
 Kind = Literal["decoder", "encoder", "picture", "sound", "pair"]
 
 VOCAB = 67
@@ -196,14 +198,7 @@ def stock(name: str, **options: Any) -> nn.Module:
     if "num_experts" in case.fields:  # the default path of experts has no float64
         config._experts_implementation = "eager"
     model: nn.Module = getattr(transformers, case.model)(config).eval()
-    for key, parameter in model.named_parameters():
-        if not parameter.requires_grad:  # sinusoids, which are not saved
-            continue
-        parameter.data = parameter.data.double()  # not the buffers: angles are float32 in every model
-        if parameter.ndim == 1 and "bias" not in key:
-            nn.init.normal_(parameter, mean=1.0, std=0.2)
-        else:
-            nn.init.normal_(parameter, std=0.2)
+    randomize(model)
     return model
 
 

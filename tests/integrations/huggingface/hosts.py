@@ -53,13 +53,20 @@ def stock(name: str, seed: int = 0, **options: Any) -> nn.Module:
     """An unchanged host in evaluation mode, its weights random, in float64: rounding differs between machines."""
     torch.manual_seed(seed)
     model = BUILD[name](**options).eval()
+    randomize(model)
+    return model
+
+
+def randomize(model: nn.Module) -> None:
+    """Random weights in float64; sinusoids, which are not trained, stay."""
     for key, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         parameter.data = parameter.data.double()  # not the buffers: angles are float32 in every model
         if parameter.ndim == 1 and "bias" not in key:
             nn.init.normal_(parameter, mean=1.0, std=0.2)
         else:
             nn.init.normal_(parameter, std=0.2)
-    return model
 
 
 def swapped(

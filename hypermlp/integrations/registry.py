@@ -144,23 +144,24 @@ def calls_itself_attention(module: nn.Module) -> bool:
 
 def _is(module: nn.Module, which: Which) -> bool:
     if isinstance(which, str):
-        return which in (type(module).__name__, _path(type(module)))
+        return which in (type(module).__name__, path_of(type(module)))
     return isinstance(module, which) if isinstance(which, type) else bool(which(module))
 
 
 def _written(cls: type) -> str:
     """The class whose ``forward`` runs, by name."""
-    return _path(next(base for base in cls.__mro__ if "forward" in vars(base) or base is object))
+    return path_of(next(base for base in cls.__mro__ if "forward" in vars(base) or base is object))
 
 
-def _path(cls: type) -> str:
+def path_of(cls: type) -> str:
+    """Where a class was written, and its name."""
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _name(which: Which) -> str:
     if isinstance(which, str):
         return which
-    return _path(which) if isinstance(which, type) else f"{getattr(which, '__name__', which)}(module)"
+    return path_of(which) if isinstance(which, type) else f"{getattr(which, '__name__', which)}(module)"
 
 
 def _check_adapter(adapter: Any) -> None:

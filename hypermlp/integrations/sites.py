@@ -164,8 +164,8 @@ def _reason(cls: type) -> str:
 
 def _unknown(model: nn.Module, left: list[Left]) -> str:
     modules = [module for module in model.modules() if not type(module).__module__.startswith("torch.nn")]
-    seen = {_path(module) for module in modules}
-    attention = {_path(module) for module in modules if registry.calls_itself_attention(module)}
+    seen = {registry.path_of(type(module)) for module in modules}
+    attention = {registry.path_of(type(module)) for module in modules if registry.calls_itself_attention(module)}
     skipped = "".join(f" {entry.name} ({entry.was}) is left alone: {entry.reason}." for entry in left)
     return (
         f"no attention of {type(model).__name__} is known.{skipped} "
@@ -175,7 +175,3 @@ def _unknown(model: nn.Module, left: list[Left]) -> str:
         "and call hypermlp.integrations.register(MyAdapter(), ItsClass), or swap_attention(model, "
         "adapter={ItsClass: MyAdapter()})"
     )
-
-
-def _path(module: nn.Module) -> str:
-    return f"{type(module).__module__}.{type(module).__qualname__}"

@@ -99,8 +99,9 @@ class AttentionLayer(Projections, ABC):
             o = self.attend_block(q, gates, part.extended(k, v, tokens.valid))  # the same over earlier tokens, too
         if part is not None:
             refuse_gradients(q)
-            if longest_row(tokens, x.shape[1]):
-                part.append(*unpacked(k, v, x, tokens))
+            rows = unpacked(k, v, x, tokens)
+            if rows[0].shape[1]:  # not where every sequence is empty
+                part.append(*rows)
         return tokens.zeroed(self.output(rearrange(o, "b t h v -> b t (h v)"), gates))  # (o * phi(x Wm2 + b)) Wo
 
     def cache_part(self, cache: HyperCache | LayerCache | StaticLayerCache) -> LayerCache | StaticLayerCache:

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from hypermlp_lab.study import ledger
-from hypermlp_lab.study.plan import Cell, Variant, sweep
+from hypermlp_lab.study.plan import Cell, Variant, search
 from hypermlp_lab.study.presets import preset
 from tests.study.fakes import record
 from tests.test_docs import ROOT, load
@@ -18,7 +18,7 @@ def test_the_page_is_filled_in(tmp_path: Path) -> None:
     assert hooks.study("claims", tmp_path) == ""
     assert hooks.picture("text", tmp_path) == ""
     study = preset("cpu")
-    run = sweep(study, Cell(Variant("S-pc"), study.text))[0]
+    run = search(study, Cell(Variant("S-pc"), study.text), {})[0][0]
     ledger.append(tmp_path / "benchmarks" / "results" / "study" / "text.jsonl", record(run, 1.5))
     assert "not complete" in hooks.study("answer", tmp_path)
     assert "| HyperGLU beats softmax" in hooks.study("claims", tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,9 @@ from hypermlp_lab.study.plan import (
     Variant,
     cells,
     chosen,
-    heads_sweep,
     pending,
     reported,
-    sweep,
+    search,
 )
 from hypermlp_lab.study.presets import NAMES, Preset, preset
 from hypermlp_lab.study.runs import Run
@@ -122,14 +122,28 @@ def test_presets_are_whole(name: str) -> None:
         assert model_config(label, size, heads)
 
 
-def test_every_variant_gets_the_same_sweep() -> None:
+def search_all(study: Preset, cell: Cell, records: dict[Run, dict[str, Any]], score: Callable[[Run], float]) -> None:
+    """Make the records of a whole search."""
+    while missing := [run for stage in search(study, cell, records) for run in stage if run not in records]:
+        assert chosen(study, cell, records) is None
+        assert reported(study, cell, records, BEST) is None
+        records |= {run: record(run, score(run)) for run in missing}
+
+
+def test_every_variant_gets_the_same_search() -> None:
     study = small()
     for _, cell in cells(study, study.tasks[:1]):
-        runs = sweep(study, cell)
+        records: dict[Run, dict[str, Any]] = {}
+        search_all(study, cell, records, lambda run: run.lr + (run.start == "gpt"))
         starts = 1 if cell.variant.fixed_start else 3 if HyperConfig.from_label(cell.variant.label, 64).conv_size else 2
-        assert len(runs) == len(set(runs)) == 2 * starts
-        assert {run.lr for run in runs} == {1e-3, 3e-3}
-        assert {run.seed for run in runs} == {study.sweep_seed}
+        heads = 1 if cell.variant.hyper else 2
+        assert len(records) == 2 + starts - 1 + heads - 1
+        rates = [run for run in records if run.start == cell.variant.starts[0] and run.heads == heads * 2]
+        assert {run.lr for run in rates} == {1e-3, 3e-3}
+        # one thing at a time, at the best of what came before
+        assert all(run.lr == 3e-3 for run in records if run not in rates)
+        assert {run.start for run in records} == set(cell.variant.starts)
+        assert {run.seed for run in records} == {study.sweep_seed}
 
 
 @pytest.mark.parametrize("text", [False, True])
@@ -139,14 +153,11 @@ def test_the_best_is_chosen_on_the_other_split_and_given_reported_seeds(text: bo
     cell = Cell(Variant("S-pc"), job)
     records: dict[Run, dict[str, Any]] = {}
     better, worse = (0.1, 0.9) if text else (0.9, 0.1)
-    for run in sweep(study, cell):
-        assert chosen(study, cell, records) is None
-        assert reported(study, cell, records, BEST) is None
-        best = run.lr == 1e-3 and run.start == "gpt"
-        records[run] = record(run, better if best else worse) | {"score": worse if best else better}
-    assert chosen(study, cell, records) is None
-    heads = heads_sweep(study, cell, records)
-    assert heads is not None
+    search_all(study, cell, records, lambda run: better if run.lr == 1e-3 and run.start == "gpt" else worse)
+    # what is reported says the contrary
+    for run, made in records.items():
+        made["score"] = worse if run.start == "gpt" else better
+    heads = search(study, cell, records)[-1]
     assert [(run.heads, run.lr, run.start, run.seed) for run in heads] == [(2, 1e-3, "gpt", study.sweep_seed)]
     # as good on the split, with a lower loss
     records[heads[0]] = record(heads[0], better, 0.5)
@@ -193,7 +204,7 @@ def test_a_study_ends_with_everything_and_each_run_once() -> None:
 
 def test_records_survive_a_kill(tmp_path: Path) -> None:
     file, study = tmp_path / "mad.jsonl", small()
-    runs = sweep(study, Cell(Variant("S-pc"), study.tasks[2]))
+    runs = [run for run in pending(study, study.tasks[2:3], {})[0] if run.label == "S-pc"]
     for run in runs[:3]:
         ledger.append(file, record(run, 0.1 + 0.2))
     whole = file.read_bytes()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 from hypermlp.config import HyperConfig
@@ -79,28 +80,40 @@ def cells(preset: Preset, jobs: Iterable[Job]) -> list[tuple[int, Cell]]:
     return [(tier, Cell(variant, job)) for tier, group in enumerate(tiers) for job in jobs for variant in group]
 
 
-def sweep(preset: Preset, cell: Cell) -> list[Run]:
-    """Learning rates, weight decays and starts, each with each, at the usual number of heads."""
-    heads = preset.hyper_heads if cell.variant.hyper else preset.baseline_heads
-    return [
-        Run(cell.job, cell.variant.label, start, lr, decay, heads[0], preset.sweep_seed)
+# of the search for a setting: learning rates and weight decays, then starts, then numbers of heads
+_STAGES = 3
+
+
+def search(preset: Preset, cell: Cell, records: Records) -> list[list[Run]]:
+    """The stages of the search for a setting that are known so far, the same for every variant.
+
+    Learning rates and weight decays, each with each, at the library's start and the usual number of heads; then the
+    other starts at the best of these; then other numbers of heads at the best of all.
+    """
+    usual, *other_heads = _heads(preset, cell.variant)
+    first, *other_starts = cell.variant.starts
+    rates = [
+        Run(cell.job, cell.variant.label, first, lr, decay, usual, preset.sweep_seed)
         for lr in preset.lrs_of(cell.job)
-        for start in cell.variant.starts
         for decay in preset.weight_decays
     ]
-
-
-def heads_sweep(preset: Preset, cell: Cell, records: Records) -> list[Run] | None:
-    """The best of the sweep with other numbers of heads. None while the sweep is not done."""
-    best = best_of(sweep(preset, cell), records)
-    heads = preset.hyper_heads if cell.variant.hyper else preset.baseline_heads
-    return None if best is None else [replace(best, heads=count) for count in heads[1:]]
+    stages = [rates]
+    if best := best_of(rates, records):
+        stages.append([replace(best, start=start) for start in other_starts])
+        if best := best_of([*rates, *stages[1]], records):
+            stages.append([replace(best, heads=count) for count in other_heads])
+    return stages
 
 
 def chosen(preset: Preset, cell: Cell, records: Records) -> Run | None:
     """The setting that is best on the split to choose by. None while that is not known."""
-    others = heads_sweep(preset, cell, records)
-    return None if others is None else best_of([*sweep(preset, cell), *others], records)
+    stages = search(preset, cell, records)
+    return best_of(list(chain(*stages)), records) if len(stages) == _STAGES else None
+
+
+def _heads(preset: Preset, variant: Variant) -> tuple[int, ...]:
+    """The usual number, then others."""
+    return preset.hyper_heads if variant.hyper else preset.baseline_heads
 
 
 def reported(preset: Preset, cell: Cell, records: Records, which: str) -> list[Run] | None:
@@ -110,9 +123,9 @@ def reported(preset: Preset, cell: Cell, records: Records, which: str) -> list[R
         return None if best is None else [replace(best, seed=seed) for seed in preset.seeds_of(cell.job)]
     if cell.variant.fixed_start is not None:
         return []
-    heads = preset.hyper_heads if cell.variant.hyper else preset.baseline_heads
+    usual = _heads(preset, cell.variant)[0]
     common = Run(
-        cell.job, cell.variant.label, "reset", preset.common_lr_of(cell.job), preset.weight_decays[0], heads[0], 0
+        cell.job, cell.variant.label, "reset", preset.common_lr_of(cell.job), preset.weight_decays[0], usual, 0
     )
     return [replace(common, seed=seed) for seed in preset.seeds_of(cell.job)]
 
@@ -144,15 +157,15 @@ def pending(preset: Preset, jobs: Iterable[Job], records: Records) -> tuple[list
                 ranks[run] = min(rank, ranks.get(run, rank))
 
     for tier, cell in cells(preset, jobs):
-        want(sweep(preset, cell), tier, 0)
-        others = heads_sweep(preset, cell, records)
-        want(others or [], tier, 1)
+        stages = search(preset, cell, records)
+        for order, stage in enumerate(stages):
+            want(stage, tier, order)
+        later = (0, len(cell.variant.starts) - 1, len(_heads(preset, cell.variant)) - 1)
         best = reported(preset, cell, records, BEST)
-        heads = preset.hyper_heads if cell.variant.hyper else preset.baseline_heads
-        waiting[cell.job] += len(heads) - 1 if others is None else 0
+        waiting[cell.job] += sum(later[len(stages) :])
         waiting[cell.job] += len(preset.seeds_of(cell.job)) if best is None else 0
         for order, run in enumerate(best or []):
-            want([run], tier, 2, order)
+            want([run], tier, _STAGES, order)
         for order, run in enumerate(reported(preset, cell, records, COMMON) or []):
             want([run], len(VARIANTS), order)
     return sorted(ranks, key=ranks.__getitem__), waiting

@@ -19,7 +19,7 @@ class Preset:
         tasks: jobs of ``hypermlp study mad``.
         text: that of ``hypermlp study text``.
         task_seeds, text_seeds: how many seeds are reported.
-        lrs, text_lrs, weight_decays: swept for every variant alike, with the starts.
+        lrs, text_lrs, weight_decays: tried for every variant alike, see :func:`~hypermlp_lab.study.plan.search`.
         baseline_heads, hyper_heads: the usual number, then others that the best setting is tried with.
         common_lr, text_common_lr: of the common setting: this, the library's start, the first weight decay, the
             usual heads.
@@ -32,12 +32,12 @@ class Preset:
     text: Job
     task_seeds: int = 5
     text_seeds: int = 3
-    lrs: tuple[float, ...] = (1e-3, 3e-3, 8e-3)
+    lrs: tuple[float, ...] = (3e-3, 8e-3, 2e-2)
     text_lrs: tuple[float, ...] = (3e-3, 8e-3, 2e-2)
     weight_decays: tuple[float, ...] = (0.1,)
     baseline_heads: tuple[int, ...] = (4, 2)
     hyper_heads: tuple[int, ...] = (2, 4)
-    common_lr: float = 3e-3
+    common_lr: float = 8e-3
     text_common_lr: float = 8e-3
     sweep_seed: int = 1000
     tiers: int | None = None
@@ -85,7 +85,7 @@ def _smoke() -> Preset:
     text = Job(TEXT, 16, 1, 2, 16, 3, 4, eval_examples=8, evaluations=1)
     return Preset(
         "smoke", tuple(_job(task, **options) for task in tasks), text, task_seeds=2, text_seeds=2, lrs=(3e-3,),
-        text_lrs=(3e-3,), text_common_lr=3e-3,
+        text_lrs=(3e-3,), common_lr=3e-3, text_common_lr=3e-3,
         baseline_heads=(2,), hyper_heads=(2,),
     )  # fmt: skip
 
@@ -98,7 +98,7 @@ def _cpu() -> Preset:
     """
     options = {"hidden_size": 64, "num_layers": 2, "mix_rank": 8, "batch_size": 32, "train_examples": 6400}
     tasks = (
-        _job(Task("recall", 16, 64), steps=200, **options),
+        _job(Task("recall", 16, 64), steps=150, **options),
         _job(Task("noisy-recall", 32, 64, noise_vocab=16, noise=0.2), steps=200, **options),
         _job(Task("fuzzy-recall", 12, 64, motif=2), steps=300, **options),
         _job(Task("selective-copying", 16, 64, copied=8), steps=250, **options),

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from hypermlp_lab.study import ledger
-from hypermlp_lab.study.plan import BEST, COMMON, Cell, Records, Variant, cells, chosen, pending, reported, sweep
+from hypermlp_lab.study.plan import BEST, COMMON, Cell, Records, Variant, cells, chosen, pending, reported, search
 from hypermlp_lab.study.presets import MAD, Preset
 from hypermlp_lab.study.runs import TEXT, Job, Run
 from hypermlp_lab.study.statistics import Estimate, estimate
@@ -76,10 +77,7 @@ class Results:
         for _, cell in self.cells:
             best = reported(self.preset, cell, self.records, BEST) or []
             common = reported(self.preset, cell, self.records, COMMON) or []
-            tried = sweep(self.preset, cell)
-            heads = self.preset.hyper_heads if cell.variant.hyper else self.preset.baseline_heads
-            others = [run for run in self.records if run.heads in heads[1:] and run.seed == self.preset.sweep_seed]
-            runs |= {*tried, *best, *common, *others}
+            runs |= {*chain(*search(self.preset, cell, self.records)), *best, *common}
         return runs
 
     @property

@@ -35,8 +35,8 @@ class Preset:
     lrs: tuple[float, ...] = (3e-3, 8e-3, 2e-2)
     text_lrs: tuple[float, ...] = (3e-3, 8e-3, 2e-2)
     weight_decays: tuple[float, ...] = (0.1,)
-    baseline_heads: tuple[int, ...] = (4, 2)
-    hyper_heads: tuple[int, ...] = (2, 4)
+    baseline_heads: tuple[int, ...] = (4, 8, 2)
+    hyper_heads: tuple[int, ...] = (2, 4, 8)
     common_lr: float = 8e-3
     text_common_lr: float = 8e-3
     sweep_seed: int = 1000
@@ -91,7 +91,7 @@ def _smoke() -> Preset:
 
 
 def _cpu() -> Preset:
-    """About 24,000 CPU seconds: 2 to 14 for each of 1540 runs on tasks, 45 for each of 213 on text.
+    """About 20,000 CPU seconds: 2 to 14 for each run on a task, 45 for each on text.
 
     As large as allows all variants, starts and seeds. Recall and copying are cut off while they are being
     learnt, so that scores are neither at chance nor perfect.

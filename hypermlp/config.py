@@ -80,7 +80,7 @@ class HyperConfig:
         qk_dim: total score width, ``S * H * K``. None: ``hidden_size / 4`` for a hyper mixer,
             else ``hidden_size``.
         v_dim: total value width, ``H * V``. None: ``hidden_size``.
-        mix_rank: rank of both sequence mixings of a hyper mixer.
+        mix_rank: rank of those sequence mixings of a hyper mixer that are True.
         max_lag: rows of the lag tables, and the window of a longer sequence. None: 2048 for a
             hyper mixer, no window for a baseline.
         conv_size: taps of the causal convolutions on key and value inputs, 0 for none. None: 4
@@ -147,7 +147,19 @@ class HyperConfig:
                 object.__setattr__(self, name, MixConfig(**mix))
             elif mix is not False and not isinstance(mix, MixConfig):
                 raise TypeError(f"{name} must be True, False or a MixConfig, got {mix!r}")
+        self._check_mix_rank()
         self._check()
+
+    def _check_mix_rank(self) -> None:
+        """``replace(config, mix_rank=4)`` would change nothing: a config's mixings have their own ranks."""
+        mixes = {n: mix for n in ("routing_mix", "readout_mix") if isinstance(mix := getattr(self, n), MixConfig)}
+        ranks = [mix.rank for mix in mixes.values()]
+        if mixes and self.mix_rank not in (*ranks, type(self).mix_rank):
+            have = ", ".join(f"{name} has rank {mix.rank}" for name, mix in mixes.items())
+            remedy = ", ".join(f"{name}=True" for name in mixes)
+            raise ValueError(
+                f"mix_rank={self.mix_rank} changes nothing, {have}: pass {remedy} with it, or leave it out"
+            )
 
     def _check(self) -> None:
         self._check_choice("layout", self.layout, get_args(LagOrPosition))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import FrozenInstanceError, asdict
+from dataclasses import FrozenInstanceError, asdict, replace
 
 import pytest
 
@@ -103,6 +103,11 @@ def test_softmax_has_no_mixing() -> None:
         ({"qk_dim": 2, "mixer": "softmax", "num_heads": 4}, ValueError, "qk_dim=2 does not divide into 4"),
         ({"v_dim": 7}, ValueError, "v_dim=7 does not divide into 2 heads"),
         ({"mix_rank": -1}, ValueError, "mix_rank must be an integer >= 0, got -1"),
+        (
+            {"mix_rank": 4, "routing_mix": MixConfig(8), "readout_mix": False},
+            ValueError,
+            "mix_rank=4 .* routing_mix=True",
+        ),
         ({"mix_rank": True, "routing_mix": False, "readout_mix": False}, ValueError, "mix_rank must be .* got True"),
         ({"max_lag": 0}, ValueError, "max_lag must be a positive integer, got 0"),
         ({"conv_size": "4"}, ValueError, "conv_size must be an integer >= 0, got '4'"),
@@ -157,6 +162,14 @@ def test_round_trip_through_plain_values(label: str) -> None:
 def test_round_trip_of_two_different_mixings() -> None:
     config = HyperConfig(64, routing_mix=MixConfig(3, diag=False), readout_mix=MixConfig(0, identity=False))
     assert HyperConfig(**config.to_dict()) == config
+
+
+def test_a_rank_that_would_change_nothing_is_refused() -> None:
+    config = HyperConfig(64, mix_rank=8)
+    with pytest.raises(ValueError, match=r"mix_rank=4 changes nothing, routing_mix has rank 8, readout_mix has rank 8"):
+        replace(config, mix_rank=4)
+    changed = replace(config, mix_rank=4, routing_mix=True, readout_mix=True)
+    assert changed == HyperConfig(64, mix_rank=4)
 
 
 def test_frozen_and_hashable() -> None:

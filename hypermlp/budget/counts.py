@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from hypermlp.config import HyperConfig, MixConfig
-from hypermlp.ops.flops import forward_flops, visible_pairs
+from hypermlp.ops.flops import backward_flops, forward_flops, visible_pairs
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,22 @@ def count_flops(config: HyperConfig, batch_size: int, length: int) -> Count:
     Raises:
         ValueError: if a size is not positive, or the length is over the table rows of a layer indexed by position.
     """
+    return _count_flops(config, batch_size, length, forward_flops, 1)
+
+
+def count_backward_flops(config: HyperConfig, batch_size: int, length: int) -> Count:
+    """FLOPs of one backward, counted as :func:`count_flops` does.
+
+    A linear map takes two products for each one of its forward; the operator, and fused softmax attention, compute
+    their maps once more beside their gradients.
+    """
+    return _count_flops(config, batch_size, length, backward_flops, 2)
+
+
+def _count_flops(
+    config: HyperConfig, batch_size: int, length: int, of_pairs: Callable[..., int], products: int
+) -> Count:
+    """``of_pairs`` counts the operator's, and all else takes ``products`` times a forward's."""
     c = config
     check_positive(batch_size=batch_size, length=length)
     if c.layout == "position" and c.mixer != "softmax" and c.max_lag is not None and length > c.max_lag:
@@ -76,13 +93,13 @@ def count_flops(config: HyperConfig, batch_size: int, length: int) -> Count:
 
     def operator(routing_rank: int, readout_rank: int) -> int:
         ranks = (routing_rank, readout_rank)
-        return forward_flops(pairs, num_heads=c.num_heads, num_maps=c.num_maps, qk=c.qk_width, v=c.v_width, ranks=ranks)
+        return of_pairs(pairs, num_heads=c.num_heads, num_maps=c.num_maps, qk=c.qk_width, v=c.v_width, ranks=ranks)
 
     attention = operator(0, 0)
     return Count(
-        projections=2 * tokens * c.hidden_size * (2 * c.qk_dim + 2 * c.v_dim),
-        convolutions=2 * tokens * 2 * c.hidden_size * c.conv_size,
-        gates=2 * tokens * c.hidden_size * sum(c.gate_widths),
+        projections=products * 2 * tokens * c.hidden_size * (2 * c.qk_dim + 2 * c.v_dim),
+        convolutions=products * 2 * tokens * 2 * c.hidden_size * c.conv_size,
+        gates=products * 2 * tokens * c.hidden_size * sum(c.gate_widths),
         mixing=operator(*ranks) - attention,
         attention=attention,
     )
@@ -96,8 +113,17 @@ def count_block_parameters(config: HyperConfig, intermediate_size: int) -> int:
 
 def count_block_flops(config: HyperConfig, intermediate_size: int, batch_size: int, length: int) -> int:
     """FLOPs of one forward of such a block, counted as :func:`count_flops` does; norms and activations are left out."""
-    mlp = 2 * batch_size * length * 3 * config.hidden_size * intermediate_size
-    return count_flops(config, batch_size, length).total + mlp
+    return count_flops(config, batch_size, length).total + _mlp_flops(config, intermediate_size, batch_size * length)
+
+
+def count_block_backward_flops(config: HyperConfig, intermediate_size: int, batch_size: int, length: int) -> int:
+    """FLOPs of one backward of such a block."""
+    mlp = 2 * _mlp_flops(config, intermediate_size, batch_size * length)
+    return count_backward_flops(config, batch_size, length).total + mlp
+
+
+def _mlp_flops(config: HyperConfig, intermediate_size: int, tokens: int) -> int:
+    return 2 * tokens * 3 * config.hidden_size * intermediate_size
 
 
 def mixings(c: HyperConfig) -> list[tuple[MixConfig, int]]:

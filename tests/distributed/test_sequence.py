@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
 from typing import Any
@@ -20,11 +19,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from hypermlp import HyperCache, HyperConfig, MixConfig, build_layer
-from hypermlp.distributed import exchange, full_state_dict, sequence_part, sequence_whole, shard_heads, shard_sequence
+from hypermlp.distributed import full_state_dict, sequence_part, sequence_whole, shard_heads, shard_sequence
 from hypermlp.layers import AttentionLayer
 from hypermlp.layers.maps import attention_map
 from hypermlp.models import LanguageModel, LanguageModelConfig
 from tests.distributed.processes import WORLD, run_checks
+from tests.distributed.sent import counted
 from tests.helpers import assert_close, evaluate_layer
 
 HIDDEN, TOKENS = 12, 32
@@ -102,32 +102,6 @@ def check_gradients(name: str, kind: str) -> None:
     expected = evaluate_layer(layer_of(name), x, weight, **kwargs)
     assert_close(rows, {"output": expected.output, **expected.streams}, RTOL)
     assert_close(summed(found.shared), expected.shared, RTOL)
-
-
-@contextmanager
-def counted() -> Iterator[dict[str, int]]:
-    """Numbers that this process sends, by kind of message: to each of the others, what goes there."""
-    sent = {"gather": 0, "scatter": 0, "neighbours": 0}
-    gather, scatter, swap = dist.all_gather, exchange._reduce_scatter, dist.batch_isend_irecv
-    others = dist.get_world_size() - 1
-
-    def all_gather(out: list[Tensor], x: Tensor, **kwargs: Any) -> Any:
-        sent["gather"] += x.numel() * others
-        return gather(out, x, **kwargs)
-
-    def reduce_scatter(out: Tensor, x: Tensor, **kwargs: Any) -> Any:
-        sent["scatter"] += out.numel() * others
-        return scatter(out, x, **kwargs)
-
-    def neighbours(messages: list[dist.P2POp]) -> Any:
-        sent["neighbours"] += sum(message.tensor.numel() for message in messages if message.op is dist.isend)
-        return swap(messages)
-
-    with (
-        mock.patch.multiple(dist, all_gather=all_gather, batch_isend_irecv=neighbours),
-        mock.patch.object(exchange, "_reduce_scatter", reduce_scatter),
-    ):
-        yield sent
 
 
 def check_bytes_sent() -> None:

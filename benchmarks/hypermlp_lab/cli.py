@@ -27,4 +27,5 @@ def build_app() -> typer.Typer:
     app.add_typer(import_module("hypermlp_lab.bench.command").app, name="bench")
     app.add_typer(import_module("hypermlp_lab.study.command").app, name="study")
     app.command()(import_module("hypermlp_lab.inspect.command").inspect)
+    app.command()(import_module("hypermlp_lab.plan.command").plan)
     return app

@@ -16,11 +16,13 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
 from hypermlp import HyperConfig
+from hypermlp.config import Mixer
+from hypermlp.distributed import along_lags
 from hypermlp.models import LanguageModel, LanguageModelConfig
 from tests.distributed.processes import run_checks
 from tests.helpers import assert_close
@@ -29,9 +31,9 @@ BATCH, TOKENS, STEPS = 8, 13, 4
 RTOL = 1e-9
 
 
-def model_of(tied: bool = True, mixer: str = "hyperglu") -> LanguageModel:
+def model_of(tied: bool = True, mixer: Mixer = "hyperglu", heads: int = 2) -> LanguageModel:
     torch.manual_seed(0)
-    attention = HyperConfig(16, mixer=mixer, num_heads=2, qk_dim=16, max_lag=8, mix_rank=3)  # type: ignore[arg-type]
+    attention = HyperConfig(16, mixer=mixer, num_heads=heads, qk_dim=16, max_lag=8, mix_rank=3)
     return LanguageModel(LanguageModelConfig(40, 16, 2, attention, tie_embeddings=tied), dtype=torch.float64)
 
 
@@ -88,7 +90,7 @@ def check_ddp() -> None:
     as_one(model, DistributedDataParallel(model), model_of())
 
 
-def check_fsdp(tied: bool, micro: int, mixer: str = "hyperglu") -> None:
+def check_fsdp(tied: bool, micro: int, mixer: Mixer = "hyperglu") -> None:
     model = fully_sharded(model_of(tied, mixer), init_device_mesh("cpu", (dist.get_world_size(),)))
     as_one(model, model, model_of(tied, mixer), micro)
 
@@ -109,19 +111,32 @@ def check_recomputed_and_compiled() -> None:
     as_one(model, model, model_of())
 
 
-def check_shards_along_lags() -> None:
+def check_shards_along_lags(replicated: bool = False) -> None:
     """Tables [heads, lags, ...] over more processes than heads: by their lags, which divide."""
+    world = dist.get_world_size()
+    if replicated:
+        mesh = init_device_mesh("cpu", (world // 2, 2), mesh_dim_names=("replicas", "shards"))
+    else:
+        mesh = init_device_mesh("cpu", (world,))
+    shards = mesh.size(-1)
+    model, whole = (model_of(heads=shards // 2) for _ in range(2))
+    fully_sharded(model, mesh, shard_placement_fn=along_lags(mesh))
+    as_one(model, model, whole)
+    mixing = model.layers[0].attention.readout_mix
+    assert tuple(mixing.down.to_local().shape) == (shards // 2, 8 // shards, 3)
+    assert tuple(mixing.diag.to_local().shape) == (shards // 2, 8 // shards)
+    assert tuple(model.layers[0].attention.k_proj.weight.to_local().shape) == (16 // shards, 16)
 
-    def along(parameter: nn.Parameter) -> Shard | None:
-        uneven = parameter.shape[0] % dist.get_world_size() != 0 and parameter.ndim > 1
-        return Shard(1) if uneven and parameter.shape[1] % dist.get_world_size() == 0 else None
 
-    model = model_of()
-    fully_sharded(model, init_device_mesh("cpu", (dist.get_world_size(),)), shard_placement_fn=along)
-    as_one(model, model, model_of())
-    table = model.layers[0].attention.readout_mix.down
-    expected = (2 // min(2, dist.get_world_size()), 8) if dist.get_world_size() == 2 else (2, 2)
-    assert tuple(table.to_local().shape[:2]) == expected
+def check_placement_errors() -> None:
+    with pytest.raises(TypeError, match="mesh must be a DeviceMesh or None, got ProcessGroup"):
+        along_lags(dist.group.WORLD)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="one dimension, or two for HSDP, got 3"):
+        along_lags(init_device_mesh("cpu", (dist.get_world_size(), 1, 1)))
+    placement = along_lags()
+    odd = dist.get_world_size() + 1
+    assert placement(nn.Parameter(torch.empty(odd))) is None
+    assert placement(nn.Parameter(torch.empty(odd, odd))) is None
 
 
 def check_started_without_memory() -> None:
@@ -168,6 +183,8 @@ CHECKS: dict[str, Callable[[], None]] = {
     "HSDP": check_hsdp,
     "recomputed and compiled": check_recomputed_and_compiled,
     "shards along lags": check_shards_along_lags,
+    "shards along lags, replicated": partial(check_shards_along_lags, True),
+    "errors of a placement": check_placement_errors,
     "started without memory": check_started_without_memory,
 }
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -105,6 +108,18 @@ CHECKS: dict[str, Callable[[], None]] = {
 def test_counts_of_processes(world: int, tmp_path: Path) -> None:
     found = run_checks(CHECKS, tmp_path, world)
     assert not any(found.values()), "\n".join(line for lines in found.values() for line in lines)
+
+
+@pytest.mark.slow
+def test_strong_scaling_is_measured(tmp_path: Path) -> None:
+    """The benchmark's script on a tiny sequence: it compares before it times, and says what with."""
+    script = Path(__file__).resolve().parents[2] / "benchmarks" / "strong_scaling.py"
+    arguments = ["--length", "64", "--hidden-size", "16", "--rounds", "3", "--out", str(tmp_path / "out.json")]
+    subprocess.run([sys.executable, str(script), *arguments], check=True)
+    report = json.loads((tmp_path / "out.json").read_text())
+    assert report["relative_error"] < 1e-4
+    assert report["speedup"]["low"] <= report["speedup"]["median"] <= report["speedup"]["high"]
+    assert report["environment"]["torch"] == torch.__version__
 
 
 def test_memory_of_a_process_is_linear_in_its_rows() -> None:

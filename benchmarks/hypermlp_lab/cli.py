@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ def main() -> None:
     build_app()()
 
 
+@cache  # added to the same application again, all groups would be in it twice
 def build_app() -> typer.Typer:
     """The command line with all its commands."""
     app: typer.Typer = import_module("hypermlp_lab.commands").app

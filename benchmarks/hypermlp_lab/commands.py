@@ -27,7 +27,7 @@ from hypermlp_lab.training.checkpoint import delete_checkpoints, latest_checkpoi
 from hypermlp_lab.training.config import Precision
 from hypermlp_lab.training.demo import Demo, printable, save_curves
 from hypermlp_lab.training.display import TrainingDisplay
-from hypermlp_lab.training.files import naming, read_json, replace_file
+from hypermlp_lab.training.files import check_place, naming, read_json, replace_file
 from hypermlp_lab.training.memory import check_memory
 from hypermlp_lab.training.recipe import BYTE_VOCAB, byte_model, match_parameters, parameter_count
 
@@ -102,6 +102,9 @@ def train(
     with user_errors():
         if resume and fresh:
             raise ValueError("--resume goes on with a run and --fresh deletes it: leave one of them out")
+        check_place(out, folder=True)
+        for name in (_OPTIONS, _REPORT, _CURVES):
+            check_place(out / name)
         options = _saved_options(out, options, context) if resume else options
         trainer = _build_trainer(options, out, chosen_device(device), backend)
         assert trainer.lock is not None

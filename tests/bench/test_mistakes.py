@@ -54,15 +54,3 @@ def test_options_of_attention(bench, tmp_path, arguments):
     result = bench("attention", "--out", tmp_path / "out.json", *arguments)
     assert result.exit_code == 2
     assert arguments[0] in result.output
-
-
-@pytest.mark.parametrize("kind", ["attention", "decode"])
-@pytest.mark.parametrize("option", ["--out", "--plot"])
-def test_places_that_cannot_be_written(bench, tmp_path, kind, option):
-    (tmp_path / "file").write_text("notes")
-    (tmp_path / "folder").mkdir()
-    for place in (tmp_path / "file" / "out.json", tmp_path / "folder"):
-        result = bench(kind, "--out", tmp_path / "out.json", option, place)
-        assert result.exit_code == 2
-        assert "cannot be" in result.output
-        assert len(result.output.strip().splitlines()) == 1

@@ -84,7 +84,7 @@ def test_places_that_cannot_be_written(command, text_folder, tmp_path, kind):
     (tmp_path / "run" / "report.json").mkdir(parents=True)
     result = command(kind, "--steps", 1, "--data", text_folder, *TINY, "--out", tmp_path / "run", "--fresh")
     assert result.exit_code == 2
-    assert "report.json cannot be deleted" in result.output
+    assert "report.json cannot be written" in result.output
 
 
 @pytest.mark.parametrize("kind", ["train", "demo"])

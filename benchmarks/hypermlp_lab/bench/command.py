@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -26,10 +26,11 @@ from hypermlp_lab.bench.measure import MODES
 from hypermlp_lab.bench.operators import OPERATOR_PROVIDERS, OperatorBenchmark, OperatorCase
 from hypermlp_lab.bench.run import Benchmark, Case, Provider, Settings, passed, run
 from hypermlp_lab.console import chosen_device, user_errors
-from hypermlp_lab.training.files import make_folder
+from hypermlp_lab.training.files import check_place
 
 app = typer.Typer(help="Measure speed and memory, after checking that what is measured is correct.")
 
+RESULTS = Path("runs/bench")
 _PIPED_WIDTH = 170
 # more than any machine has; PyTorch takes no number beyond 32 bits
 _MOST_THREADS = 4096
@@ -47,8 +48,10 @@ Seconds = Annotated[float, typer.Option(min=0, help="Stop a length and mode afte
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1)]
 Only = Annotated[str | None, typer.Option(help="Names, separated by commas; all by default.")]
-Out = Annotated[Path | None, typer.Option(help="Where to write JSON; COMMAND-DEVICE.json by default.")]
-Plot = Annotated[Path | None, typer.Option(help="Where to write the picture; beside the JSON by default.")]
+Out = Annotated[Path | None, typer.Option(help="Where to write JSON; runs/bench/COMMAND-DEVICE.json by default.")]
+Plot = Annotated[
+    Path | None, typer.Option(help="Where to write the picture, .png, .svg or .pdf; beside the JSON by default.")
+]
 
 
 @app.command()
@@ -167,6 +170,9 @@ def _run(benchmark: Benchmark[_P, _C], out: Path, picture: Path) -> None:
     report = run(benchmark, log)
     for table in results.rich_tables(report):
         console.print(table)
+    if all(row["skipped"] for row in report["rows"]):
+        log(f"nothing was measured, for the reasons above: {out} and {picture} are as they were")
+        raise typer.Exit(1)
     results.write_json(report, out)
     results.plot(report, picture)
     log(f"written: {out} and {picture}")
@@ -215,12 +221,16 @@ def _finite(value: float, option: str) -> float:
 
 def _places(name: str, device: str, out: Path | None, plot: Path | None) -> tuple[Path, Path]:
     """Where to write, which is tried before minutes of measuring, not after."""
-    out = out or Path(f"{name}-{torch.device(device).type}.json")
-    plot = plot or out.with_suffix(".png")
+    if find_spec("matplotlib") is None:
+        raise ValueError('a benchmark draws with matplotlib, which is missing: in a clone, pip install -e ".[lab]"')
+    out = out or RESULTS / f"{name}-{torch.device(device).type}.json"
+    plot = plot or out.with_name(f"{out.stem}.png")
+    if plot.suffix not in results.PICTURES:
+        raise ValueError(f"--plot {plot} must end in {', '.join(results.PICTURES)}, to say what kind of picture it is")
+    if plot.resolve() == out.resolve():
+        raise ValueError(f"--out {out} is JSON, and the picture would be written over it: give it another name, .json")
     for file in (out, plot):
-        make_folder(file.parent)
-        if file.is_dir() or not os.access(file if file.exists() else file.parent, os.W_OK):
-            raise ValueError(f"{file} cannot be written: give a file in a folder that can be written to")
+        check_place(file)
     return out, plot
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from hypermlp_lab.training.files import replace_file
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -14,6 +17,7 @@ if TYPE_CHECKING:
 Report = dict[str, Any]
 Row = dict[str, Any]
 _MIB = 2**20
+PICTURES = (".png", ".svg", ".pdf")
 _SIZES = {"hidden_size": "width", "num_heads": "heads", "batch": "batch"}
 # colours and markers for at most this many providers, then they repeat
 _MARKERS = "osD^vP*X"
@@ -67,8 +71,7 @@ class Presentation:
 
 
 def write_json(report: Report, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=1) + "\n")
+    replace_file(path, (json.dumps(report, indent=1) + "\n").encode())
 
 
 def modes(report: Report) -> list[str]:
@@ -177,8 +180,9 @@ def plot(report: Report, path: Path) -> None:
                 drawn.set_title(mode)
     axes[0, 0].legend(fontsize="small")
     figure.suptitle(conditions(report), fontsize="x-small", wrap=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    picture = io.BytesIO()
+    figure.savefig(picture, format=path.suffix[1:], dpi=120)
+    replace_file(path, picture.getvalue())
 
 
 def _draw(axes: Any, panel: Panel, report: Report, mode: str) -> None:

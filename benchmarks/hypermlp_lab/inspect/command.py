@@ -11,11 +11,11 @@ import typer
 
 from hypermlp.inspect import record
 from hypermlp_lab.console import chosen_device, user_errors
-from hypermlp_lab.inspect.report import write
+from hypermlp_lab.inspect.report import PAGE, write
 from hypermlp_lab.inspect.views import view
 from hypermlp_lab.text import decode
 from hypermlp_lab.training.checkpoint import load_model
-from hypermlp_lab.training.files import naming
+from hypermlp_lab.training.files import check_place, naming
 from hypermlp_lab.training.recipe import BYTE_VOCAB
 
 
@@ -35,6 +35,8 @@ def inspect(
         raise ValueError(f'a page needs {", ".join(missing)}: in a clone, pip install -e ".[lab]"')
     if out.exists() and not fresh and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is there already: choose another --out, or add --fresh to write over an earlier page")
+    check_place(out, folder=True)
+    check_place(out / PAGE)
     with naming(text, "cannot be read"):
         content = text.read_bytes()
     taken = content[start : start + length]

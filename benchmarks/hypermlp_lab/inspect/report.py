@@ -7,7 +7,7 @@ from pathlib import Path
 from hypermlp_lab.inspect import figures
 from hypermlp_lab.inspect.views import LayerView, heads_table
 from hypermlp_lab.page import inline, png, render, svg
-from hypermlp_lab.training.files import make_folder, replace_file
+from hypermlp_lab.training.files import replace_file
 
 PAGE = "index.html"
 
@@ -33,7 +33,6 @@ def write(views: list[LayerView], folder: Path, *, model: str, source: str, text
         drawn[name] = {"text": caption, "svg": inline(picture, name)}
     template = Path(__file__).parent / "report.html.j2"
     page = render(template, figures=drawn, heads=heads_table(views), model=model, source=source, text=text)
-    make_folder(folder)
     for name, content in {**files, PAGE: page.encode()}.items():
         replace_file(folder / name, content)
     return folder / PAGE

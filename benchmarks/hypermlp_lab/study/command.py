@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -15,10 +16,11 @@ from hypermlp_lab.study.models import budget
 from hypermlp_lab.study.plan import pending
 from hypermlp_lab.study.presets import MAD, Preset
 from hypermlp_lab.study.presets import preset as preset_of
-from hypermlp_lab.study.report import write
+from hypermlp_lab.study.report import PAGE, write
 from hypermlp_lab.study.results import Results
 from hypermlp_lab.study.runner import Runner
 from hypermlp_lab.study.runs import TEXT, Job, corpus_of, halves
+from hypermlp_lab.training.files import check_place
 
 app = typer.Typer(help="The paper's study again: variants of attention on small tasks and text, with seeds.")
 
@@ -82,11 +84,12 @@ def report(
         raise ValueError(f'a report needs {", ".join(missing)}: in a clone, pip install -e ".[lab]"')
     chosen = preset_of(preset, data=None if data is None else str(data), device=str(chosen_device(device)))
     out = RESULTS / preset if out is None else out
+    for folder in (out / "report", *([pictures] if pictures else ())):
+        check_place(folder, folder=True)
+    check_place(out / "report" / PAGE)
     results = Results.read(chosen, out)
     if not results.records:
-        raise ValueError(
-            f"no records in {out}: run hypermlp study mad or text with --preset {preset} --out {out} first"
-        )
+        raise ValueError(f"no records in {out}: run hypermlp study mad or text with {_same(preset, out)} first")
     page = write(results, out / "report", pictures)
     for line in headline(results):
         typer.echo(line)
@@ -95,6 +98,10 @@ def report(
 
 def _run(preset: Preset, name: str, jobs: tuple[Job, ...], out: Path | None, processes: int, threads: int) -> None:
     console = Console(soft_wrap=True)
+    out = RESULTS / preset.name if out is None else out
+    file = out / f"{name}.jsonl"
+    check_place(out, folder=True)
+    check_place(file)
 
     def log(line: str) -> None:
         console.print(line, highlight=False, markup=False)
@@ -104,9 +111,12 @@ def _run(preset: Preset, name: str, jobs: tuple[Job, ...], out: Path | None, pro
         budget(run.label, run.job.size, run.heads) for run in pending(preset, jobs[:1], {})[0] if run.seed == 0
     ):
         log(line)
-    out = RESULTS / preset.name if out is None else out
-    file = out / f"{name}.jsonl"
     if not Runner(preset, jobs, file, processes, threads, log).run():
         log("Stopped. The same command goes on from here.")
         raise typer.Exit(_INTERRUPTED)
-    log(f"All runs are done: {file}. Next: hypermlp study report --preset {preset.name} --out {out}")
+    log(f"All runs are done: {file}. Next: hypermlp study report {_same(preset.name, out)}")
+
+
+def _same(preset: str, out: Path) -> str:
+    """Options of another command for the same study, to copy."""
+    return shlex.join(["--preset", preset, "--out", str(out)])

@@ -9,7 +9,7 @@ from hypermlp_lab.page import Table, inline, png, render, svg
 from hypermlp_lab.study import answer, figures
 from hypermlp_lab.study.plan import BEST, COMMON
 from hypermlp_lab.study.results import Results
-from hypermlp_lab.training.files import make_folder, replace_file
+from hypermlp_lab.training.files import replace_file
 
 PAGE = "index.html"
 
@@ -20,17 +20,17 @@ def write(results: Results, folder: Path, pictures: Path | None = None) -> Path:
     Returns:
         The page's file.
     """
-    make_folder(folder)
     drawn = {}
+    files: dict[Path, bytes] = {}
     for name, (text, figure) in figures.figures(results).items():
         picture = svg(figure, name)
-        replace_file(folder / f"{name}.svg", picture.encode())
-        replace_file(folder / f"{name}.png", png(figure))
+        files |= {folder / f"{name}.svg": picture.encode(), folder / f"{name}.png": png(figure)}
         if pictures is not None:
-            make_folder(pictures)
-            replace_file(pictures / f"study-{name}.svg", picture.encode())
+            files[pictures / f"study-{name}.svg"] = picture.encode()
         drawn[name] = {"text": text, "svg": inline(picture, name)}
-    replace_file(folder / PAGE, page(results, drawn).encode())
+    # all is drawn before anything is written over
+    for file, content in {**files, folder / PAGE: page(results, drawn).encode()}.items():
+        replace_file(file, content)
     return folder / PAGE
 
 

@@ -17,7 +17,7 @@ from hypermlp_lab.training.checkpoint import delete_checkpoints, latest_checkpoi
 from hypermlp_lab.training.config import TrainingConfig
 from hypermlp_lab.training.data import Corpus
 from hypermlp_lab.training.display import TrainingDisplay
-from hypermlp_lab.training.files import FolderLock, naming
+from hypermlp_lab.training.files import FolderLock, check_place, naming
 from hypermlp_lab.training.memory import check_memory
 from hypermlp_lab.training.recipe import byte_model, match_parameters, parameter_count
 from hypermlp_lab.training.trainer import Trainer
@@ -64,6 +64,10 @@ class Demo:
         configs = self.model_configs()
         for config in configs.values():
             check_memory(config, self.training, self.device)
+        for folder in (self.out, *(self.out / mixer for mixer in _MIXERS)):
+            check_place(folder, folder=True)
+        for name in (_REPORT, _CURVES):
+            check_place(self.out / name)
         with FolderLock(self.out):
             self._describe(console, configs)
             self._prepare(fresh)

@@ -83,6 +83,24 @@ class FolderLock:
         return "another process"
 
 
+def check_place(place: Path, *, folder: bool = False) -> None:
+    """Find out before hours of work whether a file, or a folder with files, can be written; makes nothing.
+
+    Raises:
+        OSError: it cannot: something else is there, or in the way, or it may not be written.
+    """
+    with naming(place, "cannot be made a folder" if folder else "cannot be written"):
+        there = next(path for path in (place, *place.parents) if path.exists() or path.is_symlink())
+        if there == place and not folder:
+            if not place.is_file():
+                raise OSError(errno.EEXIST, "there is something else than a file")
+            there = place.parent if os.access(place, os.W_OK) else place
+        elif not there.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, f"{there} is no folder")
+        if not os.access(there, os.W_OK):
+            raise PermissionError(errno.EACCES, f"{there} may not be written")
+
+
 def make_folder(folder: Path) -> None:
     """Make ``folder`` and those it lies in, to last."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
@@ -101,7 +119,8 @@ def write_synced(file: Path, content: bytes) -> None:
 
 
 def replace_file(file: Path, content: bytes) -> None:
-    """Write ``file`` whole: whatever happens, it holds the old content or the new."""
+    """Write ``file`` whole, its folder made if missing: whatever happens, it holds the old content or the new."""
+    make_folder(file.parent)
     temporary = file.with_name(f".{file.name}.tmp")
     try:
         write_synced(temporary, content)

@@ -51,6 +51,7 @@ COMMANDS: dict[str, Case] = {
     "demo": Case({"data": "read", "out": "folder"}, f"--data {{text}} --steps 1 {_FEW}"),
     "generate": Case({"checkpoint": "read"}, "{run} --max-new-tokens 1"),
     "doctor": Case({}, "--seconds 0", quick=False),
+    "plan": Case({}, "--params 1e8"),
     "inspect": Case({"checkpoint": "read", "text": "read", "out": "folder"}, "{run} --text {text}", quick=False),
     "bench attention": Case(_BENCH, f"{_MEASURED} --only softmax"),
     "bench decode": Case(_BENCH, f"{_MEASURED} --steps 1 --only softmax"),

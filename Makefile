@@ -47,7 +47,8 @@ test-torch-oldest: .venv-torch-oldest/.ready
 
 # hosts that are no requirement of anything else; where their torchvision does not fit, their tests say so and are skipped
 test-hosts: .venv-hosts/.ready
-	.venv-hosts/bin/python -m pytest -rs tests/integrations/test_other_libraries.py tests/integrations/test_timm.py
+	.venv-hosts/bin/python -m pytest -rs tests/integrations/test_other_libraries.py tests/integrations/test_timm.py \
+		tests/integrations/test_quantised.py
 
 # the newest of all that constraints.in leaves open, for every Python and platform at once
 constraints: .venv-constraints/.ready
@@ -121,7 +122,7 @@ $(VENV)/.%: $(VENV)/pyvenv.cfg pyproject.toml constraints.txt
 .venv-hosts/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]" \
-		vit-pytorch x-transformers open_clip_torch timm
+		vit-pytorch x-transformers open_clip_torch timm bitsandbytes torchao
 	touch $@
 
 # of constraints.txt those lines that KEEP keeps: the size of an environment comes from torch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -129,7 +130,8 @@ def placement(module: nn.Module) -> tuple[torch.device, torch.dtype]:
     if what := _quantised(module):
         raise ValueError(
             f"the weights of {type(module).__name__} are quantised ({what}), and a layer that is trained or starts "
-            "from them needs plain numbers: swap before quantising, or dequantise it (model.dequantize())"
+            "from them needs plain numbers, for which only bitsandbytes, torchao and optimum-quanto are asked: swap "
+            "before quantising, or dequantise it (model.dequantize())"
         )
     kinds = {(parameter.device, parameter.dtype) for parameter in module.parameters() if parameter.ndim > 1}
     if len(kinds) != 1:
@@ -138,6 +140,12 @@ def placement(module: nn.Module) -> tuple[torch.device, torch.dtype]:
             "bring each attention module to one device and dtype first"
         )
     return kinds.pop()
+
+
+def common_dtype(model: nn.Module) -> torch.dtype:
+    """Of most of a model's plain weights and biases, which its activations have."""
+    counts = Counter(p.dtype for p in model.parameters() if type(p) is nn.Parameter and p.dtype in _PLAIN)
+    return counts.most_common(1)[0][0] if counts else torch.get_default_dtype()
 
 
 def _quantised(module: nn.Module) -> str | None:

@@ -7,12 +7,14 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Literal, cast, get_args
 
+import torch
 from torch import nn
 
 from hypermlp.config import HyperConfig, Mixer
 from hypermlp.integrations.from_attention import fields_from_attention, start_from_attention
 from hypermlp.integrations.hooks import hooks_left, return_hooks, share_hooks
-from hypermlp.integrations.host import Host, NoProjection, placement, weights_away
+from hypermlp.integrations.host import Host, NoProjection, common_dtype, placement, weights_away
+from hypermlp.integrations.quantised import with_plain_weights
 from hypermlp.integrations.registry import Adapter, Which, as_mapping
 from hypermlp.integrations.sites import Site, find_sites, holds_replacements, swaps_in
 from hypermlp.integrations.swap_report import Left, Swapped, SwapReport
@@ -78,7 +80,8 @@ def swap_attention(
     given = as_mapping(adapter)
     sites, left = find_sites(model, given)
     chosen = _chosen(layers, sites)
-    built = [(site, *_replacement(site, mixer, init, options)) for site in chosen]
+    plain = common_dtype(model)
+    built = [(site, *_replacement(site, mixer, init, options, plain)) for site in chosen]
     hooks: list[Left] = []
     for site, layer, new, window in built:
         hooks += hooks_left(site.module, site.names[0], new, shared=share_hooks(site.module, new))
@@ -178,12 +181,13 @@ def _chosen(layers: Iterable[int] | None, sites: list[Site]) -> list[Site]:
 
 
 def _replacement(
-    site: Site, mixer: Mixer, init: Init, options: dict[str, Any]
+    site: Site, mixer: Mixer, init: Init, options: dict[str, Any], dtype: torch.dtype
 ) -> tuple[AttentionLayer, nn.Module, int | None]:
     """The new layer, what takes the module's place, and the host's window; ValueError with the module's name."""
     try:
-        host = site.adapter.describe(site.module)
-        device, dtype = placement(site.module)
+        module = with_plain_weights(site.module, dtype)
+        host = site.adapter.describe(module)
+        device, dtype = placement(module)
         fields = {key: value for key, value in options.items() if key != "backend"}
         layer = build_layer(
             _config(host, mixer, init, fields),

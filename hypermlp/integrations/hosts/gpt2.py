@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from hypermlp.integrations.host import Host, Projection, Projections
 from hypermlp.integrations.huggingface.adapter import HuggingFaceAdapter, is_causal
@@ -33,9 +33,14 @@ class GPT2Adapter(HuggingFaceAdapter):
 
 def _projections(module: nn.Module) -> Projections:
     attention: Any = module
-    # Conv1D keeps [in, out]
-    joint = Projection.of_joint(attention.c_attn.weight.T, attention.c_attn.bias, attention.num_heads)
-    return Projections(*joint, (attention.c_proj.weight.T, attention.c_proj.bias), attention.scaling)
+    joint = Projection.of_joint(_weight(attention.c_attn), attention.c_attn.bias, attention.num_heads)
+    return Projections(*joint, (_weight(attention.c_proj), attention.c_proj.bias), attention.scaling)
+
+
+def _weight(linear: Any) -> Tensor:
+    """``[out, in]``; Conv1D keeps it transposed, and bitsandbytes puts linear layers in its place."""
+    weight: Tensor = linear.weight
+    return weight if isinstance(linear, nn.Linear) else weight.T
 
 
 ADAPTER = GPT2Adapter()

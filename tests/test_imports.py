@@ -39,7 +39,7 @@ FLOORS = (
     {"hypermlp_lab.text", "hypermlp_lab.console", "hypermlp_lab.page"},
     {"hypermlp_lab.training"},
     {"hypermlp_lab.bench"},
-    {"hypermlp_lab.study", "hypermlp_lab.inspect"},
+    {"hypermlp_lab.study", "hypermlp_lab.inspect", "hypermlp_lab.plan"},
     {"hypermlp_lab.commands"},
     {"hypermlp_lab.cli", "hypermlp_lab.__init__"},
     {"hypermlp.__main__"},

@@ -134,7 +134,9 @@ def test_the_runner_stops_goes_on_and_repeats_nothing(tmp_path: Path) -> None:
     assert len(lines) == len(records) == len(file.read_text().splitlines()) <= total
     assert pending(study, study.tasks, records)[0] == []
     # two processes: either of the first two may end first
-    assert re.match(r" *1/\d+, \d+ (min|h \d\d min) left  memorization +(S-pc|G-cg-q-12o) .*: \d\.\d{4}, \d+ s$", lines[0])
+    assert re.match(
+        r" *1/\d+, \d+ (min|h \d\d min) left  memorization +(S-pc|G-cg-q-12o) .*: \d\.\d{4}, \d+ s$", lines[0]
+    )
     for record in records.values():
         assert {"torch", "python", "cpu", "commit", "threads"} <= record["environment"].keys()
     some = next(iter(records))

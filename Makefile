@@ -122,7 +122,7 @@ $(VENV)/.%: $(VENV)/pyvenv.cfg pyproject.toml constraints.txt
 .venv-hosts/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]" \
-		vit-pytorch x-transformers open_clip_torch timm bitsandbytes torchao
+		vit-pytorch x-transformers open_clip_torch timm bitsandbytes torchao optimum-quanto
 	touch $@
 
 # of constraints.txt those lines that KEEP keeps: the size of an environment comes from torch

@@ -27,6 +27,7 @@ from hypermlp import HyperGLU
 from hypermlp.distributed import sequence_part, sequence_whole, shard_sequence
 from hypermlp_lab.bench.environment import describe
 from hypermlp_lab.bench.measure import quartiles
+from hypermlp_lab.training.files import check_place, replace_file
 
 RESULTS = Path(__file__).resolve().parent / "results" / "scaling-cpu.json"
 # of float32 sums in another order
@@ -98,7 +99,7 @@ def measure(rank: int, port: int, sizes: dict[str, int], rounds: int, out: str) 
             "seconds": {name: spread(found) for name, found in times.items()}, "speedup": spread(ratios),
             "environment": describe(),
         }  # fmt: skip
-        Path(out).write_text(json.dumps(report, indent=2) + "\n")
+        replace_file(Path(out), (json.dumps(report, indent=2) + "\n").encode())
     dist.destroy_process_group()
 
 
@@ -119,6 +120,10 @@ def main() -> None:
         parser.error(f"--length {args.length} must be a multiple of {2 * args.processes}, twice the processes")
     names = ("length", "hidden_size", "num_heads", "processes")
     sizes = {name: getattr(args, name) for name in names} | {"max_lag": args.max_lag or args.length}
+    try:
+        check_place(args.out)
+    except OSError as error:
+        parser.error(f"--out {error}")
     with socket.socket() as opened:
         opened.bind(("127.0.0.1", 0))
         port = int(opened.getsockname()[1])

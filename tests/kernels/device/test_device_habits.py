@@ -7,11 +7,13 @@ from collections.abc import Callable
 import pytest
 import torch
 from place import CASES, DEVICE, ON_GPU, Case, measure_of, moved, operator_case
-from torch import Tensor
+from torch import Tensor, nn
 
 from hypermlp import HyperGLU
+from hypermlp.budget import count_norm_kept
 from hypermlp.ops import hyper_attention
 from tests.helpers import assert_close_to_reference
+from tests.kept import kept_bytes
 
 gpu_alone = pytest.mark.skipif(not ON_GPU, reason="the interpreter compiles nothing")
 
@@ -186,3 +188,11 @@ def test_auto_in_graphs() -> None:
     kernels = case.run("triton")
     assert torch.equal(torch.compile(attend, fullgraph=True)(), kernels)
     assert torch.equal(recorded(), kernels)
+
+
+@gpu_alone
+def test_a_fused_norm_keeps_its_input_and_a_number() -> None:
+    """What ``hypermlp plan`` counts on; on a CPU the norm is not fused."""
+    norm = nn.RMSNorm(32, dtype=torch.bfloat16, device=DEVICE)
+    x = torch.randn(2, 12, 32, dtype=torch.bfloat16, device=DEVICE, requires_grad=True)
+    assert kept_bytes(norm, x) == count_norm_kept(32, 24)

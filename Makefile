@@ -18,7 +18,7 @@ DATA ?=
 FRESH ?=
 STAGES ?=
 
-.PHONY: demo test test-all test-hosts test-hf-oldest test-hf-newest test-torch-oldest test-torch-newest constraints lint format \
+.PHONY: demo test test-all test-hosts test-quantised test-hf-oldest test-hf-newest test-torch-oldest test-torch-newest constraints lint format \
 	bench study study-smoke docs test-docs dist pictures kernel-report device-smoke device-check clean
 
 demo: $(VENV)/.lab
@@ -47,8 +47,11 @@ test-torch-oldest: .venv-torch-oldest/.ready
 
 # hosts that are no requirement of anything else; where their torchvision does not fit, their tests say so and are skipped
 test-hosts: .venv-hosts/.ready
-	.venv-hosts/bin/python -m pytest -rs tests/integrations/test_other_libraries.py tests/integrations/test_timm.py \
-		tests/integrations/test_quantised.py
+	.venv-hosts/bin/python -m pytest -rs tests/integrations/test_other_libraries.py tests/integrations/test_timm.py
+
+# apart from those: transformers cannot be imported beside a torchvision that does not fit
+test-quantised: .venv-quantised/.ready
+	.venv-quantised/bin/python -m pytest -rs tests/integrations/test_quantised.py
 
 # the newest of all that constraints.in leaves open, for every Python and platform at once
 constraints: .venv-constraints/.ready
@@ -122,7 +125,13 @@ $(VENV)/.%: $(VENV)/pyvenv.cfg pyproject.toml constraints.txt
 .venv-hosts/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]" \
-		vit-pytorch x-transformers open_clip_torch timm bitsandbytes torchao optimum-quanto
+		vit-pytorch x-transformers open_clip_torch timm
+	touch $@
+
+.venv-quantised/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]" \
+		bitsandbytes torchao optimum-quanto
 	touch $@
 
 # of constraints.txt those lines that KEEP keeps: the size of an environment comes from torch

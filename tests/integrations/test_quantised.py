@@ -1,6 +1,6 @@
 """Hosts whose weights a library has quantised: hyper layers start from what that library turns them back to.
 
-The libraries themselves are tested where they are installed (``make test-hosts``).
+The libraries themselves are tested where they are installed (``make test-quantised``).
 """
 
 from __future__ import annotations

@@ -13,7 +13,16 @@ import torch
 
 from hypermlp.config import HyperConfig
 from hypermlp_lab.study import ledger
-from hypermlp_lab.study.models import STARTS, AutoEncoder, Size, budget, build_model, model_config
+from hypermlp_lab.study.models import (
+    STARTS,
+    AutoEncoder,
+    Size,
+    budget,
+    build_model,
+    layer_config,
+    model_config,
+    paper_label,
+)
 from hypermlp_lab.study.plan import (
     BEST,
     COMMON,
@@ -135,7 +144,8 @@ def test_every_variant_gets_the_same_search() -> None:
     for _, cell in cells(study, study.tasks[:1]):
         records: dict[Run, dict[str, Any]] = {}
         search_all(study, cell, records, lambda run: run.lr + (run.start == "gpt"))
-        starts = 1 if cell.variant.fixed_start else 3 if HyperConfig.from_label(cell.variant.label, 64).conv_size else 2
+        conv_size = HyperConfig.from_label(paper_label(cell.variant.label), 64).conv_size
+        starts = 1 if cell.variant.fixed_start else 3 if conv_size else 2
         heads = 1 if cell.variant.hyper else 2
         assert len(records) == 2 + starts - 1 + heads - 1
         rates = [run for run in records if run.start == cell.variant.starts[0] and run.heads == heads * 2]
@@ -144,6 +154,14 @@ def test_every_variant_gets_the_same_search() -> None:
         assert all(run.lr == 3e-3 for run in records if run not in rates)
         assert {run.start for run in records} == set(cell.variant.starts)
         assert {run.seed for run in records} == {study.sweep_seed}
+
+
+@pytest.mark.parametrize("heads", [2, 4, 8])
+@pytest.mark.parametrize("label", ["R-cg-h-12o", "G-cg-h-12o"])
+def test_h_is_q_with_queries_of_half_the_width(label: str, heads: int) -> None:
+    half, quarter = (layer_config(name, SIZE, heads) for name in (label, label.replace("h", "q")))
+    assert (quarter.qk_dim, half.qk_dim) == (16, 32)
+    assert replace(half, qk_dim=16) == quarter
 
 
 @pytest.mark.parametrize("text", [False, True])

@@ -87,6 +87,8 @@ COMPONENTS = (
     ("2: readout mixing (ReLU)", "R-cg-q-12o", "R-cg-q-1o"),
     ("2: readout mixing (GLU)", "G-cg-q-12o", "G-cg-q-1o"),
     ("o: lag layout", "R-12o!", "R-12!"),
+    ("h over q: queries and keys of half the width (ReLU)", "R-cg-h-12o", "R-cg-q-12o"),
+    ("h over q: queries and keys of half the width (GLU)", "G-cg-h-12o", "G-cg-q-12o"),
     ("GLU, no mixing", "G-cg-q", "R-cg-q"),
     ("GLU, routing mixing", "G-cg-q-1o", "R-cg-q-1o"),
     ("GLU, both mixings", "G-cg-q-12o", "R-cg-q-12o"),

@@ -34,14 +34,24 @@ class Size:
     seq_len: int
 
 
+def paper_label(label: str) -> str:
+    """The paper's label for ``label``, which may have an ``h`` of ours in place of ``q``.
+
+    ``h``: queries and keys of half of the width. ``q`` is a quarter, which leaves each score map of a narrow model
+    very few channels: 4 at width 64, where the paper's models have 8 and more.
+    """
+    return label.replace("-h", "-q")
+
+
 def layer_config(label: str, size: Size, heads: int, *, paper_conv: bool = False) -> HyperConfig:
-    """The attention layer that ``label`` names, see :meth:`hypermlp.HyperConfig.from_label`."""
-    named = HyperConfig.from_label(label, size.hidden_size, num_heads=heads)
+    """The attention layer that ``label`` names, see :meth:`hypermlp.HyperConfig.from_label` and :func:`paper_label`."""
+    named = HyperConfig.from_label(paper_label(label), size.hidden_size, num_heads=heads)
     hyper = named.mixer in ("hyperglu", "hypermlp")
     return HyperConfig.from_label(
-        label,
+        paper_label(label),
         size.hidden_size,
         num_heads=heads,
+        qk_dim=named.qk_dim if label == paper_label(label) else size.hidden_size // 2,
         mix_rank=size.mix_rank,
         max_lag=size.seq_len if hyper else None,
         conv_init="paper" if paper_conv else "identity",

@@ -9,7 +9,7 @@ from itertools import chain
 from typing import Any
 
 from hypermlp.config import HyperConfig
-from hypermlp_lab.study.models import STARTS, Start
+from hypermlp_lab.study.models import STARTS, Start, paper_label
 from hypermlp_lab.study.presets import Preset
 from hypermlp_lab.study.runs import Job, Run
 
@@ -23,13 +23,14 @@ class Variant:
     """A label of the paper's study, perhaps with the authors' start: ``G-cg-q-12o@paper``.
 
     Args:
-        name: the label, and ``@`` with a start where that is fixed and not chosen.
+        name: the label, which may have the ``h`` of :func:`~hypermlp_lab.study.models.paper_label`, and ``@`` with a
+            start where that is fixed and not chosen.
     """
 
     name: str
 
     def __post_init__(self) -> None:
-        HyperConfig.from_label(self.label, 64)
+        HyperConfig.from_label(paper_label(self.label), 64)
         if self.fixed_start not in (None, *STARTS):
             raise ValueError(f"variant {self.name!r}: the start after @ must be one of {STARTS}")
 
@@ -44,14 +45,14 @@ class Variant:
     @property
     def hyper(self) -> bool:
         """Whether it has sequence mixing or two maps, and so heads of its own kind."""
-        return HyperConfig.from_label(self.label, 64).mixer in ("hyperglu", "hypermlp")
+        return HyperConfig.from_label(paper_label(self.label), 64).mixer in ("hyperglu", "hypermlp")
 
     @property
     def starts(self) -> tuple[Start, ...]:
         """Those that differ: without convolutions the authors' start is that of GPT-2."""
         if self.fixed_start is not None:
             return (self.fixed_start,)
-        return STARTS if HyperConfig.from_label(self.label, 64).conv_size else STARTS[:2]
+        return STARTS if HyperConfig.from_label(paper_label(self.label), 64).conv_size else STARTS[:2]
 
 
 # those that the paper's main claim is about come first, so that a part of the study is already an answer
@@ -59,6 +60,7 @@ VARIANTS: tuple[tuple[Variant, ...], ...] = tuple(
     tuple(Variant(name) for name in tier.split())
     for tier in (
         "S-pc G-cg-q-12o R-cg-q-12o",
+        "G-cg-h-12o R-cg-h-12o",
         "R-cg-q G-cg-q R-cg-q-1o G-cg-q-1o R-12o! R-12! R-pc R-g-q-12o R-c-q-12o",
         "S-pc@paper R-cg-q-12o@paper G-cg-q-12o@paper S-pc@gpt R-cg-q-12o@gpt G-cg-q-12o@gpt",
         "S-pc@reset R-cg-q-12o@reset G-cg-q-12o@reset",

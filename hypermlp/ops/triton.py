@@ -39,10 +39,14 @@ def unavailable(q: Tensor) -> str | None:
 
 def _unavailable(device: torch.device, dtype: torch.dtype) -> str | None:
     try:
+        import triton
+
         from hypermlp_kernels.interpreter import multiplies_bfloat16
         from hypermlp_kernels.launch import interpreted
     except ImportError as error:
         return f"triton cannot be imported ({error})"
+    if not hasattr(triton.language, "gather"):
+        return f"the kernels need Triton 3.3, as PyTorch 2.7 has it, and this is {triton.__version__}"
     if interpreted():
         if dtype == torch.bfloat16 and not multiplies_bfloat16():
             return (

@@ -36,6 +36,13 @@ def test_auto_takes_no_triton_on_the_cpu() -> None:
     assert torch.equal(hyper_attention(*x, backend="auto"), hyper_attention(*x, backend="chunked"))
 
 
+def test_a_triton_without_gather_is_refused_with_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    language = pytest.importorskip("triton").language
+    monkeypatch.delattr(language, "gather", raising=False)
+    with pytest.raises(ValueError, match=r"backend='triton' cannot run here: .* need Triton 3.3.* this is 3\."):
+        hyper_attention(*streams(), backend="triton")
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_float64_is_refused_on_a_gpu() -> None:
     with pytest.raises(ValueError, match="the input is float64"):

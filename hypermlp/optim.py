@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from hypermlp.layers.sequence_mixing import LagMixing
+
 Group = dict[str, Any]
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
@@ -17,12 +19,15 @@ class ParameterGroups(NamedTuple):
     Attributes:
         matrices: weights of linear layers between embeddings and head. They decay, and Muon may take them.
         heads: weights of linear layers that give logits. They decay; Muon is not for them.
-        others: all else, which does not decay: lag tables, convolutions, norms, biases, embeddings, and heads that
-            share an embedding's weight.
+        tables: what sequence mixing learns along the lags, which does not decay. It starts small, and at the others'
+            learning rate it moves fast for its size: ``groups.tables["lr"] = 0.1 * lr`` gives it one of its own.
+        others: all else, which does not decay: convolutions, norms, biases, embeddings, and heads that share an
+            embedding's weight.
     """
 
     matrices: Group
     heads: Group
+    tables: Group
     others: Group
 
 
@@ -42,7 +47,7 @@ def parameter_groups(
             one, from the width of an embedding to its number of entries.
 
     Returns:
-        Three groups, some perhaps empty. Call it when the model's parameters are those that are trained: after
+        Four groups, some perhaps empty. Call it when the model's parameters are those that are trained: after
         ``swap_attention``, and after ``fully_shard``.
 
     Raises:
@@ -68,13 +73,15 @@ def parameter_groups(
                 kinds[id(weight)] = "heads"
             else:
                 kinds.setdefault(id(weight), "matrices")
+    mixings = (module for module in model.modules() if isinstance(module, LagMixing))
+    kinds |= {id(parameter): "tables" for module in mixings for parameter in module.parameters()}
     groups: dict[str, list[nn.Parameter]] = {name: [] for name in ParameterGroups._fields}
     for parameter in model.parameters():
         if parameter.requires_grad:
             kind = "others" if id(parameter) in embeddings else kinds.get(id(parameter), "others")
             groups[kind].append(parameter)
-    decays = {"matrices": weight_decay, "heads": weight_decay, "others": 0.0}
-    return ParameterGroups(**{name: {"params": groups[name], "weight_decay": decays[name]} for name in groups})
+    decays = {"matrices": weight_decay, "heads": weight_decay}
+    return ParameterGroups(**{name: {"params": groups[name], "weight_decay": decays.get(name, 0.0)} for name in groups})
 
 
 def _is_linear(module: nn.Module) -> bool:

@@ -24,16 +24,18 @@ def language_model(tie):
 def test_each_parameter_is_in_one_group(tie):
     model = language_model(tie)
     groups = parameter_groups(model, weight_decay=0.3)
-    matrices, heads, others = names_of(model, groups)
-    assert len(matrices) + len(heads) + len(others) == len(list(model.parameters()))
-    assert matrices | heads | others == {name for name, _ in model.named_parameters()}
-    assert [group["weight_decay"] for group in groups] == [0.3, 0.3, 0.0]
+    matrices, heads, tables, others = names_of(model, groups)
+    assert len(matrices) + len(heads) + len(tables) + len(others) == len(list(model.parameters()))
+    assert matrices | heads | tables | others == {name for name, _ in model.named_parameters()}
+    assert [group["weight_decay"] for group in groups] == [0.3, 0.3, 0.0, 0.0]
     assert {name.rpartition(".")[2] for name in matrices} == {"weight"}
     assert heads == (set() if tie else {"head.weight"})
     attention = "blocks.0.attention."
     # two dimensions, and no matrices: taps and diagonals
-    for name in ("k_conv.weight", "v_conv.weight", "routing_mix.diag", "readout_mix.diag", "readout_mix.up"):
-        assert attention + name in others
+    assert {attention + name for name in ("k_conv.weight", "v_conv.weight")} <= others
+    assert tables == {
+        attention + f"{mix}.{name}" for mix in ("routing_mix", "readout_mix") for name in ("diag", "down", "up")
+    }
     assert {"embedding.weight", attention + "q_proj.bias"} <= others
     assert {attention + "gate.proj.weight", attention + "o_proj.weight"} <= matrices
 
@@ -51,11 +53,12 @@ def test_a_weight_that_a_head_and_an_embedding_share_does_not_decay():
     assert names_of(model, parameter_groups(model)) == [
         {"inner.weight"},
         {"head.weight"},
+        set(),
         {"inner.bias", "embed.weight"},
     ]
     model["head"].weight = model["embed"].weight
     assert names_of(model, parameter_groups(model))[1] == set()
-    assert "embed.weight" in names_of(model, parameter_groups(model))[2]
+    assert "embed.weight" in names_of(model, parameter_groups(model))[3]
 
 
 def test_inner_matrices_as_wide_as_a_vocabulary_are_no_heads():
@@ -64,7 +67,7 @@ def test_inner_matrices_as_wide_as_a_vocabulary_are_no_heads():
     transformers = pytest.importorskip("transformers", minversion="5.5", reason="needs the hf extra")
     sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 96}
     config = transformers.BertConfig(vocab_size=99, max_position_embeddings=64, tie_word_embeddings=False, **sizes)
-    matrices, heads, _ = names_of(*(lambda m: (m, parameter_groups(m)))(transformers.BertForMaskedLM(config)))
+    matrices, heads, *_ = names_of(*(lambda m: (m, parameter_groups(m)))(transformers.BertForMaskedLM(config)))
     assert heads == {"cls.predictions.decoder.weight"}
     assert "bert.encoder.layer.0.attention.self.query.weight" in matrices
 
@@ -102,11 +105,11 @@ def test_a_swapped_gpt2():
     config = transformers.GPT2Config(n_layer=1, n_embd=16, n_head=2, vocab_size=50, n_positions=32)
     model = transformers.GPT2LMHeadModel(config)
     swap_attention(model, "hyperglu")
-    matrices, heads, others = names_of(model, parameter_groups(model))
+    matrices, heads, tables, others = names_of(model, parameter_groups(model))
     assert "transformer.h.0.mlp.c_fc.weight" in matrices  # a Conv1D of theirs
     assert {"transformer.wte.weight", "transformer.wpe.weight"} <= others
     assert not heads
-    assert any(name.endswith("routing_mix.up") for name in others)
+    assert any(name.endswith("routing_mix.up") for name in tables)
 
 
 def test_muon_and_adamw_train_together():
@@ -115,7 +118,7 @@ def test_muon_and_adamw_train_together():
     groups = parameter_groups(model)
     optimizers = [
         torch.optim.Muon([groups.matrices], lr=0.02),
-        torch.optim.AdamW([groups.heads, groups.others], lr=0.01),
+        torch.optim.AdamW([groups.heads, groups.tables, groups.others], lr=0.01),
     ]
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     tokens = torch.randint(11, (2, 8))

@@ -9,15 +9,16 @@ import re
 import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from hypermlp_lab.study import ledger
+from hypermlp_lab.study import ledger, runs
 from hypermlp_lab.study.command import app
-from hypermlp_lab.study.models import model_config
+from hypermlp_lab.study.models import build_model, model_config
 from hypermlp_lab.study.plan import pending
 from hypermlp_lab.study.presets import Preset, preset
 from hypermlp_lab.study.runner import Runner, duration
@@ -180,3 +181,29 @@ def test_durations() -> None:
 def test_text_is_one_of_the_jobs() -> None:
     assert preset("cpu").text.name == TEXT
     assert Task("recall", 16, 64) in [job.task for job in preset("cpu").tasks]
+
+
+@pytest.mark.parametrize("name", ["recall", "text"])
+def test_tables_move_at_their_own_learning_rate(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = preset("smoke")
+    job = study.text if name == "text" else study.tasks[0]
+    first = Run(replace(job, steps=1), "R-cg-q-12o", "reset", 1e-2, 0.0, 2, 0)
+    moved = {}
+    for run in (first, replace(first, table_lr=0.1)):
+        models: list[nn.Module] = []
+
+        def build(*args: Any, models: list[nn.Module] = models, **options: Any) -> nn.Module:
+            models.append(build_model(*args, **options))
+            return models[0]
+
+        monkeypatch.setattr(runs, "build_model", build)
+        perform(run)
+        torch.manual_seed(run.seed)
+        start = build_model(run.label, job.size, run.heads, run.start)
+        pairs = zip(start.named_parameters(), models[0].parameters(), strict=True)
+        moved[run.table_lr] = {at: (after - before).abs().max().item() for (at, before), after in pairs}
+    tables = {at for at in moved[1.0] if at.endswith((".down", ".up", ".diag"))}
+    assert len(tables) == 6 * job.num_layers
+    for at, distance in moved[1.0].items():
+        # Adam's first step is the learning rate in every entry that has a gradient
+        assert moved[0.1][at] == pytest.approx(distance * (0.1 if at in tables else 1.0), rel=1e-3)

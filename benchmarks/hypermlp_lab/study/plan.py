@@ -48,6 +48,12 @@ class Variant:
         return HyperConfig.from_label(paper_label(self.label), 64).mixer in ("hyperglu", "hypermlp")
 
     @property
+    def mixes(self) -> bool:
+        """Whether it has tables along the sequence."""
+        config = HyperConfig.from_label(paper_label(self.label), 64)
+        return bool(config.routing_mix or config.readout_mix)
+
+    @property
     def starts(self) -> tuple[Start, ...]:
         """Those that differ: without convolutions the authors' start is that of GPT-2."""
         if self.fixed_start is not None:
@@ -82,28 +88,36 @@ def cells(preset: Preset, jobs: Iterable[Job]) -> list[tuple[int, Cell]]:
     return [(tier, Cell(variant, job)) for tier, group in enumerate(tiers) for job in jobs for variant in group]
 
 
-# of the search for a setting: learning rates and weight decays, then starts, then numbers of heads
-_STAGES = 3
+# of the search for a setting, see search()
+_STAGES = 4
 
 
 def search(preset: Preset, cell: Cell, records: Records) -> list[list[Run]]:
     """The stages of the search for a setting that are known so far, the same for every variant.
 
     Learning rates and weight decays, each with each, at the library's start and the usual number of heads; then the
-    other starts at the best of these; then other numbers of heads at the best of all.
+    other starts at the best of these; then, where there are tables, other learning rates of theirs; then other numbers
+    of heads at the best of all.
     """
     usual, *other_heads = _heads(preset, cell.variant)
     first, *other_starts = cell.variant.starts
+    table_lrs = preset.table_lrs if cell.variant.mixes else ()
     rates = [
         Run(cell.job, cell.variant.label, first, lr, decay, usual, preset.sweep_seed)
         for lr in preset.lrs_of(cell.job)
         for decay in preset.weight_decays
     ]
+    changes: list[list[dict[str, Any]]] = [
+        [{"start": start} for start in other_starts],
+        [{"table_lr": table_lr} for table_lr in table_lrs],
+        [{"heads": count} for count in other_heads],
+    ]
     stages = [rates]
-    if best := best_of(rates, records):
-        stages.append([replace(best, start=start) for start in other_starts])
-        if best := best_of([*rates, *stages[1]], records):
-            stages.append([replace(best, heads=count) for count in other_heads])
+    for stage in changes:
+        best = best_of(list(chain(*stages)), records)
+        if best is None:
+            break
+        stages.append([replace(best, **change) for change in stage])
     return stages
 
 
@@ -162,7 +176,8 @@ def pending(preset: Preset, jobs: Iterable[Job], records: Records) -> tuple[list
         stages = search(preset, cell, records)
         for order, stage in enumerate(stages):
             want(stage, tier, order)
-        later = (0, len(cell.variant.starts) - 1, len(_heads(preset, cell.variant)) - 1)
+        table_lrs = len(preset.table_lrs) if cell.variant.mixes else 0
+        later = (0, len(cell.variant.starts) - 1, table_lrs, len(_heads(preset, cell.variant)) - 1)
         best = reported(preset, cell, records, BEST)
         waiting[cell.job] += sum(later[len(stages) :])
         waiting[cell.job] += len(preset.seeds_of(cell.job)) if best is None else 0

@@ -20,6 +20,7 @@ class Preset:
         text: that of ``hypermlp study text``.
         task_seeds, text_seeds: how many seeds are reported.
         lrs, text_lrs, weight_decays: tried for every variant alike, see :func:`~hypermlp_lab.study.plan.search`.
+        table_lrs: learning rates of the tables of sequence mixing that are tried beside the one of all, as multiples.
         baseline_heads, hyper_heads: the usual number, then others that the best setting is tried with.
         common_lr, text_common_lr: of the common setting: this, the library's start, the first weight decay, the
             usual heads.
@@ -35,6 +36,7 @@ class Preset:
     lrs: tuple[float, ...] = (3e-3, 8e-3, 2e-2)
     text_lrs: tuple[float, ...] = (3e-3, 8e-3, 2e-2)
     weight_decays: tuple[float, ...] = (0.1,)
+    table_lrs: tuple[float, ...] = (0.1,)
     baseline_heads: tuple[int, ...] = (4, 8, 2)
     hyper_heads: tuple[int, ...] = (2, 4, 8)
     common_lr: float = 8e-3
@@ -86,7 +88,7 @@ def _smoke() -> Preset:
     return Preset(
         "smoke", tuple(_job(task, **options) for task in tasks), text, task_seeds=2, text_seeds=2, lrs=(3e-3,),
         text_lrs=(3e-3,), common_lr=3e-3, text_common_lr=3e-3,
-        baseline_heads=(2,), hyper_heads=(2,),
+        table_lrs=(), baseline_heads=(2,), hyper_heads=(2,),
     )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from hypermlp_lab.study.models import Size, Start, build_model, model_config, sc
 from hypermlp_lab.study.tasks import Examples, Task
 from hypermlp_lab.training import Corpus, Trainer, TrainingConfig, load_corpus
 from hypermlp_lab.training.config import Precision
-from hypermlp_lab.training.optimizer import build_optimizer, learning_rate
+from hypermlp_lab.training.optimizer import build_optimizer, learning_rate, set_learning_rate
 
 TEXT = "text"
 # parts of a task's data, beside the seed
@@ -83,6 +83,7 @@ class Run:
     weight_decay: float
     heads: int
     seed: int
+    table_lr: float = 1.0
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Run:
@@ -92,14 +93,15 @@ class Run:
         return cls(**{**values, "job": Job(**{**job, "task": task})})
 
     def __str__(self) -> str:
-        start = f"{self.start}, lr {self.lr:g}, decay {self.weight_decay:g}, {self.heads} heads"
+        slow = f" (tables x {self.table_lr:g})" if self.table_lr != 1 else ""
+        start = f"{self.start}, lr {self.lr:g}{slow}, decay {self.weight_decay:g}, {self.heads} heads"
         return f"{self.job.name:<18} {self.label:<11} {start}, seed {self.seed}"
 
     def training(self) -> TrainingConfig:
         job = self.job
         return TrainingConfig(
             job.steps, batch_size=job.batch_size, seq_len=job.seq_len, lr=self.lr, weight_decay=self.weight_decay,
-            eval_windows=job.eval_examples, seed=self.seed, dtype=job.dtype,
+            eval_windows=job.eval_examples, seed=self.seed, dtype=job.dtype, table_lr=self.table_lr,
         )  # fmt: skip
 
 
@@ -176,8 +178,7 @@ def _task_learner(run: Run, task: Task, model: nn.Module) -> _Learner:
     def step() -> float:
         nonlocal done
         model.train()
-        for group in optimizer.param_groups:
-            group["lr"] = config.lr if job.schedule == "constant" else learning_rate(done, config)
+        set_learning_rate(optimizer, config.lr if job.schedule == "constant" else learning_rate(done, config))
         inputs, targets = (part.to(device) for part in next(batches))
         with torch.autocast(device.type, torch.bfloat16, enabled=job.dtype == "bfloat16"):
             logits = model(inputs)

@@ -21,6 +21,7 @@ class TrainingConfig:
         lr: highest learning rate, reached after ``warmup_steps``; a cosine then leads to a tenth.
         warmup_steps: None: a tenth of ``steps``, 100 at most.
         weight_decay: of AdamW, on the matrices of linear layers alone.
+        table_lr: learning rate of the tables of sequence mixing, as a multiple of ``lr``.
         grad_clip: largest norm of the gradient.
         eval_every: steps between evaluations. None: a tenth of ``steps``.
         eval_windows: validation windows of an evaluation.
@@ -36,6 +37,7 @@ class TrainingConfig:
     lr: float = 8e-3
     warmup_steps: int = None  # type: ignore[assignment]
     weight_decay: float = 0.1
+    table_lr: float = 1.0
     grad_clip: float = 1.0
     eval_every: int = None  # type: ignore[assignment]
     eval_windows: int = 128
@@ -53,7 +55,7 @@ class TrainingConfig:
         self._check_integer("warmup_steps", 0)
         self._check_integer("eval_every", 1)
         self._check_integer("seed", 0)
-        for name in ("lr", "grad_clip", "weight_decay"):
+        for name in ("lr", "grad_clip", "weight_decay", "table_lr"):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or isinstance(value, bool):
                 raise TypeError(f"{name} must be a number, got {value!r}")

@@ -16,11 +16,20 @@ _FINAL_SHARE = 0.1
 
 
 def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW whose weight decay acts on the weights of linear layers only, see :func:`hypermlp.parameter_groups`."""
-    matrices, heads, others = parameter_groups(model, weight_decay=config.weight_decay)
-    decayed = {**matrices, "params": [*matrices["params"], *heads["params"]]}
-    groups = [group for group in (decayed, others) if group["params"]]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=_BETAS, fused=True)
+    """AdamW whose weight decay acts on the weights of linear layers only, see :func:`hypermlp.parameter_groups`.
+
+    The groups have an ``lr_scale``, which :func:`set_learning_rate` heeds.
+    """
+    groups = parameter_groups(model, weight_decay=config.weight_decay)._asdict()
+    scales = {"tables": config.table_lr}
+    kept = [group | {"lr_scale": scales.get(name, 1.0)} for name, group in groups.items() if group["params"]]
+    return torch.optim.AdamW(kept, lr=config.lr, betas=_BETAS, fused=True)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give every group ``lr``, times its ``lr_scale``."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"]
 
 
 def learning_rate(step: int, config: TrainingConfig) -> float:

@@ -19,7 +19,7 @@ from hypermlp_lab.training.data import Corpus
 from hypermlp_lab.training.files import FolderLock
 from hypermlp_lab.training.interrupt import StopRequest
 from hypermlp_lab.training.memory import peak_memory, reset_peak_memory
-from hypermlp_lab.training.optimizer import build_optimizer, learning_rate
+from hypermlp_lab.training.optimizer import build_optimizer, learning_rate, set_learning_rate
 
 
 class Watcher(Protocol):
@@ -190,8 +190,7 @@ class Trainer:
             FloatingPointError: the loss or the gradient is not finite. Weights and optimizer are as they were.
         """
         self.model.train()
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.progress.step, self.config)
+        set_learning_rate(self.optimizer, learning_rate(self.progress.step, self.config))
         inputs, targets = self.corpus.batch(self.config.batch_size, self.config.seq_len, self.generator)
         loss = self._loss(inputs, targets)
         self.optimizer.zero_grad(set_to_none=True)

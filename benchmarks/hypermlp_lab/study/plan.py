@@ -48,10 +48,10 @@ class Variant:
         return HyperConfig.from_label(paper_label(self.label), 64).mixer in ("hyperglu", "hypermlp")
 
     @property
-    def mixes(self) -> bool:
-        """Whether it has tables along the sequence."""
+    def tables_apart(self) -> bool:
+        """Whether other learning rates of tables are tried: not where variants are compared by their start alone."""
         config = HyperConfig.from_label(paper_label(self.label), 64)
-        return bool(config.routing_mix or config.readout_mix)
+        return self.fixed_start is None and bool(config.routing_mix or config.readout_mix)
 
     @property
     def starts(self) -> tuple[Start, ...]:
@@ -96,12 +96,12 @@ def search(preset: Preset, cell: Cell, records: Records) -> list[list[Run]]:
     """The stages of the search for a setting that are known so far, the same for every variant.
 
     Learning rates and weight decays, each with each, at the library's start and the usual number of heads; then the
-    other starts at the best of these; then, where there are tables, other learning rates of theirs; then other numbers
-    of heads at the best of all.
+    other starts at the best of these; then, where there are tables and the start is not fixed, other learning rates of
+    theirs; then other numbers of heads at the best of all.
     """
     usual, *other_heads = _heads(preset, cell.variant)
     first, *other_starts = cell.variant.starts
-    table_lrs = preset.table_lrs if cell.variant.mixes else ()
+    table_lrs = preset.table_lrs if cell.variant.tables_apart else ()
     rates = [
         Run(cell.job, cell.variant.label, first, lr, decay, usual, preset.sweep_seed)
         for lr in preset.lrs_of(cell.job)
@@ -176,7 +176,7 @@ def pending(preset: Preset, jobs: Iterable[Job], records: Records) -> tuple[list
         stages = search(preset, cell, records)
         for order, stage in enumerate(stages):
             want(stage, tier, order)
-        table_lrs = len(preset.table_lrs) if cell.variant.mixes else 0
+        table_lrs = len(preset.table_lrs) if cell.variant.tables_apart else 0
         later = (0, len(cell.variant.starts) - 1, table_lrs, len(_heads(preset, cell.variant)) - 1)
         best = reported(preset, cell, records, BEST)
         waiting[cell.job] += sum(later[len(stages) :])

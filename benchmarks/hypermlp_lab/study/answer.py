@@ -94,7 +94,8 @@ def settings_table(results: Results) -> Table:
         record = results.records[run]
         lrs = results.preset.lrs_of(cell.job)
         at_end = " (an end of the sweep)" if len(lrs) > 1 and run.lr in (min(lrs), max(lrs)) else ""
-        chosen = f"{run.start}, lr {run.lr:g}{at_end}, decay {run.weight_decay:g}, {run.heads} heads"
+        tables = f", tables x {run.table_lr:g}" if run.table_lr != 1 else ""
+        chosen = f"{run.start}, lr {run.lr:g}{at_end}{tables}, decay {run.weight_decay:g}, {run.heads} heads"
         counts = [f"{record[name]:,}" for name in ("parameters", "layer_parameters")]
         widths = ", ".join(f"{name} {width}" for name, width in record.get("widths", {}).items()) or _NONE
         rows.append([cell.variant.name, cell.job.name, chosen, *counts, widths, f"{record['total_cpu_seconds']:.0f}"])
@@ -109,12 +110,21 @@ def sweep_table(results: Results) -> Table:
     rows = []
     for job in results.jobs:
         for run, record in results.swept(job):
-            setting = [run.label, run.start, f"{run.lr:g}", f"{run.weight_decay:g}", str(run.heads)]
+            setting = [
+                run.label,
+                run.start,
+                f"{run.lr:g}",
+                f"{run.table_lr:g}",
+                f"{run.weight_decay:g}",
+                str(run.heads),
+            ]
             ended = f" (diverged at step {record['diverged_at']})" if record["diverged_at"] else ""
             score = f"{100 * record['selection']:.1f} %" if job.higher_is_better else f"{record['selection']:.4f}"
             rows.append([job.name, *setting, score + ended])
     caption = "The sweep, scored on the split that settings are chosen on and with a seed that is not reported."
-    return Table(caption, ["task", "variant", "start", "learning rate", "decay", "heads", "score"], rows)
+    return Table(
+        caption, ["task", "variant", "start", "learning rate", "of tables, times", "decay", "heads", "score"], rows
+    )
 
 
 def jobs_table(results: Results) -> Table:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from statistics import median
+
 from hypermlp_lab.page import Table
-from hypermlp_lab.study.claims import CLAIMS, COMPONENTS, LEVEL_MARGIN, PUBLISHED, Claim
+from hypermlp_lab.study.claims import BY_TASK, CLAIMS, COMPONENTS, LEVEL_MARGIN, PUBLISHED, Claim
 from hypermlp_lab.study.plan import COMMON
 from hypermlp_lab.study.results import TASKS_MEASURE, Results
 from hypermlp_lab.study.runs import TEXT
@@ -58,6 +60,23 @@ def components_table(results: Results) -> Table:
     ]
     caption = "What each component adds, paired by seed, each variant at its best setting: percent points; nats less."
     return Table(caption, ["component", "variants", "six tasks", "text"], rows)
+
+
+def by_task_table(results: Results) -> Table:
+    """What decides each task: mixing, the width of queries and keys, the learning rate of the tables."""
+    rows = []
+    for measure in (*results.tasks, TEXT):
+        row = [
+            _difference(results.advantage(better, other, measure), measure, seeds=False) for _, better, other in BY_TASK
+        ]
+        slower = [gain for job in results.jobs if job.name == measure for gain in results.of_slower_tables(job)]
+        rows.append([measure, *row, _range(slower, measure)])
+    caption = (
+        "By task: percent points more right, nats less on text, paired by seed, each variant at its best setting. The "
+        "last column is from the sweep: a tenth of the learning rate for the tables, all else equal; median over "
+        "variants, and range."
+    )
+    return Table(caption, ["task", *(name for name, *_ in BY_TASK), "slower tables"], rows)
 
 
 def scores_table(results: Results, which: str) -> Table:
@@ -166,6 +185,14 @@ def _difference(found: Estimate | None, measure: str, *, seeds: bool = True) -> 
     if found.count > 1:
         text += f" [{found.low:+.{digits}f}, {found.high:+.{digits}f}]"
     return f"{text} ({found.count} seeds)" if seeds else f"{text} {unit}"
+
+
+def _range(values: list[float], measure: str) -> str:
+    if not values:
+        return "no data"
+    digits = 4 if measure == TEXT else 1
+    low, middle, high = (f"{value:+.{digits}f}" for value in (min(values), median(values), max(values)))
+    return f"{middle} ({low} to {high}, {len(values)} variants)"
 
 
 def _mean(results: Results, variant: str, measure: str, which: str) -> str:

@@ -78,6 +78,14 @@ CLAIMS = (
     Claim("ReLU attention without mixing is level with softmax", "R-pc", "S-pc", level=True),
 )
 
+# what decides by task, beside the tables' learning rate
+BY_TASK = (
+    ("both mixings (ReLU)", "R-cg-q-12o", "R-cg-q"),
+    ("both mixings (GLU)", "G-cg-q-12o", "G-cg-q"),
+    ("h over q (ReLU)", "R-cg-h-12o", "R-cg-q-12o"),
+    ("h over q (GLU)", "G-cg-h-12o", "G-cg-q-12o"),
+)
+
 # each row: the component, the variant that has it, the one that differs in it alone
 COMPONENTS = (
     ("c: convolutions", "R-cg-q-12o", "R-g-q-12o"),

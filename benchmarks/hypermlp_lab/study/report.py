@@ -44,6 +44,7 @@ def page(results: Results, drawn: dict[str, dict[str, str]]) -> str:
         headline=answer.headline(results),
         claims=answer.claims_table(results),
         components=answer.components_table(results),
+        by_task=answer.by_task_table(results),
         best=answer.scores_table(results, BEST),
         common=answer.scores_table(results, COMMON),
         settings=answer.settings_table(results),
@@ -79,6 +80,7 @@ def markdown(results: Results, part: str) -> str:
     tables = {
         "claims": lambda: [answer.claims_table(results)],
         "components": lambda: [answer.components_table(results)],
+        "by-task": lambda: [answer.by_task_table(results)],
         "scores": lambda: [answer.scores_table(results, BEST), answer.scores_table(results, COMMON)],
         "settings": lambda: [answer.jobs_table(results), environments_table(results)],
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -18,6 +18,7 @@ from hypermlp_lab.study.statistics import Estimate, estimate
 # all tasks together: the mean over tasks, of each the mean over its settings
 TASKS_MEASURE = "tasks"
 _PERCENT = 100
+_TENTH = 0.1
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,17 @@ class Results:
         return sorted(
             found, key=lambda item: (item[0].label, item[0].start, item[0].lr, item[0].table_lr, item[0].heads)
         )
+
+    def of_slower_tables(self, job: Job) -> list[float]:
+        """By how much a tenth of the learning rate for tables was better in the sweep, all else equal, by variant."""
+        sign = _PERCENT if job.higher_is_better else -1
+        return [
+            sign * (record["selection"] - self.records[replace(run, table_lr=1.0)]["selection"])
+            for run, record in self.swept(job)
+            if run.table_lr == _TENTH
+            and replace(run, table_lr=1.0) in self.records
+            and run.heads == self.preset.hyper_heads[0]
+        ]
 
     @property
     def environments(self) -> list[dict[str, Any]]:

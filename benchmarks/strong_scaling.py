@@ -5,8 +5,10 @@
 
 One HyperGLU layer, forward and backward of one sequence. The same processes, of one thread each, do both: in a round
 the first of them computes the whole sequence while the other waits, and then each computes its rows by
-``shard_sequence``; which comes first alternates. Outputs are compared before anything is timed. A time of two processes
-is that of the slower one. Needs as many cores as processes, with nothing else on them.
+``shard_sequence``; which comes first alternates. Before anything is timed, the output and every gradient of the
+processes are judged as those of all benchmarks are (``hypermlp_lab/bench/gate.py``): against one process in float64, by
+what one loses in float32. A time of two processes is that of the slower one. Needs as many cores as processes, with
+nothing else on them.
 """
 
 from __future__ import annotations
@@ -16,6 +18,9 @@ import json
 import socket
 import time
 from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +31,25 @@ from torch import Tensor
 from hypermlp import HyperGLU
 from hypermlp.distributed import sequence_part, sequence_whole, shard_sequence
 from hypermlp_lab.bench.environment import describe
+from hypermlp_lab.bench.gate import Errors, compare, judge
 from hypermlp_lab.bench.measure import quartiles
 from hypermlp_lab.training.files import check_place, replace_file
 
 RESULTS = Path(__file__).resolve().parent / "results" / "scaling-cpu.json"
-# of float32 sums in another order
-TOLERANCE = 1e-4
 
 
+def normal(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
 def layer_of(sizes: dict[str, int]) -> HyperGLU:
+    """Away from its start, where some tables are zero and could be ignored unnoticed."""
     torch.manual_seed(0)
-    return HyperGLU(sizes["hidden_size"], num_heads=sizes["num_heads"], max_lag=sizes["max_lag"])
+    layer = HyperGLU(sizes["hidden_size"], num_heads=sizes["num_heads"], max_lag=sizes["max_lag"])
+    for parameter in layer.parameters():
+        parameter.add_(torch.randn_like(parameter), alpha=0.05)
+    return layer
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -59,15 +72,22 @@ def step(layer: HyperGLU, x: Tensor) -> None:
     layer(x).sum().backward()
 
 
-def check(one: HyperGLU, part: HyperGLU, x: Tensor) -> float:
-    """Largest difference of the outputs, relative to the largest output; ValueError where it is no rounding."""
-    with torch.no_grad():
-        whole = one(x)
-        found = sequence_whole(part(sequence_part(x)))
-    error = float((found - whole).abs().max() / whole.abs().max())
-    if not error <= TOLERANCE:
-        raise ValueError(f"processes differ from one by {error:.2g} of the largest output: nothing is timed")
-    return error
+def errors(one: HyperGLU, part: HyperGLU, x: Tensor) -> Errors:
+    """Of ``part`` over the processes, in the output and in every gradient, against ``one`` in float64."""
+    pull = normal(*x.shape, seed=2)
+
+    def evaluate(exact_in: torch.dtype | None) -> dict[str, Tensor]:
+        module = part if exact_in is None else deepcopy(one).to(exact_in)
+        states = x.detach().to(exact_in or x.dtype).requires_grad_()
+        output = sequence_whole(part(sequence_part(states))) if exact_in is None else module(states)
+        names, parameters = zip(*module.named_parameters(), strict=True)
+        gradients = torch.autograd.grad(output, (states, *parameters), pull.to(output))
+        if exact_in is None:
+            for gradient in gradients:  # each process has its part of them
+                dist.all_reduce(gradient)
+        return {"output": output.detach(), **dict(zip(("hidden_states", *names), gradients, strict=True))}
+
+    return compare(evaluate, x.dtype)
 
 
 def measure(rank: int, port: int, sizes: dict[str, int], rounds: int, out: str) -> None:
@@ -76,10 +96,12 @@ def measure(rank: int, port: int, sizes: dict[str, int], rounds: int, out: str) 
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
     one, part = layer_of(sizes), layer_of(sizes)
     shard_sequence(part)
-    x = torch.randn(1, sizes["length"], sizes["hidden_size"], generator=torch.Generator().manual_seed(1))
+    x = normal(1, sizes["length"], sizes["hidden_size"], seed=1)
+    verdict = judge(f"{world} processes", partial(errors, one, part, x))
+    if not verdict.passed:
+        raise ValueError(f"{verdict.provider} differ from one, nothing is timed: {verdict.reason}")
     own = sequence_part(x).requires_grad_()
     x.requires_grad_()
-    error = check(one, part, x)
 
     def alone() -> None:
         if not rank:
@@ -95,7 +117,7 @@ def measure(rank: int, port: int, sizes: dict[str, int], rounds: int, out: str) 
     if not rank:
         ratios = [whole / shared for whole, shared in zip(times["one"], times["processes"], strict=True)]
         report: dict[str, Any] = {
-            "sizes": sizes, "rounds": rounds, "relative_error": error,
+            "sizes": sizes, "rounds": rounds, "gate": asdict(verdict),
             "seconds": {name: spread(found) for name, found in times.items()}, "speedup": spread(ratios),
             "environment": describe(),
         }  # fmt: skip

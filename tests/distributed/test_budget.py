@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -15,10 +16,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from benchmarks import strong_scaling
 from hypermlp import HyperConfig, build_layer
 from hypermlp.budget import count_heads_bytes, count_kept, count_sequence_bytes
 from hypermlp.distributed import sequence_part, shard_heads, shard_sequence
 from hypermlp.layers import AttentionLayer
+from hypermlp_lab.bench.gate import Verdict, judge
 from tests.distributed.processes import WORLD, run_checks
 from tests.distributed.sent import counted
 from tests.kept import kept_bytes
@@ -97,10 +100,27 @@ def check_heads_bytes() -> None:
     assert 2 * forward[0] * (world - 1) / world == expected
 
 
+def check_gate_of_the_scaling() -> None:
+    """It passes what is right, and finds one gradient that is wrong by a thousandth."""
+    sizes = {"hidden_size": HIDDEN, "num_heads": 2, "max_lag": TOKENS}
+    one, part = strong_scaling.layer_of(sizes), strong_scaling.layer_of(sizes)
+    shard_sequence(part)
+    x = torch.randn(1, TOKENS, HIDDEN, generator=torch.Generator().manual_seed(3))
+
+    def verdict() -> Verdict:
+        return judge("", partial(strong_scaling.errors, one, part, x))
+
+    assert verdict().passed, verdict()
+    part.v_proj.weight.register_hook(lambda gradient: 1.001 * gradient)
+    assert not verdict().passed
+    assert verdict().worst_gradient == "v_proj.weight"
+
+
 CHECKS: dict[str, Callable[[], None]] = {
     "kept": check_kept,
     "sequence bytes": check_sequence_bytes,
     "heads bytes": check_heads_bytes,
+    "gate of the scaling": check_gate_of_the_scaling,
 }
 
 
@@ -117,7 +137,7 @@ def test_strong_scaling_is_measured(tmp_path: Path) -> None:
     arguments = ["--length", "64", "--hidden-size", "16", "--rounds", "3", "--out", str(tmp_path / "out.json")]
     subprocess.run([sys.executable, str(script), *arguments], check=True)
     report = json.loads((tmp_path / "out.json").read_text())
-    assert report["relative_error"] < 1e-4
+    assert report["gate"]["passed"]
     assert report["speedup"]["low"] <= report["speedup"]["median"] <= report["speedup"]["high"]
     assert report["environment"]["torch"] == torch.__version__
 

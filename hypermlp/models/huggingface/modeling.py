@@ -27,7 +27,7 @@ from hypermlp.integrations.huggingface.names import (
 from hypermlp.layers.projection import Embedding, Projection, start_afresh
 from hypermlp.models.huggingface.configuration import HyperMLPConfig
 from hypermlp.models.huggingface.decoder_layer import HyperMLPDecoderLayer, mask_of_new_tokens, packed_bounds
-from hypermlp.models.language_model import LanguageModel
+from hypermlp.models.language_model import FAMILY_NAMES, LanguageModel
 
 # what callers say about the loss
 _LOSS_OPTIONS = ("num_items_in_batch", "shift_labels", "ignore_index")
@@ -210,11 +210,10 @@ class HyperMLPForCausalLM(HyperMLPPreTrainedModel, GenerationMixin):
         """
         weight = model.embedding.weight
         new: HyperMLPForCausalLM = cls(HyperMLPConfig.from_language_model(model.config, **options))
-        names = {"embedding": "model.embed_tokens", "blocks": "model.layers", "norm": "model.norm", "head": "lm_head"}
         state = {}
         for key, tensor in model.state_dict().items():
             part, _, rest = key.partition(".")
-            state[f"{names[part]}.{rest}"] = tensor
+            state[f"{FAMILY_NAMES[part]}.{rest}"] = tensor
         if model.head is None:
             state["lm_head.weight"] = weight
         new.to(weight.device, weight.dtype).load_state_dict(state)

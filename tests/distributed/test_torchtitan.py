@@ -187,6 +187,21 @@ def run(checks: dict[str, Callable[[], None]], folder: Path, world: int) -> None
     assert not any(found.values()), "\n".join(line for lines in found.values() for line in lines)
 
 
-def test_one_process(wanted: Any, tmp_path: Path) -> None:
+def test_processes_train_as_one(wanted: Any, tmp_path: Path) -> None:
     dcp.save(model_of("tied").state_dict(), checkpoint_id=tmp_path / "start", no_dist=True)
-    run({"": partial(check_as_one, str(tmp_path), wanted["tied"], {})}, tmp_path, 1)
+    as_one = partial(check_as_one, str(tmp_path), wanted["tied"])
+    run({"": partial(as_one, {})}, tmp_path, 1)
+    compiled = {"compile.enable": True, "compile.components": ["model"], "compile.backend": "aot_eager"}
+    selective = {"activation_checkpoint.mode": "selective", "activation_checkpoint.selective_ac_option": "op"}
+    context = {"parallelism.context_parallel_degree": 2}
+    run({
+        "FSDP2": partial(as_one, {}),
+        "micro batches": partial(as_one, {"training.local_batch_size": 1, "training.global_batch_size": BATCH}),
+        "full checkpointing": partial(as_one, {"activation_checkpoint.mode": "full"}),
+        "selective checkpointing": partial(as_one, selective),
+        "compiled": partial(as_one, compiled),
+        "compiled, selective checkpointing": partial(as_one, compiled | selective),
+        "context parallel": partial(as_one, context),
+        "context parallel, selective checkpointing": partial(as_one, context | selective),
+        "context parallel, compiled": partial(as_one, context | compiled),
+    }, tmp_path, 2)  # fmt: skip

@@ -18,8 +18,8 @@ DATA ?=
 FRESH ?=
 STAGES ?=
 
-.PHONY: demo test test-all test-hosts test-quantised test-hf-oldest test-hf-newest test-torch-oldest test-torch-newest constraints lint format \
-	bench study study-smoke docs test-docs dist pictures kernel-report device-smoke device-check clean
+.PHONY: demo test test-all test-hosts test-quantised test-titan test-hf-oldest test-hf-newest test-torch-oldest test-torch-newest constraints \
+	lint format bench study study-smoke docs test-docs dist pictures kernel-report device-smoke device-check clean
 
 demo: $(VENV)/.lab
 	$(BIN)/hypermlp demo $(if $(STEPS),--steps $(STEPS)) $(if $(DATA),--data "$(DATA)") $(if $(FRESH),--fresh)
@@ -52,6 +52,10 @@ test-hosts: .venv-hosts/.ready
 # apart from those: transformers cannot be imported beside a torchvision that does not fit
 test-quantised: .venv-quantised/.ready
 	.venv-quantised/bin/python -m pytest -rs tests/integrations/test_quantised.py
+
+# the release that the recipe is for
+test-titan: .venv-titan/.ready
+	.venv-titan/bin/python -m pytest -rs -m "" tests/distributed/test_torchtitan.py
 
 # the newest of all that constraints.in leaves open, for every Python and platform at once
 constraints: .venv-constraints/.ready
@@ -132,6 +136,11 @@ $(VENV)/.%: $(VENV)/pyvenv.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]" \
 		bitsandbytes torchao optimum-quanto
+	touch $@
+
+.venv-titan/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,titan]"
 	touch $@
 
 # of constraints.txt those lines that KEEP keeps: the size of an environment comes from torch

@@ -34,7 +34,8 @@ FLOORS = (
     {"hypermlp.layers"},
     {"hypermlp.integrations", "hypermlp.distributed", "hypermlp.inspect"},
     {"hypermlp.models"},
-    {"hypermlp.generation", "hypermlp.doctor"},
+    # a recipe around whole models stands above the rest of its folder
+    {"hypermlp.generation", "hypermlp.doctor", "hypermlp.integrations.torchtitan"},
     {"hypermlp.__init__"},
     {"hypermlp_lab.text", "hypermlp_lab.console", "hypermlp_lab.page"},
     {"hypermlp_lab.training"},
@@ -59,6 +60,8 @@ def room(module: str) -> str:
     parts = module.split(".")
     if parts[0] == "hypermlp" and parts[1:2] and parts[1] in hypermlp.__all__:
         return "hypermlp.__init__"
+    if module in FLOOR:
+        return module
     return ".".join(parts[:2]) if parts[0] in FACES else parts[0]
 
 

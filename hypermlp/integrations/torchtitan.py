@@ -1,8 +1,8 @@
 """Language models of this library in torchtitan 0.2.2's trainer.
 
-Over processes: FSDP2, HSDP, context parallelism; and activation checkpointing, compilation, distributed checkpoints and
-export to the Hugging Face family. ``docs/scale.md`` has the commands and what was run. Other releases register models in
-other ways, and 0.3.0 does not run with PyTorch 2.13.
+FSDP2, HSDP, context parallelism, activation checkpointing, compilation, distributed checkpoints, and export to the
+Hugging Face family: ``docs/scale.md`` has the commands and what was run. Other releases register models in other ways,
+and 0.3.0 does not run with PyTorch 2.13.
 
 Example:
     A module that ``--experimental.custom_import`` names, for ``--model.name hypermlp --model.flavor small``::
@@ -38,7 +38,7 @@ from hypermlp.distributed import shard_sequence
 from hypermlp.distributed.groups import attention_layers
 from hypermlp.models import LanguageModel, LanguageModelConfig
 from hypermlp.models.language_model import FAMILY_NAMES
-from hypermlp.ops.paths import PATHS
+from hypermlp.ops.library import PATHS
 
 # what selective checkpointing keeps: every second product of matrices, as of torchtitan's own models, and the operator
 _SAVED = {torch.ops.aten.mm.default, *(getattr(torch.ops.hypermlp, f"{path}_forward").default for path in PATHS)}
@@ -127,8 +127,8 @@ def parallelize(model: TitanLanguageModel, parallel_dims: ParallelDims, job_conf
         fully_shard_blocks(model, parallel_dims, job_config)
     elif parallel_dims.dp_replicate_enabled:
         raise ValueError(
-            f"parallelism.data_parallel_replicate_degree={parallel_dims.dp_replicate} leaves no processes to shard over, "
-            "and there is no DDP for these models: take 1 (FSDP2), or fewer (HSDP)"
+            f"parallelism.data_parallel_replicate_degree={parallel_dims.dp_replicate} leaves no process to shard "
+            "over, and there is no DDP for these models: take 1 (FSDP2), or fewer (HSDP)"
         )
     return model
 

@@ -17,7 +17,7 @@ from hypermlp.layers.block import TransformerBlock
 from hypermlp.layers.projection import Embedding, Projection, start_afresh
 from hypermlp.ops.attention import Backend
 
-# a model's parts by their names in the Hugging Face family, where a tied head has the embedding's weights by its own name
+# a model's parts by their names in the Hugging Face family
 FAMILY_NAMES = {"embedding": "model.embed_tokens", "blocks": "model.layers", "norm": "model.norm", "head": "lm_head"}
 
 

@@ -328,7 +328,7 @@ def test_replicas_alone_are_refused() -> None:
     from hypermlp.integrations.torchtitan import ModelArgs, TitanLanguageModel, parallelize
 
     model = TitanLanguageModel(ModelArgs(model=MODELS["tied"].to_dict()))
-    with pytest.raises(ValueError, match="data_parallel_replicate_degree=2 leaves no processes to shard over"):
+    with pytest.raises(ValueError, match="data_parallel_replicate_degree=2 leaves no process to shard over"):
         parallelize(model, parallel_dims(dp_replicate=2), job_of("", {}))
     with pytest.raises(ValueError, match="positions came without context parallelism"):
         model(ids_of(0), torch.arange(TOKENS + 1))

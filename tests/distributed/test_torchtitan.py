@@ -5,31 +5,39 @@ torchtitan itself is installed by ``make test-titan``.
 
 from __future__ import annotations
 
+import importlib
 import math
-import os
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch import Tensor
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.nn.utils import clip_grad_norm_
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from hypermlp import HyperConfig
 from hypermlp.budget import count_flops
-from hypermlp.models import LanguageModel, LanguageModelConfig
-from hypermlp_lab.bench.gate import compare, judge, relative_error
+from hypermlp.models import LanguageModel
+from hypermlp_lab.bench.gate import relative_error
 from tests.distributed.processes import run_checks
+from tests.distributed.titan import (
+    ATTENTION,
+    BATCH,
+    MODELS,
+    STEPS,
+    TOKENS,
+    Curve,
+    by_pytorch,
+    check_as_one,
+    ids_of,
+    job_of,
+    model_of,
+    on_cpu,
+)
 
 try:  # not imported here: that asks for a device
     FOUND = version("torchtitan")
@@ -40,144 +48,15 @@ pytestmark = [
     pytest.mark.skipif(FOUND != "0.2.2", reason=f"the recipe is for torchtitan 0.2.2, found {FOUND}: make test-titan"),
 ]
 
-VOCAB, TOKENS, BATCH, STEPS = 40, 32, 4, 4
-MAX_NORM = 0.5
-OPTIMIZER = {"lr": 1e-2, "eps": 1e-3, "weight_decay": 0.1}  # an eps that keeps rounding from being divided by itself
-ATTENTION = HyperConfig(16, num_heads=2, qk_dim=16, max_lag=TOKENS, mix_rank=3)
-MODELS = {
-    "tied": LanguageModelConfig(VOCAB, 16, 2, ATTENTION),
-    "own head": LanguageModelConfig(VOCAB, 16, 2, ATTENTION, tie_embeddings=False),
-}
-Curve = dict[str, Tensor]
-
-
-def model_of(flavor: str) -> LanguageModel:
-    """Away from its start, where some tables are zero."""
-    torch.manual_seed(0)
-    model = LanguageModel(MODELS[flavor])
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return model
-
-
-def ids_of(step: int) -> Tensor:
-    return torch.randint(VOCAB, (BATCH, TOKENS + 1), generator=torch.Generator().manual_seed(step))
-
-
-def by_pytorch(flavor: str, dtype: torch.dtype) -> Curve:
-    """Loss and gradient norm of each step, and the parameters after the last."""
-    model = model_of(flavor).to(dtype)
-    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), **OPTIMIZER)
-    found = []
-    for step in range(STEPS):
-        ids = ids_of(step)
-        optimizer.zero_grad()
-        loss = torch.nn.functional.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
-        loss.backward()
-        found.append((loss.detach(), clip_grad_norm_(model.parameters(), MAX_NORM)))
-        optimizer.step()
-    losses, norms = (torch.stack(values) for values in zip(*found, strict=True))
-    return {"losses": losses, "norms": norms, **{name: p.detach() for name, p in model.named_parameters()}}
-
-
-class Rows:
-    """This process's rows of every batch, as torchtitan's loaders give them."""
-
-    def __init__(self, dp_world_size: int, dp_rank: int, tokenizer: None, job_config: Any) -> None:
-        self.world, self.rank, self.rows, self.given = dp_world_size, dp_rank, job_config.training.local_batch_size, 0
-
-    def __iter__(self) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
-        parts = BATCH // self.world // self.rows
-        while True:
-            step, part = divmod(self.given, parts)
-            own = ids_of(step).chunk(self.world)[self.rank].chunk(parts)[part]
-            self.given += 1
-            yield {"input": own[:, :-1]}, own[:, 1:]
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"given": self.given}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.given = state["given"]
-
-
-def on_cpu() -> None:
-    """Import torchtitan, which looks for an accelerator then, and let it find the CPU."""
-    cpu = SimpleNamespace(
-        current_device=lambda: 0, get_device_name=lambda _: "CPU", memory_stats=lambda _: {},
-        get_device_properties=lambda _: SimpleNamespace(total_memory=2**34),
-        **dict.fromkeys(("set_device", "synchronize", "empty_cache", "reset_peak_memory_stats"), lambda *_: None),
-    )  # fmt: skip
-    with (
-        mock.patch("torch._utils._get_available_device_type", return_value="cpu"),
-        mock.patch("torch._utils._get_device_module", return_value=cpu),
-    ):
-        import torchtitan.train  # noqa: F401
-
-
-def job_of(folder: str, changes: dict[str, Any]) -> Any:
-    """A job from the weights under ``folder``, with ``changes`` by dotted name."""
-    from torchtitan.config import JobConfig
-
-    job = JobConfig()
-    fields = {
-        "job.dump_folder": f"{folder}/out",
-        "model.name": "hypermlp", "model.flavor": "tied",
-        "training.seq_len": TOKENS, "training.steps": STEPS, "training.max_norm": MAX_NORM,
-        "training.mixed_precision_param": "float32",
-        "optimizer.implementation": "for-loop", **{f"optimizer.{name}": x for name, x in OPTIMIZER.items()},
-        "lr_scheduler.warmup_steps": 0, "lr_scheduler.decay_ratio": 0.0,
-        "activation_checkpoint.mode": "none", "metrics.log_freq": 1,
-        "checkpoint.enable": True, "checkpoint.load_only": True, "checkpoint.initial_load_path": f"{folder}/start",
-    }  # fmt: skip
-    for name, value in (fields | changes).items():
-        section, _, key = name.partition(".")
-        assert hasattr(getattr(job, section), key), name
-        setattr(getattr(job, section), key, value)
-    return job
-
-
-def trained(folder: str, changes: dict[str, Any]) -> Curve:
-    on_cpu()
-    from torchtitan.protocols import train_spec
-    from torchtitan.train import Trainer
-
-    from hypermlp.integrations.torchtitan import register
-
-    if "hypermlp" not in train_spec._extra_train_specs:
-        register(MODELS, build_dataloader_fn=Rows, build_tokenizer_fn=None)
-    os.environ |= {"RANK": str(dist.get_rank()), "LOCAL_RANK": "0", "WORLD_SIZE": str(dist.get_world_size())}
-    job = job_of(folder, changes)
-    shared = job.parallelism.context_parallel_degree
-    if "training.local_batch_size" not in changes:
-        job.training.local_batch_size = BATCH * shared // dist.get_world_size()
-    found: list[tuple[float, float]] = []
-    trainer = Trainer(job)
-    trainer.metrics_processor.log = lambda step, loss, largest, norm, **_: found.append((float(loss), norm))
-    trainer.train()
-    trainer.close()
-    weights = get_model_state_dict(trainer.model_parts[0], options=StateDictOptions(full_state_dict=True))
-    losses, norms = torch.tensor(found, dtype=torch.float64).T
-    return {"losses": losses, "norms": norms, **weights}
-
-
-def check_as_one(folder: str, wanted: dict[torch.dtype, Curve], changes: dict[str, Any], first: int = 0) -> None:
-    """By the rule of the benchmarks' gate: against float64, by what float32 loses."""
-    found = trained(folder, changes)
-    wanted = {
-        dtype: {name: x[first:] if name in ("losses", "norms") else x for name, x in curve.items()}
-        for dtype, curve in wanted.items()
-    }
-    assert found.keys() == wanted[torch.float64].keys()
-    assert len(found["losses"]) == STEPS - first
-    verdict = judge("", lambda: compare(lambda dtype: found if dtype is None else wanted[dtype], torch.float32))
-    assert verdict.passed, verdict.reason
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
 def wanted() -> dict[str, dict[torch.dtype, Curve]]:
-    return {flavor: {dtype: by_pytorch(flavor, dtype) for dtype in (torch.float64, torch.float32)} for flavor in MODELS}
+    return {
+        flavor: {dtype: by_pytorch(flavor, dtype) for dtype in (torch.float64, torch.float32, torch.bfloat16)}
+        for flavor in MODELS
+    }
 
 
 def run(checks: dict[str, Callable[[], None]], folder: Path, world: int) -> None:
@@ -200,16 +79,21 @@ def start(tmp_path: Path) -> Path:
 def test_one_and_two_processes(wanted: Any, start: Path) -> None:
     as_one = partial(check_as_one, str(start), wanted["tied"])
     run({"": partial(as_one, {})}, start, 1)
-    compiled = {"compile.enable": True, "compile.components": ["model"], "compile.backend": "aot_eager"}
+    compiled = {"compile.enable": True, "compile.backend": "aot_eager"}
     selective = {"activation_checkpoint.mode": "selective", "activation_checkpoint.selective_ac_option": "op"}
     context = {"parallelism.context_parallel_degree": 2}
     run({
         "FSDP2": partial(as_one, {"parallelism.fsdp_reshard_after_forward": "never"}),
-        "micro batches": partial(as_one, {"training.local_batch_size": 1, "training.global_batch_size": BATCH}),
+        "bfloat16": partial(as_one, {"training.mixed_precision_param": "bfloat16"}, dtype=torch.bfloat16),
+        "micro batches, every second layer checkpointed": partial(as_one, {
+            "training.local_batch_size": 1, "training.global_batch_size": BATCH,
+            "activation_checkpoint.mode": "selective",
+        }),
         "full checkpointing": partial(as_one, {"activation_checkpoint.mode": "full"}),
         "selective checkpointing": partial(as_one, selective),
         "compiled": partial(as_one, compiled | selective),
-        "context parallel": partial(as_one, context | selective),
+        "context parallel": partial(as_one, context),
+        "context parallel, selective checkpointing": partial(as_one, context | selective),
         "context parallel, compiled": partial(as_one, context | compiled),
     }, start, 2)  # fmt: skip
 
@@ -332,3 +216,23 @@ def test_replicas_alone_are_refused() -> None:
         parallelize(model, parallel_dims(dp_replicate=2), job_of("", {}))
     with pytest.raises(ValueError, match="positions came without context parallelism"):
         model(ids_of(0), torch.arange(TOKENS + 1))
+
+
+def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its module registers what its command asks for, and torchtitan and the recipe take every option it names."""
+    on_cpu()
+    from torchtitan.config import ConfigManager
+    from torchtitan.protocols import train_spec
+
+    section = (ROOT / "docs" / "scale.md").read_text().partition("## torchtitan\n")[2].partition("\n## ")[0]
+    (tmp_path / "my_models.py").write_text(section.partition("```python\n")[2].partition("```")[0])
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(train_spec, "_extra_train_specs", {})
+    command = section.partition("-m torchtitan.train ")[2].partition("\n\n")[0].replace("\\\n", " ").split()
+    options = re.findall(r"^\| `(--.*?)` \|", section, re.MULTILINE)
+    assert len(options) > 4
+    for option in ["", *options]:
+        job = ConfigManager().parse_args([*command, *option.split()])
+        importlib.import_module(job.experimental.custom_import)
+        spec = train_spec.get_train_spec(job.model.name)
+        spec.model_args[job.model.flavor].update_from_config(job)

@@ -47,7 +47,8 @@ test-torch-oldest: .venv-torch-oldest/.ready
 
 # hosts that are no requirement of anything else; where their torchvision does not fit, their tests say so and are skipped
 test-hosts: .venv-hosts/.ready
-	.venv-hosts/bin/python -m pytest -rs tests/integrations/test_other_libraries.py tests/integrations/test_timm.py
+	.venv-hosts/bin/python -m pytest -rs tests/integrations/test_other_libraries.py tests/integrations/test_timm.py \
+		tests/integrations/test_monai.py
 
 # apart from those: transformers cannot be imported beside a torchvision that does not fit
 test-quantised: .venv-quantised/.ready
@@ -129,7 +130,7 @@ $(VENV)/.%: $(VENV)/pyvenv.cfg pyproject.toml constraints.txt
 .venv-hosts/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]" \
-		vit-pytorch x-transformers open_clip_torch timm
+		vit-pytorch x-transformers open_clip_torch timm monai
 	touch $@
 
 .venv-quantised/.ready: pyproject.toml constraints.txt

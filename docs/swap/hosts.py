@@ -14,7 +14,7 @@ import transformers
 from tests.integrations.huggingface import checks, proofs
 from tests.integrations.huggingface.families import HOSTS
 
-# made by tests of their own, tests/integrations/test_other_libraries.py and others, with these versions
+# made by tests of their own, tests/integrations/test_other_libraries.py, test_monai.py and others, with these versions
 OTHERS = """
 | library | version | classes | proven | `from_attention` | stays, or is refused |
 | --- | --- | --- | --- | --- | --- |
@@ -23,6 +23,7 @@ OTHERS = """
 | vit-pytorch | 1.26.14 | `vit_pytorch.vit.Attention`, `vit_pytorch.simple_vit.Attention` | values, the norm within, weights, training | yes | other files of that library: register the adapter for their class |
 | open_clip | 3.3.0 | `open_clip.transformer.Attention`, and `nn.MultiheadAttention` in its blocks | values of pictures and text, masks | yes, except with norms or scales within | poolers and other cross-attention |
 | x-transformers | 2.31.10 | `x_transformers.x_transformers.Attention` | values, padding, generation | refused: its options change scores and values | cross-attention; `add_value_residual`, `residual_attn`; its cache of keys and values, so generation runs the whole prefix |
+| MONAI | 1.6.1 | `monai.networks.blocks.selfattention.SABlock` | values, causal decoders, padding, weights, training | yes, except with `rel_pos_embedding` | cross-attention; the encoder of `MaskedAutoEncoderViT`, which sees patches in random order; `attn_mask` of causal or flash attention |
 | nanoGPT, minGPT | copied | `CausalSelfAttention` with `c_attn` and `c_proj` | values, training, cropping | yes | other classes of that name |
 """  # noqa: E501
 
@@ -55,8 +56,12 @@ Of all of them:
   triangle of its own and stays causal.
 - Cross-attention stays the host's, and the report says so.
 - T5's first layer has the position biases of its whole stack: replace all layers of a stack, or leave the first.
-- Normalised queries and keys, capped scores, ALiBi and relative position biases have no counterpart; `init="fresh"` does without.
-- A length that the model does not tell (Wav2Vec2, HuBERT, T5, `nn.TransformerEncoder` without learned positions) is asked for: `max_lag=`.
+- Normalised queries and keys, capped scores, ALiBi and relative position biases have no counterpart; `init="fresh"` does without, and the
+  report of the swap says so. MPNet's table of them stays in its encoder, with no gradient where all layers are replaced.
+- ALBERT has one attention for many layers, and so one hyper layer. Its attention adds the residual and normalises the sum itself: both stay, as
+  does the residual that Bloom's adds.
+- A length that the model does not tell (Wav2Vec2, HuBERT, T5, a Bloom whose config has no `seq_length`, MONAI outside of
+  vision transformers and decoders, `nn.TransformerEncoder` without learned positions) is asked for: `max_lag=`.
 
 ## Other libraries
 """  # noqa: E501

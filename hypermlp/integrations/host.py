@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 # what hyper layers can be made in
 _PLAIN = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+# what scores have besides products of projections, in several libraries
+RELATIVE = "its scores carry biases by relative position, which a hyper layer's tables learn anew"
+ALIBI = "its scores carry biases by distance (ALiBi), which a hyper layer's tables learn anew"
+
+Found = TypeVar("Found")
 
 
 class Projection(NamedTuple):
@@ -35,6 +41,14 @@ class Projection(NamedTuple):
         """Query, key and value, one after the other in one linear layer: ``[3 * heads * width, hidden_size]``."""
         biases = (None,) * 3 if bias is None else bias.chunk(3)
         query, key, value = (cls.of(*part, heads) for part in zip(weight.chunk(3), biases, strict=True))
+        return query, key, value
+
+    @classmethod
+    def of_heads(cls, weight: Tensor, bias: Tensor | None, heads: int) -> tuple[Projection, Projection, Projection]:
+        """Query, key and value of the first head, then those of the second: ``[heads * 3 * width, hidden_size]``."""
+        together = cls.of(weight, bias, heads)
+        biases = (None,) * 3 if together.bias is None else together.bias.chunk(3, dim=1)
+        query, key, value = (cls(*part) for part in zip(together.weight.chunk(3, dim=1), biases, strict=True))
         return query, key, value
 
     def expanded(self, heads: int) -> Projection:
@@ -81,7 +95,8 @@ class Host:
         rope_theta: base of the rotary frequencies where queries and keys are rotated in full.
         output_dropout: probability of dropout after the output projection, inside the module.
         projections: reads the weights, for ``init="from_attention"``; None if that is not offered.
-        not_offered: why it is not, for the message.
+        not_offered: why it is not, for the message and, as what a hyper layer does otherwise, for the report.
+        notes: what else the module does that its replacement does not, or does for several places, for the report.
     """
 
     hidden_size: int
@@ -96,9 +111,16 @@ class Host:
     output_dropout: float = 0.0
     projections: Callable[[], Projections] | None = None
     not_offered: str = ""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def differences(self) -> tuple[str, ...]:
+        """What a user of the swapped model should know, in words."""
+        scores = (self.not_offered,) if self.not_offered and self.projections is None else ()
+        return scores + self.notes
 
 
-def nearest(model: nn.Module, name: str, read: Callable[[Any], int | None]) -> int | None:
+def nearest(model: nn.Module, name: str, read: Callable[[Any], Found | None]) -> Found | None:
     """What ``read`` finds on the nearest module of ``model`` that holds the one called ``name``; None if nowhere."""
     parts = name.split(".")
     around = (model.get_submodule(".".join(parts[:depth])) for depth in reversed(range(len(parts))))

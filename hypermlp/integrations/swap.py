@@ -83,9 +83,9 @@ def swap_attention(
     plain = common_dtype(model)
     built = [(site, *_replacement(site, mixer, init, options, plain)) for site in chosen]
     hooks: list[Left] = []
-    for site, layer, new, window in built:
+    for site, layer, new, host in built:
         hooks += hooks_left(site.module, site.names[0], new, shared=share_hooks(site.module, new))
-        site.mark(new, layer, given, window, keep_original=keep_originals)
+        site.mark(new, layer, given, host.window, keep_original=keep_originals)
         site.put(model, new.train(site.module.training))
     try:
         _finish(model)
@@ -95,7 +95,10 @@ def swap_attention(
         with suppress(Exception):  # of several adapters some may have been told already
             _finish(model, [site.adapter for site in chosen])
         raise
-    swapped = tuple(Swapped(site.names[0], site.was, layer, _gone(site.module, new)) for site, layer, new, _ in built)
+    swapped = tuple(
+        Swapped(site.names[0], site.was, layer, _gone(site.module, new), host.differences)
+        for site, layer, new, host in built
+    )
     names = {s.name for s in swapped}
     left += [
         Left(site.names[0], site.was, "swapped before" if site.replaced else "not among layers")
@@ -182,8 +185,8 @@ def _chosen(layers: Iterable[int] | None, sites: list[Site]) -> list[Site]:
 
 def _replacement(
     site: Site, mixer: Mixer, init: Init, options: dict[str, Any], dtype: torch.dtype
-) -> tuple[AttentionLayer, nn.Module, int | None]:
-    """The new layer, what takes the module's place, and the host's window; ValueError with the module's name."""
+) -> tuple[AttentionLayer, nn.Module, Host]:
+    """The new layer, what takes the module's place, and what that was; ValueError with the module's name."""
     try:
         module = with_plain_weights(site.module, dtype)
         host = site.adapter.describe(module)
@@ -197,7 +200,7 @@ def _replacement(
             layer.o_proj = cast(Projection, NoProjection())
         if init == "from_attention":
             start_from_attention(layer, host)
-        return layer, site.adapter.wrap(layer, site.module, host), host.window
+        return layer, site.adapter.wrap(layer, site.module, host), host
     except (ValueError, TypeError) as error:
         raise type(error)(f"{site.names[0]} ({site.was}): {error}") from error
     except AttributeError as error:

@@ -10,12 +10,21 @@ from hypermlp.layers import AttentionLayer
 
 
 class Swapped(NamedTuple):
-    """A replaced module: where, what it was, the layer that stands there now, and which of its parameters go."""
+    """A replaced module.
+
+    Attributes:
+        name: where.
+        was: what it was.
+        layer: that stands there now.
+        gone: which of its parameters go.
+        notes: what it did that the layer does not, or does otherwise, in words.
+    """
 
     name: str
     was: str
     layer: AttentionLayer
     gone: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 class Left(NamedTuple):
@@ -52,7 +61,9 @@ class SwapReport:
             f"{self.parameters_before:,} -> {self.parameters_after:,} ({change:+.1%})"
         ]
         lines += [f"  {s.name}: {s.was} -> {type(s.layer).__name__}({s.layer.extra_repr()})" for s in self.swapped]
-        lines += [f"  {count} x {was}: its parameters {', '.join(gone)} go" for (was, gone), count in self._gone()]
+        gone = Counter((s.was, f"its parameters {', '.join(s.gone)} go") for s in self.swapped if s.gone)
+        notes = Counter((s.was, note) for s in self.swapped for note in s.notes)
+        lines += [f"  {count} x {was}: {what}" for (was, what), count in (gone | notes).items()]
         lines += [f"  warning: {warning}" for warning in self.warnings]
         lines += [f"  {left.name}: {left.was} left, {left.reason}" for left in self.left]
         lines += [f"  {left.name}: {left.was} had {left.reason}, not called now" for left in self.hooks_left]
@@ -69,9 +80,6 @@ class SwapReport:
                     f"{projections:,}: pass max_lag=the longest sequence you use, or a smaller mix_rank"
                 )
         return tuple(found)
-
-    def _gone(self) -> list[tuple[tuple[str, tuple[str, ...]], int]]:
-        return list(Counter((s.was, s.gone) for s in self.swapped if s.gone).items())
 
 
 def _sizes(layer: AttentionLayer) -> tuple[int, int, int]:

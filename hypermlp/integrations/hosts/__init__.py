@@ -15,6 +15,7 @@ CLASSES: dict[str, list[str]] = {
     "llama": _of_transformers(
         apertus="ApertusAttention",
         arcee="ArceeAttention",
+        codegen="CodeGenAttention",
         cohere="CohereAttention",
         cohere2="Cohere2Attention",
         ernie4_5="Ernie4_5Attention",
@@ -51,6 +52,8 @@ CLASSES: dict[str, list[str]] = {
     "gpt2": _of_transformers(gpt2="GPT2Attention"),
     "gpt_neo": _of_transformers(gpt_neo="GPTNeoSelfAttention"),
     "gpt_neox": _of_transformers(gpt_neox="GPTNeoXAttention"),
+    "gpt_bigcode": _of_transformers(gpt_bigcode="GPTBigCodeAttention"),
+    "bloom": _of_transformers(bloom="BloomAttention"),
     "falcon": _of_transformers(falcon="FalconAttention"),
     "bert": _of_transformers(
         bert="BertSelfAttention",
@@ -60,6 +63,8 @@ CLASSES: dict[str, list[str]] = {
         roberta="RobertaSelfAttention",
         xlm_roberta="XLMRobertaSelfAttention",
     ),
+    "albert": _of_transformers(albert="AlbertAttention"),
+    "mpnet": _of_transformers(mpnet="MPNetSelfAttention"),
     "distilbert": _of_transformers(distilbert="DistilBertSelfAttention"),
     "modernbert": _of_transformers(modernbert="ModernBertAttention"),
     "vit": _of_transformers(
@@ -89,6 +94,7 @@ CLASSES: dict[str, list[str]] = {
     "timm": ["timm.layers.attention.Attention", "timm.models.vision_transformer.Attention"],
     "vit_pytorch": ["vit_pytorch.vit.Attention", "vit_pytorch.simple_vit.Attention"],
     "x_transformers": ["x_transformers.x_transformers.Attention"],
+    "monai": ["monai.networks.blocks.selfattention.SABlock"],
     "open_clip": ["open_clip.transformer.Attention"],
     # its model.py is copied, so the name of its class is all there is; the adapter looks how it is built
     "nanogpt": ["CausalSelfAttention"],

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hypermlp.integrations.host import Host, Projection, Projections
+from hypermlp.integrations.host import ALIBI, Host, Projection, Projections
 from hypermlp.integrations.huggingface.adapter import HuggingFaceAdapter, is_causal, rotary_base
 from hypermlp.integrations.huggingface.attention import HuggingFaceAttention
 
@@ -38,7 +38,7 @@ class FalconAdapter(HuggingFaceAdapter):
             max_length=config.max_position_embeddings,
             rope_theta=rotary_base(config),
             projections=None if config.alibi else lambda: _projections(module),
-            not_offered="its scores carry biases by distance (ALiBi), which a hyper layer's tables learn anew",
+            not_offered=ALIBI,
         )
 
 

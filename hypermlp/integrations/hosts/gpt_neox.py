@@ -29,10 +29,7 @@ class GPTNeoXAdapter(HuggingFaceAdapter):
 def _projections(module: nn.Module) -> Projections:
     attention: Any = module
     joint = attention.query_key_value
-    together = Projection.of(joint.weight, joint.bias, attention.config.num_attention_heads)
-    weights = together.weight.chunk(3, dim=1)
-    biases = (None,) * 3 if together.bias is None else together.bias.chunk(3, dim=1)
-    query, key, value = (Projection(w, b) for w, b in zip(weights, biases, strict=True))
+    query, key, value = Projection.of_heads(joint.weight, joint.bias, attention.config.num_attention_heads)
     return Projections(query, key, value, (attention.dense.weight, attention.dense.bias), attention.scaling)
 
 

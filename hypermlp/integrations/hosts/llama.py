@@ -17,7 +17,7 @@ from hypermlp.integrations.huggingface.adapter import (
 )
 
 # models that rotate neighbours, (0, 1), (2, 3), ..., where Llama rotates halves
-_NEIGHBOURS = ("cohere", "cohere2", "ernie4_5", "glm", "glm4", "gptj", "helium")
+_NEIGHBOURS = ("codegen", "cohere", "cohere2", "ernie4_5", "glm", "glm4", "gptj", "helium")
 _NORMS = ("q_norm", "k_norm", "q_layernorm", "k_layernorm", "query_layernorm", "key_layernorm")
 _OUTPUTS = ("o_proj", "out_proj", "dense")
 
@@ -92,21 +92,27 @@ def _projections(module: nn.Module) -> Projections:
     scaling = getattr(attention, "scaling", attention.head_dim**-0.5)
     output = next(name for name in _OUTPUTS if hasattr(attention, name))
     if hasattr(attention, "qkv_proj"):
-        joint, width = attention.qkv_proj, attention.head_dim
-        sizes = [heads * width, key_heads * width, key_heads * width]
-        weights = joint.weight.split(sizes)
-        biases = (None,) * 3 if joint.bias is None else joint.bias.split(sizes)
-        query, key, value = (
-            Projection.of(weight, bias, count)
-            for weight, bias, count in zip(weights, biases, (heads, key_heads, key_heads), strict=True)
-        )
         last = getattr(attention, output)
-        made = Projections(query, key, value, (last.weight, last.bias), scaling)
+        made = Projections(*_joint(attention, heads, key_heads), (last.weight, last.bias), scaling)
     else:
         made = separate(attention, ("q_proj", "k_proj", "v_proj", output), heads, key_heads, scaling)
     if config.model_type in _NEIGHBOURS:
         made = made._replace(query=halves(made.query), key=halves(made.key))
     return made
+
+
+def _joint(attention: Any, heads: int, key_heads: int) -> tuple[Projection, Projection, Projection]:
+    """Query, key and value of one linear layer."""
+    joint, width = attention.qkv_proj, attention.head_dim
+    if hasattr(attention, "mp_num"):  # CodeGen: query, value and key of each of the processes that trained it
+        parts = joint.weight.unflatten(0, (attention.mp_num, 3, -1))
+        query, value, key = (Projection.of(part.flatten(0, 1), None, heads) for part in parts.unbind(1))
+        return query, key, value
+    sizes = [heads * width, key_heads * width, key_heads * width]
+    biases = (None,) * 3 if joint.bias is None else joint.bias.split(sizes)
+    counts = (heads, key_heads, key_heads)
+    query, key, value = (Projection.of(*part) for part in zip(joint.weight.split(sizes), biases, counts, strict=True))
+    return query, key, value
 
 
 ADAPTER = LlamaAdapter()

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hypermlp.integrations.host import Host
-from hypermlp.integrations.huggingface.adapter import RELATIVE, HuggingFaceAdapter, is_causal
+from hypermlp.integrations.host import RELATIVE, Host
+from hypermlp.integrations.huggingface.adapter import HuggingFaceAdapter, is_causal
 from hypermlp.integrations.huggingface.attention import HuggingFaceAttention
 from hypermlp.integrations.registry import Adapter
 from hypermlp.integrations.sites import CROSS

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from hypermlp.integrations.host import Host, Projection, Projections
+from hypermlp.integrations.host import Host, Projection, Projections, nearest
 from hypermlp.integrations.huggingface.attention import HuggingFaceAttention, attention_class
 from hypermlp.integrations.huggingface.names import IGNORED_BY_ATTENTION
 from hypermlp.integrations.huggingface.record import note_swaps
@@ -20,7 +20,6 @@ BOTH_SIDES = (
     "its window reaches to both sides, and a bidirectional hyper layer sees every token (layers without a window are "
     "replaced)"
 )
-RELATIVE = "its scores carry biases by relative position, which a hyper layer's tables learn anew"
 
 
 class HuggingFaceAdapter(Adapter):
@@ -44,11 +43,34 @@ class HuggingFaceAdapter(Adapter):
     def wrap(self, layer: AttentionLayer, module: Any, host: Host) -> nn.Module:
         host_class: Any = type(module)
         wrapper: Any = self.wrapper
-        return attention_class(host_class, wrapper)(layer, module.config, host.output_dropout)
+        return attention_class(host_class, wrapper)(layer, self._config(module), host.output_dropout)
 
     def finish(self, model: Any, swaps: Sequence[Mapping[str, Any]]) -> None:
         """Places in the record are those in each transformers model, which ``model`` may be, or hold."""
         note_swaps(model)
+
+    def _config(self, module: Any) -> Any:
+        return module.config
+
+
+class AdapterOfPlace(HuggingFaceAdapter):
+    """For attention that does not know its config, which is then that of the nearest module around it.
+
+    Args:
+        config: that one.
+    """
+
+    def __init__(self, config: Any = None) -> None:
+        self.config = config
+
+    def at(self, model: nn.Module, name: str) -> Adapter:
+        config = nearest(model, name, lambda host: getattr(host, "config", None))
+        if config is None:
+            raise ValueError(f"{name} does not know its config, and no module around it has one: give the whole model")
+        return type(self)(config)
+
+    def _config(self, module: Any) -> Any:
+        return self.config
 
 
 _KNOWN = {*IGNORED_BY_ATTENTION, *inspect.signature(HuggingFaceAttention.forward).parameters}

@@ -92,6 +92,7 @@ _WHISPER = {
     "suppress_tokens": None, "begin_suppress_tokens": None,
 }  # fmt: skip
 _ESM = {"mask_token_id": 3, "position_embedding_type": "rotary", "token_dropout": False}
+_SHARED = {"embedding_size": 16, "num_hidden_layers": 3}
 _MODERN = {"layer_types": ["full_attention", "full_attention"], "cls_token_id": 1, "sep_token_id": 2}
 
 HOSTS: dict[str, Case] = {
@@ -136,6 +137,9 @@ HOSTS: dict[str, Case] = {
     "gpt_neo": _decoder("GPTNeo", _GPT_NEO),
     "gpt_neox": _decoder("GPTNeoX", _TEXT),
     "gptj": _decoder("GPTJ", {**_GPT, **_NO_PDROP, "rotary_dim": 4}),
+    "codegen": _decoder("CodeGen", {**_GPT, **_NO_PDROP, "rotary_dim": 4}),
+    "gpt_bigcode": _decoder("GPTBigCode", {**_GPT, **_NO_PDROP}),
+    "bloom": _decoder("Bloom", {**_TEXT, "seq_length": 64}),
     "falcon": _decoder("Falcon", _TEXT),
     "falcon_alibi": _decoder("Falcon", {**_TEXT, "alibi": True}),
     "opt": _decoder("OPT", {**_TEXT, "ffn_dim": 48, "dropout": 0.0, "word_embed_proj_dim": 32}),
@@ -148,6 +152,8 @@ HOSTS: dict[str, Case] = {
     "xlm_roberta": _encoder("XLMRoberta", _BERT),
     "electra": _encoder("Electra", {**_BERT, "embedding_size": 16}),
     "esm": _encoder("Esm", {**_BERT, **_ESM}),
+    "albert": _encoder("Albert", {**_BERT, **_SHARED}),
+    "mpnet": _encoder("MPNet", {**_BERT, "pad_token_id": 1, "bos_token_id": 0}),
     "distilbert": _encoder("DistilBert", _DISTILBERT),
     "modernbert": _encoder("ModernBert", {**_TEXT, **_MODERN}),
     # pictures
@@ -179,7 +185,7 @@ HOSTS: dict[str, Case] = {
 # releases that build these models as their adapters know them; the adapters refuse older ones, or calls fail
 SINCE = {
     **dict.fromkeys(("vit", "vit_msn", "deit", "dinov2", "dinov2_registers"), "5.18"),
-    **dict.fromkeys(("nemotron", "modernbert", "siglip_text", "wav2vec2", "hubert", "t5", "mt5"), "5.24"),
+    **dict.fromkeys(("codegen", "nemotron", "modernbert", "siglip_text", "wav2vec2", "hubert", "t5", "mt5"), "5.24"),
 }
 
 

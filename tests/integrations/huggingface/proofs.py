@@ -21,10 +21,12 @@ UNBOUNDED = {"wav2vec2": 16, "hubert": 16, "t5": 32, "mt5": 32}
 # what init="from_attention" is refused for, by a word of the reason
 REFUSED = {
     **dict.fromkeys(("qwen3", "qwen3_moe", "gemma3", "olmo2", "olmo3", "exaone4", "hunyuan", "apertus"), "normalises"),
-    "gemma2": "caps its scores", "falcon_alibi": "ALiBi", "t5": "relative position", "mt5": "relative position",
+    "gemma2": "caps its scores",
+    **dict.fromkeys(("bloom", "falcon_alibi"), "ALiBi"),
+    **dict.fromkeys(("mpnet", "t5", "mt5"), "relative position"),
 }  # fmt: skip
 # hosts whose angles a hyper layer has not (partial, scaled, of two dimensions): the layer starts without
-UNROTATED = {"phi", "stablelm", "glm", "glm4", "nemotron", "gptj", "gpt_neox", "dinov3"}
+UNROTATED = {"phi", "stablelm", "glm", "glm4", "nemotron", "gptj", "codegen", "gpt_neox", "dinov3"}
 
 
 def swapped(name: str, mixer: str = "hyperglu", *, host: dict[str, Any] | None = None, **options: Any) -> Any:
@@ -52,7 +54,7 @@ def check_values(name: str) -> None:
         if not hasattr(site.replaced.layer.o_proj, "weight"):
             layer.o_proj = nn.Identity()  # type: ignore[assignment]
         layer.load_state_dict(site.replaced.layer.state_dict())
-        _call_instead(plain.get_submodule(site.names[0]), layer, three="t5" in name)
+        _call_instead(plain.get_submodule(site.names[0]), layer)
     given = inputs(name)
     expected = outputs(plain, given)
     assert expected.isfinite().all()
@@ -60,10 +62,15 @@ def check_values(name: str) -> None:
     assert checks.error(outputs(stock(name), given), expected) > 1e-3, "the layers make no difference"
 
 
-def _call_instead(module: nn.Module, layer: nn.Module, *, three: bool) -> None:
+def _call_instead(module: Any, layer: nn.Module) -> None:
     def forward(*args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        out = layer(args[0] if args else kwargs["hidden_states"])
-        return (out, kwargs["position_bias"], None) if three else (out, None)
+        x = args[0] if args else kwargs["hidden_states"]
+        out, kind = layer(x), type(module).__name__
+        if kind == "AlbertAttention":
+            out = module.LayerNorm(x + out)
+        if kind == "BloomAttention":
+            out = args[1] + out
+        return (out, kwargs["position_bias"], None) if kind in ("T5Attention", "MT5Attention") else (out, None)
 
     module.forward = forward  # type: ignore[method-assign]
 
@@ -76,7 +83,7 @@ def check_from_attention(name: str) -> str:
         return f"refused: {str(error.value).partition('this host (')[2].partition('): use')[0]}"
     plain, given = stock(name), inputs(name)
     if name in UNROTATED:
-        _do_not_rotate(plain, sin_first=name == "gptj")
+        _do_not_rotate(plain, sin_first=name in ("gptj", "codegen"))
     model = swapped(name, "softmax", init="from_attention")
     expected = outputs(plain, given)
     # hosts have angles and norms in float32

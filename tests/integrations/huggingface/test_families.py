@@ -9,9 +9,9 @@ import pytest
 import torch
 import transformers
 from packaging.version import Version
-from torch import Tensor
+from torch import Tensor, nn
 
-from hypermlp import swap_attention
+from hypermlp import restore_attention, swap_attention
 from hypermlp.integrations.hosts import CLASSES
 from hypermlp.integrations.huggingface.names import CACHE_NAME
 from hypermlp.integrations.sites import CROSS
@@ -21,8 +21,9 @@ from tests.integrations.huggingface.proofs import outputs, swapped
 
 # one for each file of adapters and each way of calling attention, quick; and what a config changes
 FIRST = {
-    "llama", "gemma2", "phi3", "gpt2", "gpt_neo", "gpt_neox", "gptj", "falcon", "falcon_alibi", "opt", "bert", "esm",
-    "distilbert", "modernbert", "vit", "dinov3", "clip_text", "siglip_vision", "wav2vec2", "bart", "whisper", "t5",
+    "llama", "gemma2", "phi3", "gpt2", "gpt_neo", "gpt_neox", "gptj", "falcon", "falcon_alibi", "codegen",
+    "gpt_bigcode", "bloom", "opt", "bert", "esm", "albert", "mpnet", "distilbert", "modernbert", "vit", "dinov3",
+    "clip_text", "siglip_vision", "wav2vec2", "bart", "whisper", "t5",
 }  # fmt: skip
 
 
@@ -81,7 +82,7 @@ def test_padding_is_as_if_it_were_not_there(name: str) -> None:
 def test_packed_documents_are_separate(name: str) -> None:
     found = proofs.check_packed(name)
     if Version(transformers.__version__) >= Version("5.24"):
-        assert (found == "yes") == (name not in ("opt", "biogpt", "bert_decoder"))
+        assert (found == "yes") == (name not in ("bloom", "opt", "biogpt", "bert_decoder"))
 
 
 @pytest.mark.parametrize("name", _some(*ALL))
@@ -105,7 +106,10 @@ def test_cross_attention_stays(name: str) -> None:
 
 
 # a config makes these read both ways, each as transformers lets one
-_BY_FIELD = ("llama", "phi3", "gpt2", "gpt_neox", "gptj", "falcon", "opt", "bert_decoder", "bart", "t5", "whisper")
+_BY_FIELD = (
+    "llama", "phi3", "gpt2", "gpt_bigcode", "gpt_neox", "gptj", "codegen", "bloom", "falcon", "opt", "bert_decoder",
+    "bart", "t5", "whisper",
+)  # fmt: skip
 BIDIRECTIONAL: dict[str, dict[str, Any]] = {
     **{name: {"is_causal": False} for name in _BY_FIELD},
     "gemma3": {"use_bidirectional_attention": True, "layer_types": ["full_attention"] * 2},
@@ -170,19 +174,93 @@ def test_a_stack_of_t5_keeps_the_biases_that_its_layers_need() -> None:
     assert outputs(model, inputs("t5")).isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["gpt2", "bart", "t5"])
+@pytest.mark.parametrize("name", ["gpt2", "bart", "t5", "albert", "mpnet", "bloom", "gpt_bigcode"])
 def test_maps_are_recorded(name: str) -> None:
     model = swapped(name, host={"attn_implementation": "eager"})
     with torch.no_grad():
         made = model(**inputs(name), output_attentions=True)
-    maps: tuple[Tensor, ...] = made.attentions if name == "gpt2" else made.decoder_attentions
-    length = 9 if name == "gpt2" else 7
-    assert [x.shape for x in maps] == [(2, 2, length, length)] * 2
+    pair = HOSTS[name].kind == "pair"
+    maps: tuple[Tensor, ...] = made.decoder_attentions if pair else made.attentions
+    length = 7 if pair else 9
+    # one attention of ALBERT's is called for three layers
+    assert [x.shape for x in maps] == [(2, 2, length, length)] * (3 if name == "albert" else 2)
+
+
+NOTES = {
+    "qwen3": ["normalises queries and keys"],
+    "bloom": ["biases by distance (ALiBi)"],
+    "mpnet": ["biases by relative position", "the table of those biases stays in the model, with no gradient"],
+    "albert": ["1 x AlbertAttention: the model's 3 layers share 1 of it, and so they share the hyper layer"],
+}
+
+
+@pytest.mark.parametrize("name", NOTES)
+def test_a_report_says_what_a_host_did_besides(name: str) -> None:
+    model = stock(name)
+    report = str(swap_attention(model))
+    for note in NOTES[name]:
+        assert note in report
+    model.train()(**inputs(name)).logits.sum().backward()
+    unused = {key for key, parameter in model.named_parameters() if parameter.grad is None}
+    assert unused == ({"mpnet.encoder.relative_attention_bias.weight"} if name == "mpnet" else set())
+
+
+def test_nothing_is_said_of_a_host_that_does_no_more() -> None:
+    assert all(not entry.notes for name in ("llama", "gpt2") for entry in swap_attention(stock(name)).swapped)
+    assert not swap_attention(stock("albert", num_hidden_groups=3)).swapped[0].notes
+
+
+def test_albert_keeps_its_norm_and_is_put_back() -> None:
+    model = stock("albert")
+    before, norm = outputs(model, inputs("albert")), model.albert.encoder.albert_layer_groups[0].albert_layers[0]
+    names = set(model.state_dict())
+    report = swap_attention(model)
+    assert {"LayerNorm.weight", "LayerNorm.bias"}.isdisjoint(report.swapped[0].gone)
+    kept = "albert.encoder.albert_layer_groups.0.albert_layers.0.attention.LayerNorm.weight"
+    assert kept in names
+    assert kept in model.state_dict()
+    calls: list[int] = []
+    report.swapped[0].layer.register_forward_hook(lambda *_: calls.append(1))
+    outputs(model, inputs("albert"))
+    assert len(calls) == 3
+    restore_attention(model)
+    assert type(norm.attention).__name__ == "AlbertAttention"
+    assert torch.equal(outputs(model, inputs("albert")), before)
+
+
+@pytest.mark.parametrize("name", ["bloom", "albert"])
+def test_dropout_within_is_kept(name: str) -> None:
+    model = swapped(name, host={"hidden_dropout" if name == "bloom" else "hidden_dropout_prob": 0.5})
+    for module in model.modules():
+        if type(module).__name__.startswith("Hyper") and hasattr(module, "output_dropout"):
+            assert module.output_dropout == 0.5
+            module.train()
+    given = inputs(name)
+    assert checks.error(outputs(model, given), outputs(model, given)) > 1e-3
+
+
+def test_bloom_adds_the_residual_that_its_block_chose() -> None:
+    model: Any = swapped("bloom", host={"apply_residual_connection_post_layernorm": True})
+    block = model.transformer.h[0]
+    x = torch.randn(1, 5, 32, dtype=torch.float64)
+    normed = block.input_layernorm(x)
+    expected = normed + block.self_attention.mixer(normed)
+    assert checks.error(block.self_attention(normed, normed, None, None)[0], expected) < checks.TOLERANCE
+
+
+def test_attention_that_needs_its_model_says_so() -> None:
+    alone = nn.ModuleDict({"attention": stock("bloom").transformer.h[0].self_attention})
+    with pytest.raises(ValueError, match="does not know its config"):
+        swap_attention(alone, max_lag=9)
 
 
 def test_lengths_are_those_that_a_model_sees() -> None:
     assert {entry.layer.config.max_lag for entry in swap_attention(stock("siglip_vision")).swapped} == {9}
     assert {entry.layer.config.max_lag for entry in swap_attention(stock("roberta")).swapped} == {63}
+    assert {entry.layer.config.max_lag for entry in swap_attention(stock("mpnet")).swapped} == {62}
+    assert {entry.layer.config.max_lag for entry in swap_attention(stock("bloom")).swapped} == {64}
+    with pytest.raises(ValueError, match="max_lag is missing, and this model does not say"):
+        swap_attention(stock("bloom", seq_length=None))
     rows = [entry.layer.config.max_lag for entry in swap_attention(stock("whisper")).swapped]
     assert rows == [20, 20, 64, 64]
     with pytest.raises(ValueError, match="max_lag is missing, and this model does not say"):
@@ -211,6 +289,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3, a key for each head": ("phi3", {"num_key_value_heads": 4}),
     "granite, scaled": ("granite", {"attention_multiplier": 0.3}),
     "gpt2, scaled by depth": ("gpt2", {"scale_attn_by_inverse_layer_idx": True}),
+    "gpt_bigcode, a key for each head": ("gpt_bigcode", {"multi_query": False}),
+    "gpt_bigcode, unscaled": ("gpt_bigcode", {"scale_attn_weights": False}),
+    "albert, two groups": ("albert", {"num_hidden_layers": 4, "num_hidden_groups": 2, "inner_group_num": 2}),
     "esm, learned positions": ("esm", {"position_embedding_type": "absolute"}),
     "bart, other heads in the decoder": ("bart", {"decoder_attention_heads": 2}),
 }

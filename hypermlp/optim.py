@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -13,8 +15,15 @@ Group = dict[str, Any]
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
 
-class ParameterGroups(NamedTuple):
-    """Groups for an optimizer: ``AdamW(parameter_groups(model))`` takes them all.
+class _Groups(NamedTuple):
+    matrices: Group
+    heads: Group
+    tables: Group
+    others: Group
+
+
+class ParameterGroups(_Groups):
+    """Groups for an optimizer: ``AdamW(parameter_groups(model))`` takes them all. ``print`` them to see which is where.
 
     Attributes:
         matrices: weights of linear layers between embeddings and head. They decay, and Muon may take them.
@@ -23,12 +32,20 @@ class ParameterGroups(NamedTuple):
             learning rate it moves fast for its size: ``groups.tables["lr"] = 0.1 * lr`` gives it one of its own.
         others: all else, which does not decay: convolutions, norms, biases, embeddings, and heads that share an
             embedding's weight.
+        names: of the parameters, for each group those of its ``"params"`` in their order.
     """
 
-    matrices: Group
-    heads: Group
-    tables: Group
-    others: Group
+    names: tuple[tuple[str, ...], ...] = ((), (), (), ())
+
+    def __repr__(self) -> str:
+        """Each group and its parameters by name; those of equal layers (``blocks.*``) in one line."""
+        lines = []
+        for kind, group, names in zip(self._fields, self, self.names, strict=True):
+            count = sum(parameter.numel() for parameter in group["params"])
+            lines.append(f"  {kind}: {count:,} numbers, weight_decay={group.get('weight_decay')}")
+            times = Counter(re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", name) for name in names)
+            lines += [f"    {name}" + (f" ({number})" if number > 1 else "") for name, number in times.items()]
+        return "\n".join([f"{type(self).__name__}(", *lines, ")"])
 
 
 def parameter_groups(
@@ -75,13 +92,17 @@ def parameter_groups(
                 kinds.setdefault(id(weight), "matrices")
     mixings = (module for module in model.modules() if isinstance(module, LagMixing))
     kinds |= {id(parameter): "tables" for module in mixings for parameter in module.parameters()}
-    groups: dict[str, list[nn.Parameter]] = {name: [] for name in ParameterGroups._fields}
-    for parameter in model.parameters():
+    groups: dict[str, dict[str, nn.Parameter]] = {name: {} for name in ParameterGroups._fields}
+    for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             kind = "others" if id(parameter) in embeddings else kinds.get(id(parameter), "others")
-            groups[kind].append(parameter)
+            groups[kind][name] = parameter
     decays = {"matrices": weight_decay, "heads": weight_decay}
-    return ParameterGroups(**{name: {"params": groups[name], "weight_decay": decays.get(name, 0.0)} for name in groups})
+    made = ParameterGroups(
+        **{kind: {"params": list(groups[kind].values()), "weight_decay": decays.get(kind, 0.0)} for kind in groups}
+    )
+    made.names = tuple(tuple(group) for group in groups.values())
+    return made
 
 
 def _is_linear(module: nn.Module) -> bool:

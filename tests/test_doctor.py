@@ -122,3 +122,32 @@ def test_the_timing_is_of_both(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_nothing_was_checked_is_no_pass() -> None:
     assert self_check.describe_wrong({}) == "nothing was checked"
+
+
+def test_it_names_the_extras_that_are_missing_and_how_to_install_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    needs = [
+        "torch>=2.6",
+        "typer>=0.19; extra == 'lab'",
+        "transformers>=5.5; extra == 'hf'",
+        'onnx>=1; extra == "test"',
+    ]
+    there = {"typer": "0.20.1", "transformers": "5.24.0"}
+    monkeypatch.setattr(doctor, "requires", lambda name: needs)
+    monkeypatch.setattr(doctor, "_installed", lambda name: there.get(name, "none"))
+    assert doctor._extras() == "lab, hf: all there"
+    there["transformers"] = "4.57.1"
+    assert doctor._extras() == ("hf (transformers' models) lacks transformers>=5.5: in a clone, pip install -e '.[hf]'")
+    there.clear()
+    assert doctor._extras() == (
+        "lab (the hypermlp command) lacks typer>=0.19; hf (transformers' models) lacks transformers>=5.5: in a clone, "
+        "pip install -e '.[lab,hf]'"
+    )
+    assert any(line.startswith("extras: lab (the hypermlp command) lacks") for line in shown("--seconds", "0")[1])
+
+
+def test_extras_of_a_folder_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> list[str]:
+        raise doctor.PackageNotFoundError(name)
+
+    monkeypatch.setattr(doctor, "requires", missing)
+    assert "not installed: in a clone, pip install -e ." in doctor._extras()

@@ -132,3 +132,22 @@ def test_muon_and_adamw_train_together():
         losses.append(loss.item())
     assert losses[-1] < losses[0]
     assert all(not torch.equal(before[name], parameter) for name, parameter in model.named_parameters())
+
+
+def test_they_are_printed_by_name():
+    config = LanguageModelConfig(11, 16, 2, HyperConfig(16, max_lag=8))
+    model = LanguageModel(config)
+    groups = parameter_groups(model, weight_decay=0.3)
+    for group, names in zip(groups, groups.names, strict=True):
+        assert [id(model.get_parameter(name)) for name in names] == [id(p) for p in group["params"]]
+    lines = str(groups).splitlines()
+    count = sum(p.numel() for p in groups.matrices["params"])
+    assert lines[:3] == [
+        "ParameterGroups(",
+        f"  matrices: {count:,} numbers, weight_decay=0.3",
+        "    blocks.*.attention.q_proj.weight (2)",
+    ]
+    assert "    embedding.weight" in lines
+    assert "tensor" not in str(groups)
+    assert groups._replace(heads=groups.heads) == groups
+    assert "matrices" in str(groups._replace(heads=groups.heads))

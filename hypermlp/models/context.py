@@ -153,3 +153,19 @@ def _note(model: nn.Module, short: Collection[HyperMLP], max_lag: int) -> None:
             configs[id(module.config)] = module.config
     for config in configs.values():
         config.extend_max_lag(max_lag)
+    if holds_replacements(model):
+        _note_hosts(model, max_lag)
+
+
+def _note_hosts(model: nn.Module, max_lag: int) -> None:
+    """Let ``config.max_position_embeddings`` of hosts follow, which tools cut texts by.
+
+    Only where nothing else is bound to the old length: rotary angles, which every attention module has given up.
+    """
+    sites, left = find_sites(model)
+    if left or not all(site.replaced is not None for site in sites):
+        return
+    configs = {id(config): config for module in model.modules() if (config := getattr(module, "config", None))}
+    for config in configs.values():
+        if getattr(config, "rope_parameters", None) and hasattr(config, "max_position_embeddings"):
+            config.max_position_embeddings = max(config.max_position_embeddings, max_lag)

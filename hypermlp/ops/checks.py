@@ -184,9 +184,12 @@ def check_attention_mask(mask: Tensor, x: Tensor) -> Tensor:
 def check_cu_seqlens(cu_seqlens: Tensor, x: Tensor) -> None:
     """Bounds of packed sequences, int32 or int64 ``[N + 1]`` within 0 to T, for ``x`` ``[1, T, ...]``."""
     if not isinstance(cu_seqlens, Tensor):
-        raise TypeError(f"cu_seqlens must be a tensor, got {type(cu_seqlens).__name__}")
+        raise TypeError(
+            f"cu_seqlens must be a tensor, got {type(cu_seqlens).__name__}: give torch.tensor([0, ...], "
+            "dtype=torch.int32), or int64"
+        )
     if cu_seqlens.dtype not in (torch.int32, torch.int64):
-        raise TypeError(f"cu_seqlens must be int32 or int64, got {cu_seqlens.dtype}")
+        raise TypeError(f"cu_seqlens must be int32 or int64, got {cu_seqlens.dtype}: give cu_seqlens.int()")
     if cu_seqlens.ndim != 1 or cu_seqlens.shape[0] < 2:
         raise ValueError(f"cu_seqlens must be [N + 1] with N >= 1, got shape {tuple(cu_seqlens.shape)}")
     if cu_seqlens.device not in (x.device, torch.device("cpu")):

@@ -25,7 +25,10 @@ def test_options_that_cannot_be_read_are_named(command, text_folder, tmp_path, t
     [
         (["--data", "/no/such/place"], "no text file or folder at '/no/such/place'"),
         (["--hidden-size", 7], "v_dim"),
-        (["--mixer", "mamba"], "mamba"),
+        (["--mixer", "mamba"], "mixer 'mamba' is unknown: known are hyperglu, hypermlp, relu, softmax, and labels"),
+        (["--mixer", "hyperglue"], "mixer 'hyperglue' is unknown: did you mean hyperglu? known are"),
+        (["--match", "SoftMax"], "mixer 'SoftMax' is unknown: did you mean softmax?"),
+        (["--mixer", "G-cg-x"], "label 'G-cg-x' is not Base-Feat-Rank-TmixLayout"),
         (["--steps", 0], "steps"),
         (["--seq-len", 100_000], "seq_len=100000"),
         (["--device", "toaster"], "toaster"),

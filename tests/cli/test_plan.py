@@ -119,7 +119,7 @@ def test_what_does_not_fit_is_said_with_status_1():
         (["--params", "1000"], "--params 1000 has no model near it: hidden size 256 and 1 layers make"),
         (
             ["--params", "7e9", "--mixer", "mamba"],
-            "--mixer must be one of hyperglu, hypermlp, relu, softmax, got 'mamba'",
+            "--mixer 'mamba' is unknown: known are hyperglu, hypermlp, relu, softmax",
         ),
         (["--params", "7e9", "--mixer", "softmax", "--max-lag", 8], "--max-lag 8 is for hyperglu and hypermlp"),
         (["--params", "7e9", "--dtype", "int8"], "--dtype must be one of bfloat16, float16, float32, got 'int8'"),

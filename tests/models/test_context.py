@@ -191,3 +191,27 @@ def test_a_hosts_window_is_the_most():
         extend_max_lag(model, 7)
     assert extend_max_lag(model, 6) == 1
     model(torch.randint(50, (1, 20)))
+
+
+@pytest.mark.parametrize(("name", "layers", "expected"), [("llama", None, 90), ("llama", [0], 64), ("gpt2", None, 64)])
+def test_a_hosts_config_says_how_far_it_sees_where_nothing_is_bound_to_the_old_length(name, layers, expected):
+    """Not where softmax layers stay, nor where positions are learnt."""
+    hosts = pytest.importorskip("tests.integrations.huggingface.hosts", reason="needs the hf extra")
+    from hypermlp import swap_attention
+
+    model = hosts.stock(name)
+    swap_attention(model, layers=layers)
+    before = model.config
+    assert before.max_position_embeddings == 64
+    extend_max_lag(model, 90)
+    assert model.config.max_position_embeddings == expected
+    if expected == 90:
+        assert model(torch.randint(3, 60, (1, 90))).logits.isfinite().all()
+
+
+def test_the_native_familys_config_says_how_far_it_sees():
+    families = pytest.importorskip("tests.models.families", reason="needs the hf extra")
+    model = families.tiny()
+    longer = model.config.max_position_embeddings + 5
+    extend_max_lag(model, longer)
+    assert model.config.max_position_embeddings == longer

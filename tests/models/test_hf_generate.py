@@ -249,9 +249,10 @@ def test_what_a_cache_cannot_do_is_an_error():
         model(ids, use_cache=True)
 
 
-def test_quantized_cache_is_refused():
-    with pytest.raises((ValueError, ImportError)):
-        run(tiny(), tokens(1, 4), cache_implementation="quantized")
+@pytest.mark.parametrize("kind", ["quantized", "offloaded", "offloaded_static"])
+def test_quantized_and_offloaded_caches_are_refused_before_a_package_is_asked_for(kind):
+    with pytest.raises(ValueError, match=f"hyper layers cannot use cache_implementation='{kind}'"):
+        run(tiny(), tokens(1, 4), cache_implementation=kind)
 
 
 def test_continuous_batching_is_refused():

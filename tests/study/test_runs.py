@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import re
 import signal
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,24 @@ def test_text_is_scored_on_halves_that_do_not_meet(tmp_path: Path) -> None:
     assert [point["step"] for point in record["curve"]] == [0, 10, 20]
     assert record["curve"][0]["loss"] > record["curve"][2]["loss"] == record["score"] != record["selection"]
     assert record["tokens"] == 20 * 4 * 16
+
+
+def test_two_spellings_of_one_path_are_the_same_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "folder").mkdir()
+    file, link = tmp_path / "text.txt", tmp_path / "link.txt"
+    file.write_text("some text")
+    link.symlink_to(file)
+    monkeypatch.chdir(tmp_path)
+    spelled = ["text.txt", "./text.txt", "folder/../text.txt", str(file), "link.txt"]
+    jobs = {preset("smoke", data=data).text for data in spelled}
+    assert len(jobs) == 1
+    # a record that was written with another spelling is of the same run
+    run = run_of(jobs.pop())
+    old = asdict(run)
+    old["job"]["data"] = "text.txt"
+    assert Run.from_dict(old) == run
+    assert preset("smoke", data="folder").text != run.job
+    assert preset("smoke").text.data is None
 
 
 def tiny() -> Preset:

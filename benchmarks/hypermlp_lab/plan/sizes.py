@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 from hypermlp.config import HyperConfig, Mixer
 from hypermlp.models import LanguageModelConfig
-from hypermlp_lab.training.recipe import parameter_count
+from hypermlp_lab.training.recipe import nearest_mixer, parameter_count
 
 # 32 layers at width 4096, as models of 7e9 parameters have
 _WIDTH_OF_A_LAYER = 128
@@ -40,7 +40,8 @@ def sized_model(
         ValueError: naming the option, its value and the remedy.
     """
     if mixer not in get_args(Mixer):
-        raise ValueError(f"--mixer must be one of {', '.join(get_args(Mixer))}, got {mixer!r}")
+        known = ", ".join(get_args(Mixer))
+        raise ValueError(f"--mixer {mixer!r} is unknown: {nearest_mixer(mixer)}known are {known}")
     hyper = mixer in ("hyperglu", "hypermlp")
     if max_lag is not None and not hyper:
         raise ValueError(f"--max-lag {max_lag} is for hyperglu and hypermlp: {mixer} is planned without a window")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -36,7 +37,7 @@ class Job:
         seq_len: tokens of a window of text; a task has its own.
         steps, batch_size: of training.
         task: the task; None for text.
-        data: text file or folder; None for the standard library.
+        data: text file or folder, kept as its one absolute path; None for the standard library.
         train_examples: sequences of the training split.
         eval_examples: sequences, or windows, of each of the two splits that are scored.
         evaluations: points of the curve.
@@ -60,6 +61,11 @@ class Job:
     schedule: Literal["cosine", "constant"] = "cosine"
     dtype: Precision = "float32"
     device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        # jobs are compared: two spellings of one path are the same text
+        if self.data is not None:
+            object.__setattr__(self, "data", str(Path(self.data).expanduser().resolve()))
 
     @property
     def size(self) -> Size:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from difflib import get_close_matches
 
 from hypermlp.budget import count_block_parameters, match_intermediate_size
 from hypermlp.config import HyperConfig
@@ -28,7 +29,7 @@ def byte_model(
         max_lag: lags a layer reaches back over. None: ``seq_len`` with sequence mixing, else no
             limit.
     """
-    label = _LABELS.get(mixer, mixer)
+    label = _LABELS.get(mixer) or _label(mixer)
     attention = HyperConfig.from_label(label, hidden_size, max_lag=max_lag)
     hyper = attention.mixer in ("hyperglu", "hypermlp")
     attention = replace(
@@ -37,6 +38,23 @@ def byte_model(
         max_lag=seq_len if hyper and max_lag is None else max_lag,
     )
     return LanguageModelConfig(BYTE_VOCAB, hidden_size, num_layers, attention, context_length=seq_len)
+
+
+def _label(name: str) -> str:
+    """``name`` as a label of the study; ValueError, the nearest mixer first, where it is not meant as one."""
+    near = nearest_mixer(name)
+    if not near and ("-" in name or name in ("S", "R", "G")):
+        return name
+    raise ValueError(
+        f"mixer {name!r} is unknown: {near}known are {', '.join(_LABELS)}, and labels of the paper's study such as "
+        "R-cg-q"
+    )
+
+
+def nearest_mixer(name: str) -> str:
+    """A question after the mixer that ``name`` looks like, for messages; empty where it looks like none."""
+    near = get_close_matches(name.lower(), _LABELS, 1)
+    return f"did you mean {near[0]}? " if near else ""
 
 
 def parameter_count(config: LanguageModelConfig) -> int:

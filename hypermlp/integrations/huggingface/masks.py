@@ -105,6 +105,13 @@ def document_bounds(
         cu_seq_lens_k: the same of the keys, which are the same tokens.
         seq_idx: int ``[B, T]``, the number of each token's document.
     """
+    named = {"cu_seq_lens_q": cu_seq_lens_q, "cu_seq_lens_k": cu_seq_lens_k, "seq_idx": seq_idx}
+    for name, given in named.items():
+        if given is not None and not isinstance(given, Tensor):
+            raise TypeError(
+                f"{name} must be a tensor, got {type(given).__name__}: give torch.tensor(..., dtype=torch.int32), or "
+                "int64"
+            )
     if cu_seq_lens_k is not None:
         if cu_seq_lens_q is None or cu_seq_lens_q.shape != cu_seq_lens_k.shape:
             raise ValueError("cu_seq_lens_k must be cu_seq_lens_q: keys and queries are the same tokens")

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from hypermlp.integrations.huggingface.batching import mark_continuous_batching
+from hypermlp.integrations.huggingface.refused import mark_refused
 from hypermlp.integrations.sites import holds_replacements, replaced_by, swaps_in
 
 CONFIG_KEY = "hypermlp"
@@ -29,7 +29,7 @@ def note_swaps(root: nn.Module) -> None:
             continue
         swapped = holds_replacements(model)
         _save_as_it_stands(model, swapped)
-        mark_continuous_batching(model, swapped)
+        mark_refused(model, swapped)
         # a model within another one has the other's config, or a part of it
         if not name.startswith(noted or "."):
             noted += (f"{name}." if name else "",)

@@ -15,7 +15,6 @@ from transformers.utils import can_return_tuple, logging
 from transformers.utils.output_capturing import capture_outputs
 
 from hypermlp.integrations.arguments import refuse_unknown
-from hypermlp.integrations.huggingface.batching import refuse_continuous_batching
 from hypermlp.integrations.huggingface.cache import check_cache
 from hypermlp.integrations.huggingface.masks import document_bounds, refuse_nested
 from hypermlp.integrations.huggingface.names import (
@@ -24,6 +23,7 @@ from hypermlp.integrations.huggingface.names import (
     IGNORED_BY_MODELS,
     one_cache,
 )
+from hypermlp.integrations.huggingface.refused import refuse_caches, refuse_continuous_batching
 from hypermlp.layers.projection import Embedding, Projection, start_afresh
 from hypermlp.models.huggingface.configuration import HyperMLPConfig
 from hypermlp.models.huggingface.decoder_layer import HyperMLPDecoderLayer, mask_of_new_tokens, packed_bounds
@@ -266,8 +266,12 @@ class HyperMLPForCausalLM(HyperMLPPreTrainedModel, GenerationMixin):
         )
 
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refused: see :func:`~hypermlp.integrations.huggingface.batching.refuse_continuous_batching`."""
+        """Refused: see :func:`~hypermlp.integrations.huggingface.refused.refuse_continuous_batching`."""
         refuse_continuous_batching()
+
+    def _prepare_cache_for_generation(self, generation_config: Any, *args: Any, **kwargs: Any) -> Any:
+        refuse_caches(generation_config)
+        return super()._prepare_cache_for_generation(generation_config, *args, **kwargs)
 
     @staticmethod
     def create_masks_for_generate(inputs_embeds: Tensor, attention_mask: Tensor | None, **kwargs: Any) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 import transformers
 from torch import Tensor
 
+from hypermlp import restore_attention
 from hypermlp.integrations.huggingface.masks import read_mask
 from hypermlp.integrations.huggingface.names import CACHE_NAME
 from tests.integrations.huggingface import checks
@@ -142,6 +144,25 @@ def test_no_window_beyond_the_hosts() -> None:
     with pytest.raises(ValueError, match="max_lag=7 is longer than the host's sliding window of 6"):
         swapped("mistral", max_lag=7)
     checks.check_stepwise(swapped("mistral", max_lag=5))
+
+
+@pytest.mark.parametrize("kind", ["quantized", "offloaded", "offloaded_static"])
+def test_caches_that_hold_too_little_are_refused_before_a_package_is_asked_for(kind: str) -> None:
+    model: Any = swapped("llama")
+    with pytest.raises(ValueError, match=f"hyper layers cannot use cache_implementation='{kind}'"):
+        checks.generate(model, tokens(1, 5), cache_implementation=kind)
+    copied = copy.deepcopy(model)
+    assert vars(copied)["_prepare_cache_for_generation"].args == (copied,)
+    restore_attention(copied)
+    assert "_prepare_cache_for_generation" not in vars(copied)
+
+
+@pytest.mark.parametrize("name", ["cu_seq_lens_q", "cu_seq_lens_k", "seq_idx"])
+def test_bounds_as_a_list_are_told_what_to_be(name: str) -> None:
+    attention = checks.attentions(swapped("llama"))[0]
+    given = {"cu_seq_lens_q": torch.tensor([0, 2, 5])} | {name: [0, 2, 5]}
+    with pytest.raises(TypeError, match=rf"{name} must be a tensor, got list: give torch\.tensor\(.*int32"):
+        attention(torch.randn(1, 5, 32, dtype=torch.float64), **given)
 
 
 def test_no_cache_but_its_own_kinds() -> None:

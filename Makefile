@@ -18,8 +18,8 @@ DATA ?=
 FRESH ?=
 STAGES ?=
 
-.PHONY: demo test test-all test-hosts test-quantised test-titan test-hf-oldest test-hf-newest test-torch-oldest test-torch-newest constraints \
-	lint format bench study study-smoke docs test-docs dist pictures kernel-report device-smoke device-check clean
+.PHONY: demo test test-all test-hosts test-quantised test-titan test-tools test-hf-oldest test-hf-newest test-torch-oldest test-torch-newest \
+	constraints lint format bench study study-smoke docs test-docs dist pictures kernel-report device-smoke device-check clean
 
 demo: $(VENV)/.lab
 	$(BIN)/hypermlp demo $(if $(STEPS),--steps $(STEPS)) $(if $(DATA),--data "$(DATA)") $(if $(FRESH),--fresh)
@@ -57,6 +57,10 @@ test-quantised: .venv-quantised/.ready
 # the release that the recipe is for
 test-titan: .venv-titan/.ready
 	.venv-titan/bin/python -m pytest -rs -m "" tests/distributed/test_torchtitan.py
+
+# tools that are no requirement of anything else
+test-tools: .venv-tools/.ready
+	.venv-tools/bin/python -m pytest -rs -m "" tests/tools/test_captum.py tests/tools/test_schedule_free.py tests/models/test_hf_tools.py
 
 # the newest of all that constraints.in leaves open, for every Python and platform at once
 constraints: .venv-constraints/.ready
@@ -142,6 +146,12 @@ $(VENV)/.%: $(VENV)/pyvenv.cfg pyproject.toml constraints.txt
 .venv-titan/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,titan]"
+	touch $@
+
+.venv-tools/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]" \
+		captum schedulefree lm_eval trl
 	touch $@
 
 # of constraints.txt those lines that KEEP keeps: the size of an environment comes from torch

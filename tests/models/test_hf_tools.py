@@ -10,6 +10,7 @@ import sys
 import pytest
 import torch
 
+from hypermlp import swap_attention
 from tests.models.families import tiny
 
 import transformers  # isort: skip
@@ -101,6 +102,28 @@ def test_evaluation_harness(checkpoint, tokenizer, tmp_path):
         ids = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=6, do_sample=False)
         expected = tokenizer.decode(ids[0, prompt.shape[1] :], skip_special_tokens=True)
         assert sample["resps"][0][0] == expected.split("~")[0]
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_the_harness_pads_on_the_right_without_a_mask(tokenizer, causal):
+    """A causal layer does not see what comes after a text; a bidirectional one reads it, as the stock model does."""
+    pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed")
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    sizes = {"n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 4, "pad_token_id": 0, "eos_token_id": 1}
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(vocab_size=len(tokenizer), is_causal=causal, **sizes)
+    model = transformers.GPT2LMHeadModel(config).eval()
+    swap_attention(model)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, mean=float(parameter.ndim == 1), std=0.2)
+    asked = [(question, choice) for question, choices, _ in QUESTIONS for choice in choices]
+    requests = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(asked)]
+    harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=len(requests))
+    found = [score for score, _ in harness.loglikelihood(requests, disable_tqdm=True)]
+    expected = [log_likelihood(model, tokenizer, *pair) for pair in asked]
+    assert (found == pytest.approx(expected, abs=1e-3)) == causal
 
 
 # trl's own use of what transformers deprecates

@@ -30,9 +30,9 @@ FLOORS = (
     {"hypermlp_kernels"},
     {"hypermlp.ops"},
     {"hypermlp.config"},
-    {"hypermlp.cache", "hypermlp.budget", "hypermlp.optim"},
+    {"hypermlp.cache", "hypermlp.budget"},
     {"hypermlp.layers"},
-    {"hypermlp.integrations", "hypermlp.distributed", "hypermlp.inspect"},
+    {"hypermlp.integrations", "hypermlp.distributed", "hypermlp.inspect", "hypermlp.optim"},
     {"hypermlp.models"},
     # a recipe around whole models stands above the rest of its folder
     {"hypermlp.generation", "hypermlp.doctor", "hypermlp.integrations.torchtitan"},

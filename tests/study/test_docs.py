@@ -24,5 +24,5 @@ def test_the_page_is_filled_in(tmp_path: Path) -> None:
     assert "| HyperGLU beats softmax" in hooks.study("claims", tmp_path)
     page = (ROOT / "docs" / "does-it-work.md").read_text()
     filled = hooks.on_page_markdown(page)
-    assert len(re.findall(r"^<!-- study: ", page, re.MULTILINE)) == 10
+    assert len(re.findall(r"^<!-- study: ", page, re.MULTILINE)) == 11
     assert "<!--" not in filled

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# monai 1.6.1, torch 2.13.0: SABlock(use_flash_attention=True, dropout_rate=0.5), the self-attention of its vision
+# monai 1.6.1, einops 0.8.1, torch 2.13.0: SABlock(use_flash_attention=True, dropout_rate=0.5), the self-attention of its vision
 # transformers, after .eval().
 #
 # Expected: no dropout in evaluation, as with use_flash_attention=False: the same answer twice, and the same answer as the
@@ -10,7 +10,7 @@ set -euo pipefail
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 python3 -m venv "$dir"
-"$dir/bin/pip" install --quiet --disable-pip-version-check torch==2.13.0 monai==1.6.1 numpy==2.3.5
+"$dir/bin/pip" install --quiet --disable-pip-version-check torch==2.13.0 monai==1.6.1 einops==0.8.1 numpy==2.3.5
 "$dir/bin/python" - <<'PY'
 import warnings
 

@@ -64,7 +64,8 @@ def parameter_groups(
             one, from the width of an embedding to its number of entries.
 
     Returns:
-        Four groups, some perhaps empty. Call it when the model's parameters are those that are trained: after
+        Four groups, some perhaps empty. An optimizer writes its settings into the groups that it is given: for another
+        optimizer make them anew. Call it when the model's parameters are those that are trained: after
         ``swap_attention``, and after ``fully_shard``.
 
     Raises:

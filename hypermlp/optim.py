@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -36,6 +37,13 @@ class ParameterGroups(_Groups):
     """
 
     names: tuple[tuple[str, ...], ...] = ((), (), (), ())
+
+    def _replace(self, **groups: Any) -> ParameterGroups:
+        """With other groups; names of as many parameters are kept."""
+        made = super()._replace(**groups)
+        pairs = zip(made, self.names, strict=True)
+        made.names = tuple(names if len(names) == len(group["params"]) else () for group, names in pairs)
+        return made
 
     def __repr__(self) -> str:
         """Each group and its parameters by name; those of equal layers (``blocks.*``) in one line."""
@@ -76,8 +84,8 @@ def parameter_groups(
         raise TypeError(f"model must be a module, got {type(model).__name__}: give the model, not its parameters")
     if not isinstance(weight_decay, (int, float)) or isinstance(weight_decay, bool):
         raise TypeError(f"weight_decay must be a number, got {weight_decay!r}")
-    if not weight_decay >= 0:
-        raise ValueError(f"weight_decay must be at least 0, got {weight_decay}")
+    if not 0 <= weight_decay < math.inf:
+        raise ValueError(f"weight_decay must be at least 0 and finite, got {weight_decay}")
     linear = [module for module in model.modules() if _is_linear(module)]
     outer = {id(module) for module in (*_given_heads(model, heads), *_own_heads(model, linear))}
     embeddings = {
@@ -138,7 +146,9 @@ def _own_heads(model: nn.Module, linear: list[nn.Module]) -> list[nn.Module]:
     """What models say, as those of Hugging Face do; else a linear layer from an embedding's width to its count."""
     says: list[Any] = [module for module in model.modules() if hasattr(module, "get_output_embeddings")]
     if says:
-        return [head for head in (module.get_output_embeddings() for module in says) if isinstance(head, nn.Module)]
+        found = [head for head in (module.get_output_embeddings() for module in says) if isinstance(head, nn.Module)]
+        # an adapter may hold the head inside
+        return [module for head in found for module in head.modules() if _is_linear(module)]
     sizes = {(m.embedding_dim, m.num_embeddings) for m in model.modules() if isinstance(m, _EMBEDDINGS)}
     shapes = [(getattr(m, "in_features", None), getattr(m, "out_features", None)) for m in linear]
     return [m for m, shape in zip(linear, shapes, strict=True) if shape in sizes and shapes.count(shape) == 1]

@@ -89,7 +89,7 @@ def test_further_heads():
         parameter_groups(model, heads=[nn.ReLU()])
 
 
-@pytest.mark.parametrize("decay", [-0.1, float("nan")])
+@pytest.mark.parametrize("decay", [-0.1, float("nan"), float("inf")])
 def test_bad_decay(decay):
     with pytest.raises(ValueError, match="at least 0"):
         parameter_groups(nn.Linear(2, 2), weight_decay=decay)
@@ -150,4 +150,27 @@ def test_they_are_printed_by_name():
     assert "    embedding.weight" in lines
     assert "tensor" not in str(groups)
     assert groups._replace(heads=groups.heads) == groups
+    slower = groups._replace(tables={**groups.tables, "lr": 1e-4}, others={"params": []})
+    assert slower.names == (*groups.names[:3], ())
     assert "matrices" in str(groups._replace(heads=groups.heads))
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # of PEFT itself
+def test_a_head_that_peft_holds_is_a_head():
+    transformers = pytest.importorskip("transformers", minversion="5.5", reason="needs the hf extra")
+    peft = pytest.importorskip("peft", reason="adapters need peft")
+    config = transformers.GPT2Config(n_layer=1, n_embd=16, n_head=2, vocab_size=50, n_positions=32)
+    config.tie_word_embeddings = False
+    model = transformers.GPT2LMHeadModel(config)
+    swap_attention(model, "hyperglu")
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["k_proj"], modules_to_save=["lm_head"]))
+    groups = parameter_groups(adapted)
+    assert [name.partition("lm_head.")[2] for name in groups.names[1]] == ["modules_to_save.default.weight"]
+    assert groups.matrices["params"]
+
+
+def test_an_optimizer_writes_into_its_own_groups_alone():
+    model = language_model(tie=False)
+    torch.optim.AdamW(parameter_groups(model), lr=1e-3)
+    muon = torch.optim.Muon([parameter_groups(model).matrices], lr=0.02)
+    assert muon.param_groups[0]["lr"] == 0.02

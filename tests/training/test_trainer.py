@@ -1,3 +1,4 @@
+import json
 import math
 import os
 import signal
@@ -163,3 +164,13 @@ def test_bad_configs(options):
 def test_configs_of_another_type(options):
     with pytest.raises(TypeError, match=next(iter(options))):
         TrainingConfig(5, **options)
+
+
+def test_a_checkpoint_that_lacks_a_setting_is_of_another_version(new_trainer, saved):
+    out, _ = saved
+    for file in out.glob("checkpoint-*/config.json"):
+        values = json.loads(file.read_text())
+        del values["training"]["table_lr"]
+        file.write_text(json.dumps(values))
+    with pytest.raises(ValueError, match="different in table_lr: it was written by another version, train anew"):
+        new_trainer(out).resume()

@@ -131,7 +131,11 @@ class Results:
     def swept(self, job: Job) -> list[tuple[Run, dict[str, Any]]]:
         """Every run that a setting was chosen by."""
         seed = self.preset.sweep_seed
-        found = [(run, record) for run, record in self.records.items() if run.job == job and run.seed == seed]
+        found = [
+            (run, self.records[run])
+            for run in self.planned & self.records.keys()
+            if run.job == job and run.seed == seed
+        ]
         return sorted(
             found, key=lambda item: (item[0].label, item[0].start, item[0].lr, item[0].table_lr, item[0].heads)
         )

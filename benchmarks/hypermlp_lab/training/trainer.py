@@ -255,4 +255,6 @@ class Trainer:
         if different:
             wanted = ", ".join(f"{name}={saved.get(name)!r}" for name in different if name != "corpus")
             remedy = f"resume with {wanted}" if wanted else "its text has changed since"
+            if any(name not in saved for name in different):
+                remedy = "it was written by another version, train anew"
             raise ValueError(f"{folder} is of another run, different in {', '.join(different)}: {remedy}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
 from hypermlp.config import HyperConfig
@@ -21,7 +22,8 @@ class Replaced(NamedTuple):
 
     A layer whose heads are sharded has a config of its share; this one is of the whole. ``given`` are the adapters
     that came with the swap: those modules count as places for as long as anything is replaced. ``window`` is the
-    host's, beyond which its masks hide everything.
+    host's, beyond which its masks hide everything. ``dtype`` is the layer's at the swap: a model that has another one
+    since was cast, and its original is to be, too.
     """
 
     adapter: registry.Adapter
@@ -30,7 +32,8 @@ class Replaced(NamedTuple):
     config: HyperConfig
     original: nn.Module | None
     given: Mapping[registry.Which, registry.Adapter]
-    window: int | None = None
+    window: int | None
+    dtype: torch.dtype
 
 
 class Site(NamedTuple):
@@ -72,7 +75,9 @@ class Site(NamedTuple):
         """Note in ``replacement`` whose place it takes."""
         original = self.module if keep_original else None
         # a tuple, so that the original is no submodule: its parameters are not the model's any more
-        setattr(replacement, _MARK, Replaced(self.adapter, self.was, layer, layer.config, original, given, window))
+        dtype = layer.v_proj.weight.dtype
+        seen = Replaced(self.adapter, self.was, layer, layer.config, original, given, window, dtype)
+        setattr(replacement, _MARK, seen)
 
 
 def find_sites(

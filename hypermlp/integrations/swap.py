@@ -137,7 +137,9 @@ def restore_attention(model: nn.Module) -> tuple[str, ...]:
         assert original is not None
         weight = site.replaced.layer.v_proj.weight
         return_hooks(site.module, original)
-        site.put(model, original.to(weight.device, weight.dtype).train(site.module.training))
+        # one of several dtypes keeps them, unless the model was cast since
+        cast = None if weight.dtype == site.replaced.dtype else weight.dtype
+        site.put(model, original.to(weight.device, cast).train(site.module.training))
     adapters = [site.replaced.adapter for site in sites if site.replaced]
     _finish(model, adapters)
     return tuple(site.names[0] for site in sites)

@@ -67,7 +67,7 @@ def log_likelihood(model, tokenizer, question, answer):
 
 
 def test_evaluation_harness(checkpoint, tokenizer, tmp_path):
-    lm_eval = pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed")
+    lm_eval = pytest.importorskip("lm_eval", reason="make test-tools has lm_eval")
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
@@ -107,7 +107,7 @@ def test_evaluation_harness(checkpoint, tokenizer, tmp_path):
 @pytest.mark.parametrize("causal", [True, False])
 def test_the_harness_pads_on_the_right_without_a_mask(tokenizer, causal):
     """A causal layer does not see what comes after a text; a bidirectional one reads it, as the stock model does."""
-    pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed")
+    pytest.importorskip("lm_eval", reason="make test-tools has lm_eval")
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
@@ -130,7 +130,7 @@ def test_the_harness_pads_on_the_right_without_a_mask(tokenizer, causal):
 @pytest.mark.filterwarnings("ignore:.gradient_checkpointing. is deprecated:FutureWarning")
 @pytest.mark.parametrize("packing", [True, False])
 def test_supervised_tuning_with_trl(checkpoint, tokenizer, packing, tmp_path):
-    trl = pytest.importorskip("trl", reason="trl is not installed")
+    trl = pytest.importorskip("trl", reason="make test-tools has trl")
     import datasets
 
     folder, _ = checkpoint

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tests.helpers import assert_close
 from tests.tools.models import language_model, tokens
 
-attr = pytest.importorskip("captum.attr", reason="captum is not installed", exc_type=ImportError)
+attr = pytest.importorskip("captum.attr", reason="make test-tools has captum", exc_type=ImportError)
 
 # Captum's own advice about leaves and hooks
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")

@@ -15,7 +15,7 @@ from hypermlp.models import LanguageModel
 from tests.helpers import assert_close
 from tests.tools.models import language_model, tokens
 
-schedulefree = pytest.importorskip("schedulefree", reason="schedulefree is not installed")
+schedulefree = pytest.importorskip("schedulefree", reason="make test-tools has schedulefree")
 
 # no smaller eps: gradients that are rounding alone would be divided by their own size
 LR, BETA, BETA2, EPS, DECAY = 0.03, 0.9, 0.999, 1e-4, 0.2

@@ -27,14 +27,13 @@ class GPT2Adapter(HuggingFaceAdapter):
             layer_idx=module.layer_idx,
             max_length=module.config.max_position_embeddings,
             output_dropout=module.resid_dropout.p,
-            projections=lambda: _projections(module),
+            projections=lambda: self.projections(module),
         )
 
-
-def _projections(module: nn.Module) -> Projections:
-    attention: Any = module
-    joint = Projection.of_joint(_weight(attention.c_attn), attention.c_attn.bias, attention.num_heads)
-    return Projections(*joint, (_weight(attention.c_proj), attention.c_proj.bias), attention.scaling)
+    def projections(self, module: Any) -> Projections:
+        """Its weights, for ``init="from_attention"``."""
+        joint = Projection.of_joint(_weight(module.c_attn), module.c_attn.bias, module.num_heads)
+        return Projections(*joint, (_weight(module.c_proj), module.c_proj.bias), module.scaling)
 
 
 def _weight(linear: Any) -> Tensor:

@@ -185,6 +185,23 @@ def test_restore_undoes_everything(name: str) -> None:
     assert checks.error(logits(model, ids), before) < checks.TOLERANCE
 
 
+def test_restore_keeps_what_is_of_another_dtype() -> None:
+    """ALBERT's attention has a norm of its own, which is kept in float32 where the rest is not."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    model: Any = transformers.AlbertModel(transformers.AlbertConfig(vocab_size=61, embedding_size=16, **sizes))
+    model.bfloat16()
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.float()
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+    weights = {name: p.detach().clone() for name, p in model.named_parameters()}
+    swap_attention(model)
+    restore_attention(model)
+    found = dict(model.named_parameters())
+    assert {name: p.dtype for name, p in found.items()} == {name: p.dtype for name, p in weights.items()}
+    assert all(torch.equal(found[name], p) for name, p in weights.items())
+
+
 def test_restore_follows_the_model() -> None:
     model: Any = stock("llama").float().train()
     swap_attention(model)

@@ -244,6 +244,19 @@ def test_records_survive_a_kill(tmp_path: Path) -> None:
     assert ledger.read(tmp_path / "none.jsonl") == {}
 
 
+@pytest.mark.parametrize(
+    "values",
+    [{"table_lr": None}, {"table_lr": [1]}, {"lr": "0.1"}, {"lr": float("nan")}, {"weight_decay": -1}, {"heads": 2.0}],
+)
+def test_a_record_whose_numbers_are_none_is_refused(tmp_path: Path, values: dict[str, Any]) -> None:
+    study = small()
+    run = pending(study, study.tasks[:1], {})[0][0]
+    file = tmp_path / "mad.jsonl"
+    file.write_text(json.dumps({"run": asdict(run) | values}) + "\n")
+    with pytest.raises(ValueError, match=rf"mad\.jsonl, line 1, is not a record .*{next(iter(values))} must be"):
+        ledger.read(file)
+
+
 @pytest.mark.parametrize("line", [b"{", b"[1]", b'{"run": {"label": "S-pc"}}', json.dumps({"run": 3}).encode()])
 def test_a_foreign_file_is_refused(tmp_path: Path, line: bytes) -> None:
     file = tmp_path / "mad.jsonl"

@@ -91,6 +91,14 @@ class Run:
     seed: int
     table_lr: float = 1.0
 
+    def __post_init__(self) -> None:
+        for name in ("lr", "weight_decay", "table_lr", "heads", "seed"):
+            value = getattr(self, name)
+            whole = name in ("heads", "seed")
+            kinds = (int,) if whole else (int, float)
+            if type(value) not in kinds or not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be {'an integer' if whole else 'a finite number'}, got {value!r}")
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Run:
         """The run that :func:`dataclasses.asdict` made ``values`` of."""

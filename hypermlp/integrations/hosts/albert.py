@@ -31,8 +31,8 @@ class AlbertAdapter(HuggingFaceAdapter):
 
     def describe(self, module: Any) -> Host:
         config, heads = module.config, module.num_attention_heads
-        layers, groups = config.num_hidden_layers, config.num_hidden_groups
-        shared = f"the model's {layers} layers share {groups} of it, and so they share the hyper layer"
+        calls, held = (count * config.inner_group_num for count in (config.num_hidden_layers, config.num_hidden_groups))
+        shared = f"the model has {held} of it and calls them {calls} times, and so the hyper layers in their place"
         return Host(
             hidden_size=config.hidden_size,
             num_heads=heads,
@@ -40,7 +40,7 @@ class AlbertAdapter(HuggingFaceAdapter):
             max_length=config.max_position_embeddings,
             output_dropout=module.output_dropout.p,
             projections=lambda: separate(module, ("query", "key", "value", "dense"), heads, heads, module.scaling),
-            notes=(shared,) if layers > groups else (),
+            notes=(shared,) if calls > held else (),
         )
 
     def wrap(self, layer: AttentionLayer, module: Any, host: Host) -> nn.Module:

@@ -190,7 +190,7 @@ NOTES = {
     "qwen3": ["normalises queries and keys"],
     "bloom": ["biases by distance (ALiBi)"],
     "mpnet": ["biases by relative position", "the table of those biases stays in the model, with no gradient"],
-    "albert": ["1 x AlbertAttention: the model's 3 layers share 1 of it, and so they share the hyper layer"],
+    "albert": ["1 x AlbertAttention: the model has 1 of it and calls them 3 times, and so the hyper layers in their place"],
 }
 
 

@@ -190,7 +190,9 @@ NOTES = {
     "qwen3": ["normalises queries and keys"],
     "bloom": ["biases by distance (ALiBi)"],
     "mpnet": ["biases by relative position", "the table of those biases stays in the model, with no gradient"],
-    "albert": ["1 x AlbertAttention: the model has 1 of it and calls them 3 times, and so the hyper layers in their place"],
+    "albert": [
+        "1 x AlbertAttention: the model has 1 of it and calls them 3 times, and so the hyper layers in their place",
+    ],
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -17,8 +18,10 @@ pytest.importorskip("accelerate", reason="Trainer needs accelerate")
 
 import torch
 import torch.distributed as dist
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
+from accelerate.utils.launch import prepare_multi_gpu_env
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
@@ -28,6 +31,7 @@ from tests.models.families import tiny, tokens
 
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments  # isort: skip
 
+ROOT = Path(__file__).resolve().parents[2]
 BATCH, STEPS, MICRO = 4, 4, 2
 RTOL = 1e-9
 LOSS_RTOL = BATCH * MICRO * torch.finfo(torch.float32).eps  # transformers' losses are sums in float32
@@ -133,6 +137,24 @@ def check_traps(folder: str) -> None:
         assert not Path(f"{folder}/nothing").exists()
 
 
+def check_launched(folder: str, environment: dict[str, str], exact: torch.Tensor) -> None:
+    """By twice what one process loses, launched in the same way, against float64."""
+    with launched(), fully_sharded_on_cpus(), mock.patch.dict(os.environ, environment):
+        trainer = trainer_of(folder)
+        trainer.train()
+        assert all(isinstance(part, FSDPModule) for part in (trainer.model, *trainer.model.model.layers))
+        assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
+        found = curve(trainer)
+        if dist.get_world_size() == 1:
+            torch.save(found, f"{folder}.pt")
+        for wrong, lost in zip(*((x - exact).norm(dim=0) for x in (found, torch.load(f"{folder}.pt"))), strict=True):
+            assert 0 < wrong <= 2 * lost, "in bfloat16, and no further off than one process"
+        trainer.save_model(f"{folder}/saved")
+        if dist.get_rank() == 0:
+            AutoModelForCausalLM.from_pretrained(f"{folder}/saved")
+        dist.barrier()
+
+
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory: pytest.TempPathFactory) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     trainer = trainer_of(str(tmp_path_factory.mktemp("one")))
@@ -161,3 +183,18 @@ def test_processes_train_as_one_and_fewer_go_on_with_what_they_saved(
         **{kind: partial(check_saved, folders[kind], kind) for kind in kinds},
     }, tmp_path / "first", world)  # fmt: skip
     run({kind: partial(check_resumed, folders[kind], kind, one_process[0]) for kind in kinds}, tmp_path / "on", later)
+
+
+def test_the_pages_launch_trains_as_one_process_does(one_process: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    """What accelerate makes of the page's file for each process; its launcher takes one process on a CPU."""
+    page = (ROOT / "docs" / "scale.md").read_text()
+    (tmp_path / "fsdp.yaml").write_text(page.partition("```yaml\n")[2].partition("```")[0])
+    (command,) = re.findall(r"`accelerate launch (--config_file fsdp.yaml .*?)`", page)
+    monkeypatch.chdir(tmp_path)
+    arguments, *_ = _validate_launch_command(launch_command_parser().parse_args(command.split()))
+    given = prepare_multi_gpu_env(arguments)
+    environment = {name: x for name, x in given.items() if name.startswith(("ACCELERATE_", "FSDP_"))}
+    assert environment["FSDP_TRANSFORMER_CLS_TO_WRAP"] == "HyperMLPDecoderLayer"
+    for world in (1, 2):
+        check = partial(check_launched, str(tmp_path / "out"), environment, one_process[0])
+        run({"": check}, tmp_path / str(world), world)

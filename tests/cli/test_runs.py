@@ -6,10 +6,16 @@ import sys
 import pytest
 import torch
 
-from hypermlp_lab.training import Trainer
+from hypermlp_lab.training import Trainer, demo
 from hypermlp_lab.training.checkpoint import load_model
 from hypermlp_lab.training.files import FolderLock
 from tests.cli.conftest import TINY
+
+
+@pytest.fixture(autouse=True)
+def short_samples(monkeypatch):
+    """What a demo writes in the end is drawn byte by byte, and many demos end here."""
+    monkeypatch.setattr(demo, "_SAMPLE_BYTES", 8)
 
 
 def stop_after(monkeypatch, step):

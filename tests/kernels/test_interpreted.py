@@ -12,9 +12,14 @@ FOLDER = Path(__file__).parent / "interpreted"
 OPS = Path(__file__).parents[1] / "ops"
 
 
-@pytest.mark.parametrize("file", sorted(path.name for path in FOLDER.glob("check_*.py")))
-def test_in_the_interpreter(file: str) -> None:
-    check([FOLDER / file], "not slow", timeout=600)
+# two processes and no more: each imports torch and triton
+BACKWARD = {FOLDER / name for name in ("check_backward.py", "check_backward_parts.py")}
+PARTS = {"backward": BACKWARD, "all else": set(FOLDER.glob("check_*.py")) - BACKWARD}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_in_the_interpreter(part: str) -> None:
+    check(sorted(PARTS[part]), "not slow", timeout=600)
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -90,6 +90,10 @@ class TitanLanguageModel(LanguageModel):
         if positions is not None and not any(layer.over_processes for _, layer in attention_layers(self)):
             raise ValueError("positions came without context parallelism: take a data loader that gives inputs alone")
         return super().forward(tokens)
+
+    def get_attention_masks(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """TypeError, which tells torchtitan's validator that a model takes none."""
+        raise TypeError("these models take no attention masks")
 
 
 class FamilyNames(StateDictAdapter):

@@ -33,6 +33,7 @@ from tests.distributed.titan import (
     Curve,
     by_pytorch,
     check_as_one,
+    check_validation,
     ids_of,
     job_of,
     model_of,
@@ -80,6 +81,7 @@ def test_one_and_two_processes(wanted: Any, start: Path) -> None:
     as_one = partial(check_as_one, str(start), wanted["tied"])
     run({"": partial(as_one, {})}, start, 1)
     compiled = {"compile.enable": True, "compile.backend": "aot_eager"}
+    inductor = {"compile.enable": True}
     selective = {"activation_checkpoint.mode": "selective", "activation_checkpoint.selective_ac_option": "op"}
     context = {"parallelism.context_parallel_degree": 2}
     run({
@@ -92,6 +94,11 @@ def test_one_and_two_processes(wanted: Any, start: Path) -> None:
         "full checkpointing": partial(as_one, {"activation_checkpoint.mode": "full"}),
         "selective checkpointing": partial(as_one, selective),
         "compiled": partial(as_one, compiled | selective),
+        "compiled by inductor": partial(as_one, inductor | selective),
+        "compiled by inductor, a budget of memory": partial(as_one, inductor | {
+            "activation_checkpoint.mode": "memory_budget",
+        }),
+        "validation": partial(check_validation, str(start)),
         "context parallel": partial(as_one, context),
         "context parallel, selective checkpointing": partial(as_one, context | selective),
         "context parallel, compiled": partial(as_one, context | compiled),

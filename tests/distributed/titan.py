@@ -159,3 +159,24 @@ def check_as_one(
 
     verdict = judge("", lambda: compare(evaluate, dtype))
     assert verdict.passed, verdict.reason
+
+
+def check_validation(folder: str) -> None:
+    """Of weights that stay: the means of two batches each, after the first step and the last; a third is looked at."""
+    on_cpu()
+    from torchtitan.components import metrics, validate
+
+    def loader(dp_world_size: int, dp_rank: int, job_config: Any, **_: Any) -> Rows:
+        return Rows(dp_world_size, dp_rank, None, job_config)
+
+    found: list[float] = []
+    with (
+        mock.patch.object(validate, "build_text_validation_dataloader", loader),
+        mock.patch.object(metrics.MetricsProcessor, "log_validation", lambda _, loss, step: found.append(loss)),
+    ):
+        trained(folder, {"validation.enable": True, "validation.steps": 2, "validation.freq": STEPS, "optimizer.lr": 0})
+    model, each = model_of("tied").double(), []
+    for ids in map(ids_of, range(5)):
+        each.append(torch.nn.functional.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten()).item())
+    expected = torch.tensor([(each[0] + each[1]) / 2, (each[3] + each[4]) / 2])
+    torch.testing.assert_close(torch.tensor(found), expected, rtol=1e-5, atol=0)

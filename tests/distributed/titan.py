@@ -175,8 +175,10 @@ def check_validation(folder: str) -> None:
         mock.patch.object(metrics.MetricsProcessor, "log_validation", lambda _, loss, step: found.append(loss)),
     ):
         trained(folder, {"validation.enable": True, "validation.steps": 2, "validation.freq": STEPS, "optimizer.lr": 0})
-    model, each = model_of("tied").double(), []
-    for ids in map(ids_of, range(5)):
-        each.append(torch.nn.functional.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten()).item())
+    model = model_of("tied").double()
+    each = [
+        torch.nn.functional.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten()).item()
+        for ids in map(ids_of, range(5))
+    ]
     expected = torch.tensor([(each[0] + each[1]) / 2, (each[3] + each[4]) / 2])
     torch.testing.assert_close(torch.tensor(found), expected, rtol=1e-5, atol=0)

@@ -98,7 +98,7 @@ class ConvCall(ctypes.Structure):
     """A short convolution, or its gradients."""
 
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("length", "past", "channels", "size", "threads", "batch")),
+        *((name, ctypes.c_int64) for name in ("length", "past", "channels", "size", "threads", "batch", "type")),
         *((name, ctypes.c_void_p) for name in ("starts", "stops")),
         ("x", Stream),
         *((name, ctypes.c_void_p) for name in ("taps", "y")),

@@ -36,7 +36,7 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None]:
     """The gradients of ``x`` and ``taps``; None where none was asked for. ``stops``: one past each sequence's last."""
     call, kept, dtype = _call(x, taps, past)
-    kept.append(_dense(grad_y.to(dtype)))
+    kept.append(_dense(grad_y.to(kept[0].dtype)))
     call.grad_y = _stream(kept[-1])
     dx = torch.empty(x.shape, dtype=dtype) if needs_x else None
     dtaps = torch.zeros(taps.shape, dtype=dtype) if needs_taps else None
@@ -51,9 +51,13 @@ def backward(
 
 def _call(x: Tensor, taps: Tensor, past: int) -> tuple[abi.ConvCall, list[Tensor], torch.dtype]:
     """The call, tensors to keep alive while it runs, and the precision of the computation."""
-    dtype = torch.promote_types(torch.promote_types(x.dtype, taps.dtype), torch.float32)
-    kept = [_dense(x.to(dtype)), taps.detach().to(dtype).contiguous()]
+    promoted = torch.promote_types(x.dtype, taps.dtype)
+    dtype = torch.promote_types(promoted, torch.float32)
+    # bfloat16 and float16 are converted as they are read, where y and its gradient are of the same type
+    read = x.dtype if promoted == x.dtype and dtype == torch.float32 else dtype
+    kept = [_dense(x.to(read)), taps.detach().to(dtype).contiguous()]
     call = abi.ConvCall()
+    call.type = abi.type_code(read)
     call.batch, call.length, call.channels = x.shape
     call.past, call.size, call.threads = past, taps.shape[1], torch.get_num_threads()
     call.x, call.taps = _stream(kept[0]), kept[1].data_ptr()

@@ -46,14 +46,12 @@ def main() -> None:
             evaluate(case, lambda c, seen=seen: c.run("native", **seen))
     half = make_case(length=50, dtype=torch.bfloat16)
     evaluate(half, lambda c: c.run("native"))
-    for size, length in itertools.product((1, 3, 4, 9), (1, 5, 300)):
-        x, taps = torch.randn(1, length, 7, requires_grad=True), torch.randn(7, size, requires_grad=True)
-        for bounds, past in (
-            (None, None),
-            (torch.tensor([0, length // 2, length]), None),
-            (None, torch.randn(1, size - 1, 7)),
-        ):
-            short_conv(x, taps, bounds, past, "native").sum().backward()
+    for size, length, dtype in itertools.product((1, 3, 4, 9), (1, 5, 300, 600), (torch.float32, torch.bfloat16)):
+        x, taps, past = (torch.randn(shape).to(dtype) for shape in ((1, length, 7), (7, size), (1, size - 1, 7)))
+        bounds = torch.tensor([0, length // 2, length])
+        for chosen in ({}, {"cu_seqlens": bounds}, {"past": past}):
+            y = short_conv(x.requires_grad_(), taps.requires_grad_(), **chosen, backend="native")
+            y.sum().backward()
     for q, past, routing, readout, options in steps.CASES.values():
         for order in steps.PASTS.values():
             if past.keys[0].shape[2] + sum(k.shape[2] for k in past.keys[1:]) == 21:

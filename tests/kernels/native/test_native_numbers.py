@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from hypermlp.ops import hyper_attention
+from hypermlp.ops.short_conv import short_conv
 
 pytestmark = pytest.mark.usefixtures("native_path")
 STEP = torch.finfo(torch.float32).eps
@@ -54,3 +55,28 @@ def test_a_row_below_eps_is_divided_by_eps():
     q, one = torch.full((1, 1, 1, 1), 1e-15), torch.ones(1, 1, 1, 1)
     o = hyper_attention(q, one, one, selection="relu", eps=1e-12, backend="native")
     torch.testing.assert_close(o, q / 1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["whole", "packed", "after a past"])
+def test_the_convolution_converts_as_it_reads(dtype, kind):
+    """To the bit what float32 gives of the same numbers, rounded at the end: several blocks, any order in memory."""
+    length, size, channels = 600, 4, 19
+    generator = torch.Generator().manual_seed(0)
+    shapes = (channels, 2, length), (channels, size), (2, size - 1, channels), (2, length, channels)
+    x, taps, past, weight = (torch.randn(shape, generator=generator).to(dtype) for shape in shapes)
+    x = x.permute(1, 2, 0)
+    chosen = {
+        "whole": {},
+        "packed": {"cu_seqlens": torch.tensor([0, 254, 257, length])},
+        "after a past": {"past": past},
+    }
+    found = []
+    for kept in (dtype, torch.float32):
+        given = {name: y.to(kept) if name == "past" else y for name, y in chosen[kind].items()}
+        inputs = [y.to(kept).requires_grad_() for y in (x[:1] if kind == "packed" else x, taps)]
+        y = short_conv(*inputs, **given, backend="native")
+        found.append([y, *torch.autograd.grad(y, inputs, weight[: y.shape[0]].to(kept))])
+    for low, exact in zip(*found, strict=True):
+        assert low.dtype == dtype
+        assert torch.equal(low, exact.to(dtype))

@@ -40,6 +40,8 @@ Made by `python docs/swap/hosts.py`, which runs every line with a tiny model of 
 | packed | documents in one row, told apart by `position_ids`, and each alone |
 | saved | `save_pretrained`, then `hypermlp.integrations.huggingface.from_pretrained`: the same weights to the bit |
 | `from_attention` | a softmax layer started from the host's projections, and the host itself. "Without its angles": a hyper layer has no partial, scaled or two-dimensional rotation, so it starts without, and is compared with the host so |
+| `-` | nothing to compare: encoders, pictures and sound have no cache, pictures and Whisper's sound no padding, and no host of these nor an encoder-decoder tells documents apart by `position_ids` (encoders: by a block-diagonal mask). Padded sound of Wav2Vec2 and HuBERT was not tried |
+| the host has none | the host itself reads such a row as one text, and so does the swapped model: give each document a row |
 
 Classes are found by where they were written (`transformers.models.llama.modeling_llama.LlamaAttention`), so another library's class of
 the same name is not taken for one. A subclass counts as its class unless it has a `forward` of its own.

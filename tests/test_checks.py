@@ -12,6 +12,10 @@ from hypermlp import HyperConfig, parameter_groups
 from hypermlp.config import MixConfig
 from hypermlp.generation.sampling import check_sampling
 from hypermlp.models import LanguageModelConfig
+from hypermlp_lab.bench.decoding import DecodeCase
+from hypermlp_lab.bench.layers import LayerCase
+from hypermlp_lab.bench.operators import OperatorCase
+from hypermlp_lab.bench.run import Settings
 from hypermlp_lab.study.runs import Job, Run
 from hypermlp_lab.training import TrainingConfig
 
@@ -23,6 +27,9 @@ CONFIGS: list[Any] = [
     TrainingConfig(10),
     _JOB,
     Run(_JOB, "S", "reset", 1e-3, 0.1, 2, 0),
+    OperatorCase(),
+    DecodeCase(),
+    Settings((LayerCase(),), memory_limit=2**30, longest_call=1.0, total_seconds=1.0),
 ]
 FIELDS = [
     pytest.param(config, field.name, id=f"{type(config).__name__}.{field.name}")
@@ -36,7 +43,7 @@ WRONG = [10**400, -(10**400), float("inf"), float("nan"), 10**5000]
 
 def test_all_kinds_are_tried() -> None:
     assert {type(config).__name__ for config, _ in (p.values for p in FIELDS)} == {type(c).__name__ for c in CONFIGS}
-    assert len(FIELDS) > 35
+    assert len(FIELDS) > 60
 
 
 @pytest.mark.parametrize("wrong", WRONG, ids=["1e400", "-1e400", "inf", "nan", "1e5000"])

@@ -131,20 +131,6 @@ def test_a_decoder_made_bidirectional_is_bidirectional(name: str, swap: bool) ->
     assert checks.error(outputs(model, given)[:, 0], outputs(model, given | {key: other})[:, 0]) > 1e-3
 
 
-def test_a_text_model_that_says_both_is_refused() -> None:
-    """CLIP's is bidirectional with eager attention, and causal with ``sdpa``."""
-    with pytest.raises(ValueError, match=r"is_causal=False.*eager attention and no other"):
-        swap_attention(stock("clip_text", is_causal=False))
-
-
-@pytest.mark.parametrize("swap", [False, True], ids=["stock", "swapped"])
-def test_falcon_with_alibi_has_no_static_cache(swap: bool) -> None:
-    """Its model adds biases of the tokens so far to a mask of the whole cache, whatever its attention is."""
-    model = swapped("falcon_alibi") if swap else stock("falcon_alibi")
-    with pytest.raises(RuntimeError, match="must match the size of tensor"):
-        checks.generate(model, tokens(2, 7), cache_implementation="static")
-
-
 def test_a_bidirectional_decoder_knows_padding() -> None:
     model: Any = stock("llama", is_causal=False)
     swap_attention(model)
@@ -198,42 +184,6 @@ def test_maps_are_recorded(name: str) -> None:
     length = 7 if pair else 9
     # one attention of ALBERT's is called for three layers
     assert [x.shape for x in maps] == [(2, 2, length, length)] * (3 if name == "albert" else 2)
-
-
-@pytest.mark.parametrize(("layers", "groups", "inner"), [(2, 4, 2), (3, 5, 1), (4, 2, 1)])
-def test_albert_says_which_of_its_attention_is_never_called(layers: int, groups: int, inner: int) -> None:
-    """With more groups than layers its encoder passes over some, and so over what is put there."""
-    model: Any = stock("albert", num_hidden_layers=layers, num_hidden_groups=groups, inner_group_num=inner)
-    report = swap_attention(model)
-    assert len(report.swapped) == groups * inner
-    called: list[nn.Module] = []
-    for entry in report.swapped:
-        entry.layer.register_forward_hook(lambda module, *_: called.append(module))
-    outputs(model, inputs("albert"))
-    used = len(set(called))
-    assert len(called) == layers * inner
-    assert (f"has {groups * inner} of it and calls {used} of these" in str(report)) == (used < groups * inner)
-
-
-NOTES = {
-    "qwen3": ["normalises queries and keys"],
-    "bloom": ["biases by distance (ALiBi)"],
-    "mpnet": ["biases by relative position", "the table of those biases stays in the model, with no gradient"],
-    "albert": [
-        "1 x AlbertAttention: the model has 1 of it and calls them 3 times, and so the hyper layers in their place",
-    ],
-}
-
-
-@pytest.mark.parametrize("name", NOTES)
-def test_a_report_says_what_a_host_did_besides(name: str) -> None:
-    model = stock(name)
-    report = str(swap_attention(model))
-    for note in NOTES[name]:
-        assert note in report
-    model.train()(**inputs(name)).logits.sum().backward()
-    unused = {key for key, parameter in model.named_parameters() if parameter.grad is None}
-    assert unused == ({"mpnet.encoder.relative_attention_bias.weight"} if name == "mpnet" else set())
 
 
 def test_nothing_is_said_of_a_host_that_does_no_more() -> None:

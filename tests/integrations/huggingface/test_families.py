@@ -73,7 +73,7 @@ def test_a_cache_changes_nothing(name: str) -> None:
     proofs.check_cache(name)
 
 
-@pytest.mark.parametrize("name", _some("decoder", "encoder", "pair", without=("whisper",)))
+@pytest.mark.parametrize("name", _some("decoder", "encoder", "pair", "sound", without=("whisper",)))
 def test_padding_is_as_if_it_were_not_there(name: str) -> None:
     proofs.check_padding(name)
 

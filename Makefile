@@ -7,6 +7,8 @@ define INSTALL_TESTS
 $(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c $(@D)/constraints.txt -e ".[test]"
 touch $@
 endef
+INSTALL_OTHERS = $(@D)/bin/python -m pip install --quiet --disable-pip-version-check \
+	-c constraints.txt -c constraints-others.txt -e ".[test]"
 CPP := $(wildcard kernels/hypermlp_kernels/native/*.h kernels/hypermlp_kernels/native/*.cpp)
 # a worker that has nothing left takes tests from the other
 WORKERS := -n 2 --dist worksteal
@@ -45,12 +47,13 @@ test-torch-oldest: .venv-torch-oldest/.ready
 	.venv-torch-oldest/bin/python -m pytest $(WORKERS) $(OLDEST) -k "not compil and not export and not onnx" \
 		tests/cache tests/layers tests/ops tests/properties
 
-# hosts that are no requirement of anything else; where their torchvision does not fit, their tests say so and are skipped
+# hosts that are no requirement of anything else. Where pip brings a torchvision built for CUDA beside PyTorch for CPUs, the tests
+# declare the two operators that it lacks; what cannot be imported all the same is skipped, with the reason
 test-hosts: .venv-hosts/.ready
 	.venv-hosts/bin/python -m pytest -rs tests/integrations/test_other_libraries.py tests/integrations/test_timm.py \
 		tests/integrations/test_monai.py
 
-# apart from those: transformers cannot be imported beside a torchvision that does not fit
+# apart from those: transformers looks at images through a torchvision that is there, whether it fits or not
 test-quantised: .venv-quantised/.ready
 	.venv-quantised/bin/python -m pytest -rs tests/integrations/test_quantised.py
 
@@ -131,16 +134,14 @@ $(VENV)/.%: $(VENV)/pyvenv.cfg pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$*]"
 	touch $@
 
-.venv-hosts/.ready: pyproject.toml constraints.txt
+.venv-hosts/.ready: pyproject.toml constraints.txt constraints-others.txt
 	$(PYTHON) -m venv --clear $(@D)
-	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]" \
-		vit-pytorch x-transformers open_clip_torch timm monai
+	$(INSTALL_OTHERS) vit-pytorch x-transformers open_clip_torch timm monai
 	touch $@
 
-.venv-quantised/.ready: pyproject.toml constraints.txt
+.venv-quantised/.ready: pyproject.toml constraints.txt constraints-others.txt
 	$(PYTHON) -m venv --clear $(@D)
-	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]" \
-		bitsandbytes torchao optimum-quanto
+	$(INSTALL_OTHERS) bitsandbytes torchao optimum-quanto
 	touch $@
 
 .venv-titan/.ready: pyproject.toml constraints.txt
@@ -148,10 +149,9 @@ $(VENV)/.%: $(VENV)/pyvenv.cfg pyproject.toml constraints.txt
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,titan]"
 	touch $@
 
-.venv-tools/.ready: pyproject.toml constraints.txt
+.venv-tools/.ready: pyproject.toml constraints.txt constraints-others.txt
 	$(PYTHON) -m venv --clear $(@D)
-	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]" \
-		captum schedulefree lm_eval trl
+	$(INSTALL_OTHERS) captum schedulefree lm_eval trl
 	touch $@
 
 # of constraints.txt those lines that KEEP keeps: the size of an environment comes from torch

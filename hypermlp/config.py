@@ -10,6 +10,7 @@ from typing import Any, Literal, TypedDict, get_args
 
 import torch
 
+from hypermlp.checks import check_number, check_size
 from hypermlp.ops.attention import LagOrPosition
 from hypermlp.ops.checks import check_eps
 
@@ -33,7 +34,7 @@ class MixConfig:
     identity: bool = True
 
     def __post_init__(self) -> None:
-        _check_natural("rank", self.rank)
+        check_size("rank", self.rank, 0)
         for name in ("diag", "identity"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
@@ -128,8 +129,8 @@ class HyperConfig:
     def __post_init__(self) -> None:
         self._check_choice("mixer", self.mixer, get_args(Mixer))
         for name in ("hidden_size", "num_heads"):
-            self._check_positive(name, getattr(self, name))
-        _check_natural("mix_rank", self.mix_rank)
+            check_size(name, getattr(self, name))
+        check_size("mix_rank", self.mix_rank, 0)
         hyper = self.mixer in ("hyperglu", "hypermlp")
         maps = self.num_maps * self.num_heads
         self._default("qk_dim", quarter(self.hidden_size, maps) if hyper else self.hidden_size)
@@ -166,19 +167,15 @@ class HyperConfig:
         self._check_choice("gate_activation", self.gate_activation, get_args(GateActivation))
         self._check_choice("conv_init", self.conv_init, get_args(ConvInit))
         for name in ("qk_dim", "v_dim"):
-            self._check_positive(name, getattr(self, name))
+            check_size(name, getattr(self, name))
         if self.max_lag is not None:
-            self._check_positive("max_lag", self.max_lag)
-        _check_natural("conv_size", self.conv_size)
+            check_size("max_lag", self.max_lag)
+        check_size("conv_size", self.conv_size, 0)
         for name in ("causal", "q_gate", "output_gate", "norm", "rope", "bias"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
         for name in ("eps", "rope_theta"):
-            value = getattr(self, name)
-            if not isinstance(value, (int, float)) or isinstance(value, bool):
-                raise TypeError(f"{name} must be a number, got {value!r}")
-            if not 0 < value < float("inf"):
-                raise ValueError(f"{name} must be positive and finite, got {value!r}")
+            check_number(name, getattr(self, name))
         # one config serves layers of every dtype
         check_eps(self.eps, torch.float32)
         maps = self.num_maps * self.num_heads
@@ -293,20 +290,10 @@ class HyperConfig:
         if value not in choices:
             raise ValueError(f"{name} must be one of {choices}, got {value!r}")
 
-    @staticmethod
-    def _check_positive(name: str, value: object) -> None:
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name} must be a positive integer, got {value!r}")
-
 
 def quarter(width: int, parts: int) -> int:
     """A quarter of ``width``, rounded down to a multiple of ``parts`` and at least that."""
     return parts * max(1, width // (4 * parts))
-
-
-def _check_natural(name: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ValueError(f"{name} must be an integer >= 0, got {value!r}")
 
 
 _LABEL = re.compile(r"([SRG])(?:-(?=[pcg])(p?c?g?))?(?:-([qv]))?(?:-(12|1|2)(o?))?!?")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from torch import nn
 
+from hypermlp.checks import check_number
 from hypermlp.layers.sequence_mixing import LagMixing
 
 Group = dict[str, Any]
@@ -32,7 +32,8 @@ class ParameterGroups(_Groups):
         tables: what sequence mixing learns along the lags, which does not decay. It starts small, and at the others'
             learning rate it moves fast for its size: ``groups.tables["lr"] = 0.1 * lr`` gives it one of its own.
         others: all else, which does not decay: convolutions, norms, biases, embeddings, and heads that share an
-            embedding's weight.
+            embedding's weight. PEFT's adapters of a table, a convolution or an embedding (``target_parameters``) are
+            where these are.
         names: of the parameters, for each group those of its ``"params"`` in their order.
     """
 
@@ -82,36 +83,40 @@ def parameter_groups(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a module, got {type(model).__name__}: give the model, not its parameters")
-    if not isinstance(weight_decay, (int, float)) or isinstance(weight_decay, bool):
-        raise TypeError(f"weight_decay must be a number, got {weight_decay!r}")
-    if not 0 <= weight_decay < math.inf:
-        raise ValueError(f"weight_decay must be at least 0 and finite, got {weight_decay}")
+    check_number("weight_decay", weight_decay, zero=True)
     linear = [module for module in model.modules() if _is_linear(module)]
     outer = {id(module) for module in (*_given_heads(model, heads), *_own_heads(model, linear))}
-    embeddings = {
-        id(weight) for module in model.modules() if isinstance(module, _EMBEDDINGS) for weight in _own(module)
-    }
-    kinds: dict[int, str] = {}
-    for module in linear:
-        for weight in _own(module):
-            # one that several modules share is a head's if one of them is a head
-            if id(module) in outer:
-                kinds[id(weight)] = "heads"
-            else:
-                kinds.setdefault(id(weight), "matrices")
-    mixings = (module for module in model.modules() if isinstance(module, LagMixing))
-    kinds |= {id(parameter): "tables" for module in mixings for parameter in module.parameters()}
+    kinds = _kinds(model, linear, outer)
     groups: dict[str, dict[str, nn.Parameter]] = {name: {} for name in ParameterGroups._fields}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            kind = "others" if id(parameter) in embeddings else kinds.get(id(parameter), "others")
-            groups[kind][name] = parameter
+            groups[kinds.get(id(parameter), "others")][name] = parameter
     decays = {"matrices": weight_decay, "heads": weight_decay}
     made = ParameterGroups(
         **{kind: {"params": list(groups[kind].values()), "weight_decay": decays.get(kind, 0.0)} for kind in groups}
     )
     made.names = tuple(tuple(group) for group in groups.values())
     return made
+
+
+def _kinds(model: nn.Module, linear: list[nn.Module], heads: set[int]) -> dict[int, str]:
+    """The group of each parameter that is not one of the others, by its identity."""
+    kinds: dict[int, str] = {}
+    for module in linear:
+        for weight in _own(module):
+            # one that several modules share is a head's if one of them is a head
+            if id(module) in heads:
+                kinds[id(weight)] = "heads"
+            else:
+                kinds.setdefault(id(weight), "matrices")
+    for module in model.modules():
+        if isinstance(module, LagMixing):
+            kinds |= {id(parameter): "tables" for parameter in module.parameters()}
+        elif isinstance(module, _EMBEDDINGS):
+            kinds |= {id(weight): "others" for weight in _own(module)}
+    for module in model.modules():
+        kinds |= {id(weight): kinds.get(id(adapted), "others") for weight, adapted in _adapters(module)}
+    return kinds
 
 
 def _is_linear(module: nn.Module) -> bool:
@@ -128,6 +133,16 @@ def _own(module: Any) -> list[nn.Parameter]:
     names = ("weight_orig", "weight_v", "parametrizations.weight.")
     shape = module.weight.shape
     return [p for name, p in module.named_parameters() if name.startswith(names) and p.shape == shape]
+
+
+def _adapters(module: Any) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
+    """PEFT's adapters of one parameter that is no layer's (``target_parameters``), each with that parameter."""
+    kind = type(module)
+    if kind.__name__ == "ParamWrapper" and kind.__module__.startswith("peft."):
+        adapted = getattr(module.get_base_layer(), module.parameter_name)
+        for name, weight in module.named_parameters():
+            if not name.startswith("base_layer."):
+                yield weight, adapted
 
 
 def _given_heads(model: nn.Module, heads: Iterable[nn.Module]) -> list[nn.Module]:

@@ -196,6 +196,39 @@ def test_works_with_names_what_is_there() -> None:
             assert file.startswith("findings/") or f"def {test}(" in (ROOT / file).read_text(), name
 
 
+# as the pages call what is installed by another name
+PACKAGES = {
+    "lm-evaluation-harness": "lm-eval", "open_clip": "open-clip-torch", "pytorch": "torch",
+    "schedule-free": "schedulefree",
+}  # fmt: skip
+
+
+def test_works_with_and_the_hosts_say_the_releases_that_are_installed() -> None:
+    """Every name with a number after it, in the headings and cells, is pinned so."""
+    pins = {}
+    for file in ("constraints.txt", "constraints-others.txt"):
+        for line in (ROOT / file).read_text().splitlines():
+            name, _, rest = line.partition("==")
+            pins.setdefault(name.lower().replace("_", "-"), set()).add(rest.partition(" ")[0])
+    page = (ROOT / "docs" / "works-with.md").read_text()
+    headings = "\n".join(line for line in page.splitlines() if line.startswith("## "))
+    said = re.findall(r"([\w-]+) (\d+(?:\.\d+)+)", headings) + re.findall(r"(ONNX|onnxruntime) (\d+\.\d+)", page)
+    hosts = (ROOT / "docs" / "swap" / "hosts.md").read_text().partition("## Other libraries")[2]
+    said += re.findall(r"^\| ([\w-]+) \| ([\d.]+) \|", hosts, re.MULTILINE)
+    assert len(said) > 25
+    for shown, version in said:
+        name = shown.lower().replace("_", "-")
+        found = pins[PACKAGES.get(shown.lower(), name)]
+        assert any(f"{pin}.".startswith(f"{version}.") for pin in found), f"{shown} {version} is {found}"
+
+
+def test_every_finding_is_named_where_its_users_look() -> None:
+    page, listed = (ROOT / "docs" / "works-with.md").read_text(), (ROOT / "findings" / "README.md").read_text()
+    for script in (ROOT / "findings").glob("*.sh"):
+        assert f"findings/{script.name}" in page
+        assert f"({script.name})" in listed
+
+
 def test_nothing_is_to_be_installed_from_an_index_that_lacks_it() -> None:
     """The name is on no index: from a clone it is ``pip install -e ".[lab]"``."""
     texts = [

@@ -91,7 +91,7 @@ def test_further_heads():
 
 @pytest.mark.parametrize("decay", [-0.1, float("nan"), float("inf")])
 def test_bad_decay(decay):
-    with pytest.raises(ValueError, match="at least 0"):
+    with pytest.raises(ValueError, match="must be >= 0 and finite"):
         parameter_groups(nn.Linear(2, 2), weight_decay=decay)
 
 

@@ -36,10 +36,12 @@ Made by `python docs/swap/hosts.py`, which runs every line with a tiny model of 
 | --- | --- |
 | values | the swapped model and the host with a separate layer of the reference path called in each place |
 | cache | token by token and all at once; greedy generation with and without a cache |
-| padding | rows with garbage under the mask, left and right of decoders, and each row alone |
+| padding | rows with garbage under the mask, left and right of decoders, and each row alone; Wav2Vec2 and HuBERT with `feat_extract_norm="layer"`: with `"group"` their own front end reads the padding |
 | packed | documents in one row, told apart by `position_ids`, and each alone |
 | saved | `save_pretrained`, then `hypermlp.integrations.huggingface.from_pretrained`: the same weights to the bit |
 | `from_attention` | a softmax layer started from the host's projections, and the host itself. "Without its angles": a hyper layer has no partial, scaled or two-dimensional rotation, so it starts without, and is compared with the host so |
+| `-` | nothing to compare: encoders, pictures and sound have no cache, pictures and Whisper's sound no padding, and no host of these nor an encoder-decoder tells documents apart by `position_ids` (encoders: by a block-diagonal mask) |
+| the host has none | the host itself reads such a row as one text, and so does the swapped model: give each document a row |
 
 Classes are found by where they were written (`transformers.models.llama.modeling_llama.LlamaAttention`), so another library's class of
 the same name is not taken for one. A subclass counts as its class unless it has a `forward` of its own.
@@ -85,7 +87,7 @@ def _line(name: str) -> str:
     if kind in ("decoder", "pair"):
         proofs.check_cache(name)
         cache = "yes"
-    if kind in ("decoder", "encoder", "pair") and name != "whisper":
+    if kind in ("decoder", "encoder", "pair", "sound") and name != "whisper":
         proofs.check_padding(name)
         padding = "yes"
     if kind == "decoder":

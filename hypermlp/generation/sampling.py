@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from numbers import Real
 
 import torch
 from torch import Tensor
+
+from hypermlp.checks import shown
 
 # smallest temperature that float32 can divide by
 _COLDEST = torch.finfo(torch.float32).tiny
@@ -95,20 +97,20 @@ def check_sampling(temperature: float, top_k: int | None, top_p: float | None, r
 
 def _check_positive(name: str, value: float) -> None:
     _check_number(name, value)
-    if not 0 < value < math.inf:
+    if not 0 < value <= sys.float_info.max:
         hint = "0 takes the likeliest token" if name == "temperature" else "1 changes nothing"
-        raise ValueError(f"{name} must be positive and finite, got {value!r}; {hint}")
+        raise ValueError(f"{name} must be positive and finite, got {shown(value)}; {hint}")
 
 
 def _check_top_k(top_k: int) -> None:
     if not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1:
-        raise ValueError(f"top_k must be a positive integer, got {top_k!r}; None for no limit")
+        raise ValueError(f"top_k must be a positive integer, got {shown(top_k)}; None for no limit")
 
 
 def _check_top_p(top_p: float) -> None:
     _check_number("top_p", top_p)
     if not 0 < top_p <= 1:
-        raise ValueError(f"top_p must be above 0 and at most 1, got {top_p!r}; None for no limit")
+        raise ValueError(f"top_p must be above 0 and at most 1, got {shown(top_p)}; None for no limit")
 
 
 def _check_number(name: str, value: float) -> None:

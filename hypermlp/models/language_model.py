@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hypermlp.cache import HyperCache
+from hypermlp.checks import check_number, check_size
 from hypermlp.config import HyperConfig
 from hypermlp.layers.base import AttentionLayer
 from hypermlp.layers.block import TransformerBlock
@@ -60,8 +61,7 @@ class LanguageModelConfig:
             value = getattr(self, name)
             if name == "context_length" and value is None:
                 continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} must be a positive integer, got {value!r}")
+            check_size(name, value)
         if self.attention.hidden_size != self.hidden_size:
             raise ValueError(
                 f"attention.hidden_size={self.attention.hidden_size} differs from hidden_size={self.hidden_size}: "
@@ -69,8 +69,7 @@ class LanguageModelConfig:
             )
         if not self.attention.causal:
             raise ValueError("attention.causal must be True: a language model may not see the tokens it predicts")
-        if not self.norm_eps > 0:
-            raise ValueError(f"norm_eps must be positive, got {self.norm_eps!r}")
+        check_number("norm_eps", self.norm_eps)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values that ``LanguageModelConfig(**...)`` takes back."""

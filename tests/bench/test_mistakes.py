@@ -25,6 +25,7 @@ def bench(monkeypatch):
     [
         ["--seconds", "nan"],
         ["--seconds", "inf"],
+        ["--lengths", str(10**400)],
         ["--seconds", -1],
         ["--threads", 0],
         ["--threads", 10**11],
@@ -49,7 +50,9 @@ def test_options(bench, tmp_path, kind, arguments):
     assert "Traceback" not in result.output
 
 
-@pytest.mark.parametrize("arguments", [["--memory-limit", "nan"], ["--memory-limit", -1], ["--level", "x"]])
+@pytest.mark.parametrize(
+    "arguments", [["--memory-limit", "nan"], ["--memory-limit", "1e300"], ["--memory-limit", -1], ["--level", "x"]]
+)
 def test_options_of_attention(bench, tmp_path, arguments):
     result = bench("attention", "--out", tmp_path / "out.json", *arguments)
     assert result.exit_code == 2

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from hypermlp import HyperConfig
 from hypermlp.models import LanguageModel, LanguageModelConfig
+from hypermlp_lab.plan import search
 from hypermlp_lab.plan.command import plan
 from hypermlp_lab.plan.costs import Mesh, Step
 from hypermlp_lab.plan.search import Limits, choose
@@ -102,6 +103,11 @@ def test_rows_fewer_than_gpus_are_shared():
     assert fixed["mesh"] == {"data": 2, "heads": 2, "sequence": 4}
 
 
+def test_divisors():
+    for number in range(1, 200):
+        assert search._divisors(number) == [n for n in range(1, number + 1) if number % n == 0]
+
+
 def test_what_does_not_fit_is_said_with_status_1():
     result = run("--params", "7e10", "--seq-len", 8192, "--gpus", 8)
     assert result.exit_code == 1
@@ -124,6 +130,8 @@ def test_what_does_not_fit_is_said_with_status_1():
         (["--params", "7e9", "--mixer", "softmax", "--max-lag", 8], "--max-lag 8 is for hyperglu and hypermlp"),
         (["--params", "7e9", "--dtype", "int8"], "--dtype must be one of bfloat16, float16, float32, got 'int8'"),
         (["--params", "7e9", "--gpus", 0], "--gpus must be positive, got 0"),
+        (["--params", "7e9", "--gpus", 10**400], "--gpus must be at most 1e+09, got an integer of 1329 bits"),
+        (["--params", "7e9", "--batch", 10**10], "--batch must be at most 1e+09, got 10000000000"),
         (["--params", "7e9", "--seq-len", -1], "--seq-len must be positive, got -1"),
         (["--params", "7e9", "--memory-gb", "nan"], "--memory-gb must be positive, got nan"),
         (["--params", "7e9", "--headroom", 1], "--headroom must be a share from 0 to below 1, got 1.0"),

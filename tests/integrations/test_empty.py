@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hypermlp import HyperCache, HyperGLU, swap_attention
 from tests.integrations import test_nanogpt as nanogpt
+from tests.integrations.packages import package
 from tests.integrations.torch_nn.encoders import WIDTH, encoder, triangle
 
 SHAPES = [(0, 5), (2, 0), (0, 0)]
@@ -66,11 +67,7 @@ def test_nanogpt(mixer: Any, shape: tuple[int, int]) -> None:
 
 
 def test_timm() -> None:
-    timm = pytest.importorskip(
-        "tests.integrations.test_timm",
-        reason="timm, or the torchvision that it needs, cannot be imported beside this torch",
-        exc_type=(ImportError, RuntimeError),
-    )
+    timm = package("tests.integrations.test_timm")
     pixels = torch.zeros(0, 3, 16, 16)
     model = timm.swapped()
     check(model, model(pixels), timm.stock()(pixels))

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from hypermlp import restore_attention, swap_attention
 from hypermlp.integrations.sites import CROSS
-from tests.integrations.test_other_libraries import in_place, package, pictures, ready, same, tokens
+from tests.integrations.packages import package
+from tests.integrations.test_other_libraries import in_place, pictures, ready, same, tokens
 
 _VIT = {"in_channels": 3, "img_size": 16, "patch_size": 4, "hidden_size": 32, "mlp_dim": 48, "num_layers": 2}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from importlib import import_module
 from typing import Any
 
 import pytest
@@ -14,14 +13,7 @@ from torch import Tensor, nn
 from hypermlp import build_layer, restore_attention, swap_attention
 from hypermlp.integrations.hosts.torch_nn import HyperSelfAttention
 from hypermlp.integrations.sites import CROSS, find_sites
-
-
-def package(name: str) -> Any:
-    """A package that may not be there, or not fit the PyTorch that is: torchvision says so with RuntimeError."""
-    try:
-        return import_module(name)
-    except (ImportError, RuntimeError) as reason:
-        pytest.skip(f"needs {name}: {reason}")
+from tests.integrations.packages import package
 
 
 def ready(model: nn.Module) -> Any:

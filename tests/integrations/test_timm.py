@@ -12,11 +12,9 @@ from torch import Tensor, nn
 from hypermlp import restore_attention, swap_attention
 from hypermlp.integrations import resize_positions
 from hypermlp.integrations.hosts.timm import TimmAttention, timm_attention
+from tests.integrations.packages import package
 
-try:
-    import timm
-except (ImportError, RuntimeError) as reason:  # a torchvision that does not fit torch is a RuntimeError
-    pytest.skip(f"needs timm: {reason}", allow_module_level=True)
+timm = package("timm")
 
 _SIZES = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 4, "num_classes": 5}
 

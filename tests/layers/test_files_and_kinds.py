@@ -117,3 +117,14 @@ def test_a_dtensor_is_told_of_shard_heads() -> None:
             hyper_attention(q, q, v)
     finally:
         dist.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # that it is to go
+def test_dynamic_quantisation_leaves_a_layer_as_it_is() -> None:
+    """It asks for exact classes: the projections are a subclass of ``nn.Linear``."""
+    layer, x = HyperGLU(16, 2, max_lag=12).eval(), torch.randn(2, 5, 16)
+    model = torch.nn.Sequential(layer, torch.nn.Linear(16, 16)).eval()
+    quantised = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear})
+    assert type(quantised[1]) is not torch.nn.Linear
+    with torch.no_grad():
+        assert torch.equal(quantised[0](x), layer(x))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hypermlp import parameter_groups, swap_attention
 from hypermlp.models import next_token_loss
 from tests.helpers import assert_close
 from tests.tools.models import language_model, runs, shake, tokens
@@ -88,3 +89,54 @@ def test_adapters_learn_as_their_parameters_would(targets: str) -> None:
             seen += 1
     assert seen == 2 * len(TARGETS[targets]) * (1 if targets == "embedding" else 2)
     assert all("lora" in key for key in found), "the base stays as it is"
+
+
+# of which group the adapters of a parameter, and of the layer called so, are
+KINDS = {
+    "tables": (["routing_mix.diag", "routing_mix.down", "routing_mix.up"], []),
+    "others": (["k_conv.weight", "embedding.weight"], []),
+    "matrices": (["o_proj.weight"], ["q_proj"]),
+}
+
+
+@pytest.mark.parametrize("adapters", [("default",), ("default", "second")])
+@pytest.mark.parametrize("kind", KINDS)
+def test_adapters_are_of_the_kind_that_they_adapt(kind: str, adapters: tuple[str, ...]) -> None:
+    """The rows of a table's adapter are no matrix that Muon could take, nor do they decay."""
+    parameters, modules = KINDS[kind]
+    model = language_model()
+    for name in adapters:
+        config = peft.LoraConfig(r=2, target_modules=modules, target_parameters=parameters)
+        model = peft.inject_adapter_in_model(config, model, adapter_name=name)
+    model.requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora" in name)
+    groups = parameter_groups(model)
+    found = {field: len(group["params"]) for field, group in zip(groups._fields, groups, strict=True)}
+    each = sum(("lora_A.default" in name) for name, _ in model.named_parameters())
+    assert each >= len(parameters) + len(modules)
+    assert found == {**dict.fromkeys(groups._fields, 0), kind: 2 * each * len(adapters)}
+    decays = getattr(groups, kind)["weight_decay"]
+    assert (decays > 0) == (kind == "matrices")
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # of PEFT itself
+def test_all_linear_and_parameters_together_fail_on_gpt2() -> None:
+    """Whose MLPs are ``Conv1D``; with the modules named both are there."""
+    transformers = pytest.importorskip("transformers", minversion="5.5", reason="needs the hf extra")
+    sizes = {"n_positions": 16, "n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 50}
+
+    def model(parameter: str, modules: str | list[str], swap: bool) -> nn.Module:
+        made = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, bos_token_id=0, eos_token_id=0))
+        if swap:
+            swap_attention(made, mix_rank=4)
+        config = peft.LoraConfig(r=2, target_modules=modules, target_parameters=[parameter])
+        return peft.get_peft_model(made, config)
+
+    for parameter, swap in (("wpe.weight", False), ("routing_mix.down", True)):
+        with pytest.raises(ValueError, match="fan_in_fan_out"):
+            model(parameter, "all-linear", swap)
+    adapted = model("routing_mix.down", ["q_proj", "o_proj"], True)
+    names = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
+    assert len(names) == 6
+    assert all("lora" in name for name in names)

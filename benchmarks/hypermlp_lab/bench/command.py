@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -32,6 +31,8 @@ app = typer.Typer(help="Measure speed and memory, after checking that what is me
 
 RESULTS = Path("runs/bench")
 _PIPED_WIDTH = 170
+# seconds, or GiB: so that bytes are a number, too
+_MOST = 1e12
 # more than any machine has; PyTorch takes no number beyond 32 bits
 _MOST_THREADS = 4096
 # seconds for one call of an operator; what is expected to need more is left out
@@ -192,7 +193,7 @@ def _lengths(text: str) -> tuple[int, ...]:
         lengths = tuple(int(part) for part in text.split(","))
     except ValueError:
         lengths = ()
-    if not lengths or min(lengths) < 1:
+    if not lengths or min(lengths) < 1 or max(lengths) >= 2**63:
         raise typer.BadParameter(f"{text!r} is not a list of positive numbers such as 512,1024", param_hint="--lengths")
     return lengths
 
@@ -214,8 +215,8 @@ def _device(name: str) -> str:
 
 
 def _finite(value: float, option: str) -> float:
-    if not 0 <= value < math.inf:
-        raise typer.BadParameter(f"{value} is not a number from 0", param_hint=option)
+    if not 0 <= value <= _MOST:
+        raise typer.BadParameter(f"{value} is not a number from 0 to {_MOST:g}", param_hint=option)
     return value
 
 

@@ -10,6 +10,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 
+from hypermlp.checks import check_number, check_size
 from hypermlp_lab.bench.clock import clock_for
 from hypermlp_lab.bench.environment import describe
 from hypermlp_lab.bench.gate import GATE_LENGTH, Trials, check
@@ -29,6 +30,9 @@ class Case:
     batch: int = 1
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
+
+    def __post_init__(self) -> None:
+        _check_numbers(self)
 
     def at(self: C, *lengths: int) -> tuple[C, ...]:
         """The same with other lengths."""
@@ -57,6 +61,15 @@ class Provider:
     peak_bytes: Callable[[Any], int] | None = None
     device: str | None = None
     baseline: bool = False
+
+
+def _check_numbers(described: Any) -> None:
+    """Sizes that PyTorch can have, and other numbers that a float can be, each called by its name."""
+    for name, value in vars(described).items():
+        if isinstance(value, int) and not isinstance(value, bool):
+            check_size(name, value, 0)
+        elif isinstance(value, float):
+            check_number(name, value, zero=True)
 
 
 C = TypeVar("C", bound=Case)
@@ -90,6 +103,9 @@ class Settings(Generic[C]):
     longest_call: float | None = None
     total_seconds: float | None = None
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_numbers(self)
 
     def plain(self) -> dict[str, Any]:
         """As JSON has it: what all cases share once, the rest as lists, one entry for each case."""

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from hypermlp.checks import shown
 from hypermlp_lab.console import user_errors
 from hypermlp_lab.plan.costs import Step
 from hypermlp_lab.plan.search import Limits, choose
@@ -14,6 +15,8 @@ from hypermlp_lab.plan.sizes import sized_model
 from hypermlp_lab.training.recipe import parameter_count
 
 _GIGA = 1e9
+# of GPUs, sequences and tokens: meshes are tried one by one
+_MOST = 1e9
 _ITEMSIZES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 
@@ -53,7 +56,9 @@ def plan(
     sizes = {"seq-len": seq_len, "gpus": gpus, "batch": batch, "gpus-per-node": gpus_per_node, "heads": heads}
     for name, value in (sizes | {"sequence": sequence, "memory-gb": memory_gb}).items():
         if value is not None and not 0 < value < float("inf"):
-            raise ValueError(f"--{name} must be positive, got {value}")
+            raise ValueError(f"--{name} must be positive, got {shown(value)}")
+        if value is not None and value > _MOST:
+            raise ValueError(f"--{name} must be at most {_MOST:g}, got {shown(value)}")
     if not 0 <= headroom < 1:
         raise ValueError(f"--headroom must be a share from 0 to below 1, got {headroom}")
     if dtype not in _ITEMSIZES:

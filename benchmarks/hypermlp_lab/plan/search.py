@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from math import isqrt
 
 from hypermlp_lab.plan.costs import Mesh, Step
 
@@ -80,7 +81,8 @@ def _divides(step: Step, sequence: int) -> bool:
 
 
 def _divisors(number: int) -> list[int]:
-    return [n for n in range(1, number + 1) if not number % n]
+    small = [n for n in range(1, isqrt(number) + 1) if not number % n]
+    return sorted({*small, *(number // n for n in small)})
 
 
 def _why_none(step: Step, limits: Limits) -> str:

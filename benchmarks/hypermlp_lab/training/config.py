@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
+from hypermlp.checks import check_number, check_size
+
 Precision = Literal["float32", "bfloat16"]
-_TOO_LARGE = 2**63
 
 
 @dataclass(frozen=True)
@@ -47,29 +47,19 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "seq_len", "eval_windows", "checkpoint_every"):
-            self._check_integer(name, 1)
+            check_size(name, getattr(self, name))
         if self.warmup_steps is None:
             object.__setattr__(self, "warmup_steps", min(100, self.steps // 10))
         if self.eval_every is None:
             object.__setattr__(self, "eval_every", max(1, self.steps // 10))
-        self._check_integer("warmup_steps", 0)
-        self._check_integer("eval_every", 1)
-        self._check_integer("seed", 0)
+        check_size("warmup_steps", self.warmup_steps, 0)
+        check_size("eval_every", self.eval_every)
+        check_size("seed", self.seed, 0)
         for name in ("lr", "grad_clip", "weight_decay", "table_lr"):
-            value = getattr(self, name)
-            if not isinstance(value, (int, float)) or isinstance(value, bool):
-                raise TypeError(f"{name} must be a number, got {value!r}")
-            if not (0 <= value < math.inf) or (value == 0 and name != "weight_decay"):
-                least = ">= 0" if name == "weight_decay" else "positive"
-                raise ValueError(f"{name} must be {least} and finite, got {value!r}")
+            check_number(name, getattr(self, name), zero=name == "weight_decay")
         if self.dtype not in get_args(Precision):
             raise ValueError(f"dtype must be one of {get_args(Precision)}, got {self.dtype!r}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that ``TrainingConfig(**...)`` takes back."""
         return asdict(self)
-
-    def _check_integer(self, name: str, least: int) -> None:
-        value = getattr(self, name)
-        if not isinstance(value, int) or isinstance(value, bool) or not least <= value < _TOO_LARGE:
-            raise ValueError(f"{name} must be an integer from {least} to 2**63 - 1, got {value!r}")

@@ -31,8 +31,13 @@ class AlbertAdapter(HuggingFaceAdapter):
 
     def describe(self, module: Any) -> Host:
         config, heads = module.config, module.num_attention_heads
-        calls, held = (count * config.inner_group_num for count in (config.num_hidden_layers, config.num_hidden_groups))
-        shared = f"the model has {held} of it and calls them {calls} times, and so the hyper layers in their place"
+        layers, groups, inner = config.num_hidden_layers, config.num_hidden_groups, config.inner_group_num
+        held, calls = groups * inner, layers * inner
+        called = inner * len({int(layer / (layers / groups)) for layer in range(layers)})  # as its encoder counts
+        said = f"the model has {held} of it and calls "
+        notes = [f"{said}them {calls} times, and so the hyper layers in their place"] if calls > held else []
+        if called < held:
+            notes.append(f"{said}{called} of these; so it is with the hyper layers, and the others get no gradient")
         return Host(
             hidden_size=config.hidden_size,
             num_heads=heads,
@@ -40,7 +45,7 @@ class AlbertAdapter(HuggingFaceAdapter):
             max_length=config.max_position_embeddings,
             output_dropout=module.output_dropout.p,
             projections=lambda: separate(module, ("query", "key", "value", "dense"), heads, heads, module.scaling),
-            notes=(shared,) if calls > held else (),
+            notes=tuple(notes),
         )
 
     def wrap(self, layer: AttentionLayer, module: Any, host: Host) -> nn.Module:

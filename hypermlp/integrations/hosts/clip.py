@@ -19,11 +19,16 @@ class ClipAdapter(HuggingFaceAdapter):
 
     def describe(self, module: Any) -> Host:
         config = module.config
-        picture = hasattr(config, "image_size")
+        picture, causal = hasattr(config, "image_size"), config.model_type == _CAUSAL
+        if causal and not getattr(config, "is_causal", True):
+            raise ValueError(
+                "its config says is_causal=False, which this text model obeys with eager attention and no other: leave "
+                "it out of the config"
+            )
         return Host(
             hidden_size=module.embed_dim,
             num_heads=module.num_heads,
-            causal=config.model_type == _CAUSAL and getattr(config, "is_causal", True),
+            causal=causal,
             max_length=patches(config) + (config.model_type == _CLASS_TOKEN)
             if picture
             else config.max_position_embeddings,

@@ -1,0 +1,30 @@
+"""Numbers that a configuration is given. Every message names the field, what came, and what it may be."""
+
+from __future__ import annotations
+
+import sys
+
+_TOO_LARGE = 2**63
+
+
+def check_size(name: str, value: object, least: int = 1) -> None:
+    """An integer from ``least`` on that a size of PyTorch's can be."""
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value < _TOO_LARGE:
+        kind = "a positive integer" if least == 1 else f"an integer >= {least}"
+        bound = " below 2**63" if isinstance(value, int) and value >= _TOO_LARGE else ""
+        raise ValueError(f"{name} must be {kind}{bound}, got {shown(value)}")
+
+
+def check_number(name: str, value: object, *, zero: bool = False) -> None:
+    """A number above 0, or at least 0 if ``zero``, that a float can be."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not 0 <= value <= sys.float_info.max or (value == 0 and not zero):
+        raise ValueError(f"{name} must be {'>= 0' if zero else 'positive'} and finite, got {shown(value)}")
+
+
+def shown(value: object) -> str:
+    """``repr``, but of integers with thousands of digits, which Python refuses to write."""
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"an integer of {value.bit_length()} bits"
+    return repr(value)

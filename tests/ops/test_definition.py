@@ -23,7 +23,7 @@ from tests.strategies import cases, visibility
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@settings(deadline=None, max_examples=10 if INTERPRETED else 50)
+@settings(deadline=None, max_examples=5 if INTERPRETED else 50)
 @given(data=st.data(), case=cases(lengths=(1, 2, 5, 9)), rows=st.sampled_from([3, 32]))
 def test_equals_the_definition(backend, data, case, rows):
     seen = data.draw(visibility(case))
@@ -34,7 +34,7 @@ def test_equals_the_definition(backend, data, case, rows):
 
 
 @pytest.mark.parametrize("backend", BACKENDS[1:])
-@settings(deadline=None, max_examples=4 if INTERPRETED else 150)
+@settings(deadline=None, max_examples=2 if INTERPRETED else 150)
 @given(data=st.data(), case=cases(max_batch=3), rows=st.sampled_from([7, 16, 32]))
 def test_equals_the_reference_at_any_length(backend, data, case, rows):
     seen = data.draw(visibility(case))

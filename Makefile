@@ -82,6 +82,9 @@ format: $(VENV)/.dev
 
 bench: $(VENV)/.lab
 	$(BIN)/hypermlp bench attention --out benchmarks/results/attention-cpu.json --plot docs/pictures/attention-cpu.png
+	$(BIN)/hypermlp bench models --out benchmarks/results/models-cpu.json --plot runs/bench/models-cpu.png
+	$(BIN)/hypermlp bench models --threads 2 --out benchmarks/results/models-2-threads-cpu.json \
+		--plot runs/bench/models-2-threads-cpu.png
 	$(BIN)/hypermlp bench decode --compiled --out benchmarks/results/decode-cpu.json --plot docs/pictures/decode-cpu.png
 
 docs: $(VENV)/.docs

@@ -72,10 +72,9 @@ def models(device: str, seconds: float) -> ModelBenchmark:
         replace(case, size=size, length=length, batch=batch)
         for size, length, batch in ((("demo", 48, 2),) if small else sizes)
     )
-    left_out = "hyperglu-triton" if small else "hyperglu-chunked"
     # half for measuring, half for building and checking
     settings = Settings(cases, seconds=min(8.0, seconds / (2 * len(cases))))
-    return ModelBenchmark([provider for provider in MODEL_PROVIDERS if provider.name != left_out], settings)
+    return ModelBenchmark([provider for provider in MODEL_PROVIDERS if provider.device in (None, device)], settings)
 
 
 BENCHMARKS: dict[str, Make] = {

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import json
+from inspect import signature
+from pathlib import Path
+
 import pytest
+import torch
+from typer.testing import CliRunner
 
 from hypermlp.ops.library import PATHS
+from hypermlp_lab import commands
 from hypermlp_lab.bench import gate, models
+from hypermlp_lab.bench.command import app
 from hypermlp_lab.bench.models import MODEL_PROVIDERS, ModelBenchmark, ModelCase, TrainingStep
 from hypermlp_lab.bench.results import markdown
 from hypermlp_lab.bench.run import Report, Settings
 from hypermlp_lab.bench.run import run as run_benchmark
+from hypermlp_lab.training import TrainingConfig, load_corpus
+from hypermlp_lab.training.demo import Demo
 
 CASE = ModelCase(length=24, batch=2, size="demo")
 BY_NAME = {provider.name: provider for provider in MODEL_PROVIDERS}
@@ -33,6 +43,31 @@ def test_both_models_are_of_one_size() -> None:
         ]
         assert abs(counts[0] / counts[1] - 1) < 0.01
     assert 120e6 < counts[0] < 130e6
+
+
+def test_the_demos_models_are_those_of_the_demo(tmp_path: Path) -> None:
+    config = TrainingConfig(1, seq_len=CASE.length)
+    text = tmp_path / "text.txt"
+    text.write_text("a line of text\n" * 100)
+    demo = Demo(load_corpus(text), config, hidden_size=128, num_layers=3, out=tmp_path, device=torch.device("cpu"))
+    assert CASE.configs() == demo.model_configs()
+    defaults = signature(commands.demo).parameters
+    assert (defaults["hidden_size"].default, defaults["layers"].default) == (128, 3)
+
+
+def test_command(tmp_path: Path) -> None:
+    out = tmp_path / "models.json"
+    arguments = ["models", "--lengths", "24", "--batch", "2", "--repeats", "3", "--seconds", "0.1", "--out", str(out)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    report = json.loads(out.read_text())
+    assert [row["provider"] for row in report["rows"]] == ["hyperglu-auto", "hyperglu-chunked", "softmax"]
+    assert len({verdict["passed"] for verdict in report["gate"]}) == 1
+    assert abs(report["rows"][0]["parameters"] / report["rows"][2]["parameters"] - 1) < 0.01
+    for wrong, named in ((["--size", "huge"], "demo, gpt2"), (["--dtype", "float64"], "float32 nor bfloat16")):
+        result = CliRunner().invoke(app, [*arguments, *wrong])
+        assert result.exit_code == 2
+        assert named in result.output
 
 
 def test_a_report_of_what_was_measured() -> None:

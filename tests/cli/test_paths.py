@@ -55,6 +55,7 @@ COMMANDS: dict[str, Case] = {
     "inspect": Case({"checkpoint": "read", "text": "read", "out": "folder"}, "{run} --text {text}", quick=False),
     "bench attention": Case(_BENCH, f"{_MEASURED} --only softmax"),
     "bench decode": Case(_BENCH, f"{_MEASURED} --steps 1 --only softmax"),
+    "bench models": Case(_BENCH, "--lengths 16 --batch 1 --repeats 1 --only softmax"),
     "study mad": Case({"out": "folder"}, "--preset smoke", quick=False),
     "study text": Case({"data": "read", "out": "folder"}, "--preset smoke", quick=False),
     # its data is a name in the records, which must be the same

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, cast, get_args
 
 import torch
 import typer
@@ -22,6 +22,7 @@ from hypermlp_lab.bench.decoding import (
 )
 from hypermlp_lab.bench.layers import ATTENTION_PROVIDERS, LAYER_PROVIDERS_ON_GPU, LayerBenchmark, LayerCase
 from hypermlp_lab.bench.measure import MODES
+from hypermlp_lab.bench.models import MODEL_PROVIDERS, ModelBenchmark, ModelCase, Size
 from hypermlp_lab.bench.operators import OPERATOR_PROVIDERS, OperatorBenchmark, OperatorCase
 from hypermlp_lab.bench.run import Benchmark, Case, Provider, Settings, passed, run
 from hypermlp_lab.console import chosen_device, user_errors
@@ -158,6 +159,40 @@ def decode(
     )  # fmt: skip
     settings = Settings(case.at(*contexts), threads=threads, repeats=repeats, seconds=seconds, seed=seed)
     _run(DecodeBenchmark(chosen, settings), out, plot)
+
+
+@app.command()
+@user_errors()
+def models(
+    lengths: Annotated[str, typer.Option(help="Tokens of a sequence, separated by commas.")] = "256",
+    size: Annotated[
+        str, typer.Option(help="demo: make demo's models; gpt2: of GPT-2's size, 124M parameters.")
+    ] = "demo",
+    batch: Annotated[int, typer.Option(min=1, help="Sequences of a step.")] = 16,
+    threads: Threads = 1,
+    repeats: Repeats = 20,
+    seconds: Seconds = 60.0,
+    device: Device = "cpu",
+    dtype: Annotated[str, typer.Option(help="Of products: float32 or bfloat16; weights are float32.")] = "float32",
+    only: Only = None,
+    out: Out = None,
+    plot: Plot = None,
+) -> None:
+    """Compare training steps of whole models of equal parameters: forward, backward and AdamW.
+
+    Each is first checked, loss and gradient, against the dense path in float32. One that fails is not timed, and
+    the command exits with status 1.
+    """
+    here = [p for p in MODEL_PROVIDERS if p.device in (None, torch.device(_device(device)).type)]
+    if size not in get_args(Size):
+        raise typer.BadParameter(f"{size!r} is none of {', '.join(get_args(Size))}", param_hint="--size")
+    if dtype not in ("float32", "bfloat16"):
+        raise typer.BadParameter(f"{dtype!r} is neither float32 nor bfloat16", param_hint="--dtype")
+    seconds = _finite(seconds, "--seconds")
+    out, plot = _places("models", device, out, plot)
+    case = ModelCase(size=cast(Size, size), batch=batch, device=device, dtype=_DTYPES[dtype])
+    settings = Settings(case.at(*_lengths(lengths)), threads=threads, repeats=repeats, seconds=seconds)
+    _run(ModelBenchmark(_chosen(here, only), settings), out, plot)
 
 
 def _run(benchmark: Benchmark[_P, _C], out: Path, picture: Path) -> None:

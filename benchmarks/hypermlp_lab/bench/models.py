@@ -13,7 +13,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hypermlp.budget import match_intermediate_size
 from hypermlp.config import HyperConfig
 from hypermlp.layers import AttentionLayer
 from hypermlp.models import LanguageModel, LanguageModelConfig
@@ -21,8 +20,10 @@ from hypermlp.ops.attention import Backend
 from hypermlp_lab.bench.gate import Errors, Trials
 from hypermlp_lab.bench.measure import extra_peak_bytes
 from hypermlp_lab.bench.run import Benchmark, Case, Prepared, Provider, throughput
+from hypermlp_lab.training.recipe import byte_model, match_parameters
 
 Size = Literal["demo", "gpt2"]
+_MIXERS = ("hyperglu", "softmax")
 _GATE_BATCH = 2
 # of the loss, by which low precision moves it a little in a deep model
 _LOSS_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 1e-2}
@@ -36,7 +37,7 @@ class ModelCase(Case):
         length: tokens of a sequence, and ``max_lag``.
         batch: sequences of a step.
         dtype: of products.
-        size: ``"demo"``, the byte model of ``make demo``, or ``"gpt2"``, of about 124M parameters.
+        size: ``"demo"``, the byte models of ``make demo``, or ``"gpt2"``, of about 124M parameters.
     """
 
     size: Size = "gpt2"
@@ -47,18 +48,17 @@ class ModelCase(Case):
 
     def configs(self) -> dict[str, LanguageModelConfig]:
         """HyperGLU with 2 heads, and softmax with its MLP widened to the same number of parameters."""
-        vocab, hidden, layers, heads, inner = {
-            "demo": (256, 128, 4, 4, 352),
+        if self.size == "demo":
+            shape = {"hidden_size": 128, "num_layers": 3, "seq_len": self.length}
+            made = [byte_model(mixer, **shape) for mixer in _MIXERS]
+        else:
+            hidden, layers, vocab = 768, 12, 50257
             # a SwiGLU of 2048 has the parameters of GPT-2's MLP of 3072
-            "gpt2": (50257, 768, 12, 12, 2048),
-        }[self.size]
-        hyper = HyperConfig(hidden, 2, max_lag=self.length)
-        softmax = HyperConfig(hidden, heads, mixer="softmax", rope=True)
-        width = match_intermediate_size(hyper, softmax, inner).intermediate_size
-        return {
-            "hyperglu": LanguageModelConfig(vocab, hidden, layers, hyper, inner),
-            "softmax": LanguageModelConfig(vocab, hidden, layers, softmax, width),  # type: ignore[arg-type]
-        }
+            made = [
+                LanguageModelConfig(vocab, hidden, layers, HyperConfig(hidden, 2, max_lag=self.length), 2048),
+                LanguageModelConfig(vocab, hidden, layers, HyperConfig(hidden, 12, mixer="softmax", rope=True), 2048),
+            ]
+        return dict(zip(_MIXERS, match_parameters(*made), strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,10 +70,18 @@ class ModelProvider(Provider):
 
 
 MODEL_PROVIDERS = (
-    ModelProvider(name="hyperglu-triton", description="HyperGLU, fused kernels", mixer="hyperglu", backend="triton"),
-    ModelProvider(name="hyperglu-chunked", description="HyperGLU, chunked path", mixer="hyperglu", backend="chunked"),
+    ModelProvider(
+        name="hyperglu-auto", description="HyperGLU, as it comes: the native path where there is a compiler",
+        mixer="hyperglu", backend="auto", device="cpu",
+    ),
+    ModelProvider(
+        name="hyperglu-triton", description="HyperGLU, fused kernels", mixer="hyperglu", backend="triton", device="cuda"
+    ),
+    ModelProvider(
+        name="hyperglu-chunked", description="HyperGLU, chunked path", mixer="hyperglu", backend="chunked", device="cpu"
+    ),
     ModelProvider(name="softmax", description="softmax (SDPA)", mixer="softmax", backend="auto", baseline=True),
-)
+)  # fmt: skip
 
 
 class TrainingStep:

@@ -7,40 +7,43 @@ one (causal rows grow), so where a block begins is a formula. A plane is in colu
 positions) or by key.
 """
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 
-from hypermlp_kernels.blocks import load_rows, place
+from hypermlp_kernels.blocks import compact_head, head_of, load_rows, place, store_rows
+
+
+class Planes(NamedTuple):
+    """Where a chunk's row blocks have their tiles: those of ``num_rest`` heads together, from tile ``origin`` on."""
+
+    num_rest: tl.tensor
+    origin: tl.tensor
+    full: tl.tensor
+    most: tl.tensor
 
 
 @triton.jit
-def tiles_before(i_block, full, most, STEP: tl.constexpr):
-    """Tiles kept for the row blocks of a head before ``i_block``."""
-    growing = tl.minimum(i_block, full).to(tl.int64)
-    return growing * (growing + 1) // 2 * STEP + (i_block - growing) * most
+def block_tiles(i_block, i_rest, planes, STEP: tl.constexpr):
+    """Where a row block's tiles begin, in tiles; its last row tile has ``STEP`` more than the block before."""
+    growing = tl.minimum(i_block, planes.full).to(tl.int64)
+    before = growing * (growing + 1) // 2 * STEP + (i_block - growing) * planes.most
+    own = tl.where(i_block < planes.full, (i_block + 1) * STEP, planes.most).to(tl.int64)
+    return before * planes.num_rest + own * i_rest - planes.origin
 
 
 @triton.jit
-def block_tiles(i_block, i_rest, origin, num_rest, full, most, STEP: tl.constexpr):
-    """Where a row block's tiles begin in the planes of a chunk, in tiles; ``origin`` lies before the chunk."""
-    own = tl.where(i_block < full, (i_block + 1) * STEP, most).to(tl.int64)
-    return tiles_before(i_block, full, most, STEP) * num_rest + own * i_rest - origin
-
-
-@triton.jit
-def locate_in_chunk(
-    p_blocks, last, origin, length, num_rest, num_heads, full, most,
-    HAS_BLOCKS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-):  # fmt: skip
-    """``(batch, head, first token, tokens, i0, first tile)`` of this program: the chunk's last block first.
+def locate_in_chunk(p_blocks, last, planes, length, max_lag, num_heads, C: tl.constexpr):
+    """``(rows, first tile)`` of this program: the chunk's last block first.
 
     Blocks are counted head after head, ``num_rest`` of them for the same rows.
     """
     i_flat = last - tl.program_id(0)
-    i_block = i_flat // num_rest
-    i_rest = i_flat % num_rest
-    i_b, i_h, start, n, i0 = place(p_blocks, i_block, i_rest, length, num_heads, HAS_BLOCKS, BM)
-    return i_b, i_h, start, n, i0, block_tiles(i_block, i_rest, origin, num_rest, full, most, BM // BN)
+    i_block = i_flat // planes.num_rest
+    i_rest = i_flat % planes.num_rest
+    rows = place(p_blocks, i_block, i_rest, length, max_lag, num_heads, C.BM, C)
+    return rows, block_tiles(i_block, i_rest, planes, C.BM // C.BN)
 
 
 @triton.jit
@@ -51,16 +54,20 @@ def tile_offsets(tile, ROWS: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr):
 
 @triton.jit
 def store_statistic_gradient(
-    b_dw, p_z, p_gate, p_dz, p_dgate, i0, n, z_stride, gate_stride,
-    R: tl.constexpr, GATED: tl.constexpr, GATE_GRADIENT: tl.constexpr, BM: tl.constexpr, BR: tl.constexpr,
+    b_dw, p_z, gate, p_dz, p_dgate, i_map, num_maps, rows,
+    GATE_GRADIENT: tl.constexpr, BM: tl.constexpr, M: tl.constexpr,
 ):  # fmt: skip
-    """From the gradient of ``gate * z``, ``[BM, BR]``: that of ``z`` and, where asked for, of ``gate``."""
-    o_m = tl.arange(0, BM)
-    o_r = tl.arange(0, BR)
-    inside = (i0 + o_m < n)[:, None] & (o_r < R)[None, :]
-    offset = i0.to(tl.int64) * z_stride + o_m[:, None] * z_stride + o_r[None, :]
+    """From the gradient of a map's ``gate * z``, ``[BM, BR]``: that of ``z`` and, where asked for, of ``gate``.
+
+    All but the :class:`Stream` of gates are contiguous ``[B, T, num_maps, R]``.
+    """
     if GATE_GRADIENT:
-        tl.store(p_dgate + offset, b_dw * load_rows(p_z, i0, n, z_stride, R, BM, BR), mask=inside)
-    if GATED:
-        b_dw = b_dw * load_rows(p_gate, i0, n, gate_stride, R, BM, BR).to(b_dw.dtype)
-    tl.store(p_dz + offset, b_dw, mask=inside)
+        z = compact_head(p_z, rows, i_map, num_maps, M.R)
+        dgate = compact_head(p_dgate, rows, i_map, num_maps, M.R)
+        b_z = load_rows(z, rows.i0, rows.n, M.R, BM, M.BR)
+        store_rows(dgate, b_dw * b_z, rows.i0, rows.n, M.R, BM, M.BR)
+    if M.GATED:
+        b_gate = load_rows(head_of(gate, rows, i_map, False), rows.i0, rows.n, M.R, BM, M.BR)
+        b_dw = b_dw * b_gate.to(b_dw.dtype)
+    dz = compact_head(p_dz, rows, i_map, num_maps, M.R)
+    store_rows(dz, b_dw, rows.i0, rows.n, M.R, BM, M.BR)

@@ -7,24 +7,30 @@ made by the programs that own the keys.
 import triton
 import triton.language as tl
 
-from hypermlp_kernels.backward_blocks import block_tiles, locate_in_chunk, tile_offsets
-from hypermlp_kernels.backward_parts import own_part, store_part
-from hypermlp_kernels.blocks import gated_statistic, head_of, key_tiles, load_rows, mix, place, table_rows
-from hypermlp_kernels.skew import rotate, rotation_index
+from hypermlp_kernels.backward_blocks import Planes, block_tiles, tile_offsets
+from hypermlp_kernels.backward_parts import is_empty, locate_part, store_part
+from hypermlp_kernels.blocks import (
+    Stream,
+    compact_head,
+    first_column,
+    from_row,
+    head_of,
+    inverse_norm,
+    key_tiles,
+    load_rows,
+    place,
+    store_rows,
+)
+from hypermlp_kernels.mixing import mix, mixing_index, mixing_of
+from hypermlp_kernels.skew import rotate
 from hypermlp_kernels.visibility import hide
 
 
 @triton.jit
-def mixed_tile(
-    p_x, b_w, p_scale, p_table, p_hole, i0, t, n, max_lag,
-    SCALE: tl.constexpr, LOW_RANK: tl.constexpr, BY_LAG: tl.constexpr, CAUSAL: tl.constexpr, HOLES: tl.constexpr,
-    ACC: tl.constexpr, PRECISION: tl.constexpr, NG: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BR: tl.constexpr,
-):  # fmt: skip
+def mixed_tile(p_x, mixing, t, rows, p_valid, C: tl.constexpr, M: tl.constexpr):
     """``x scale + w table^T`` of the tile at ``p_x``, in column order, zero where hidden."""
-    b_x = tl.load(p_x).to(ACC)
-    x0 = i0 - t * BN if BY_LAG else t * BN
-    b_x = mix(b_x, b_w, p_scale, p_table, x0, max_lag, 1.0, SCALE, LOW_RANK, PRECISION, NG, BN, BR)
-    return hide(b_x, i0, t, n, max_lag, p_hole, BY_LAG, CAUSAL, HOLES, BM, BN)
+    b_x = mix(tl.load(p_x).to(C.ACC), mixing, first_column(t, rows, C), rows.max_lag, 1.0, C, M)
+    return hide(b_x, t, rows, p_valid, C)
 
 
 @triton.jit(
@@ -37,11 +43,8 @@ def turn_kernel(
     p_x, p_scale, p_table, p_z, p_gate, p_rho, p_k, p_out, p_dq, p_blocks, p_valid,
     k_batch, k_token, k_head, gate_batch, gate_token, gate_head,
     length, max_lag, num_rest, num_heads, num_maps, last, origin, full, most, plane, span,
-    K: tl.constexpr, R: tl.constexpr, SCALE: tl.constexpr, GATED: tl.constexpr, WEIGHTS: tl.constexpr,
-    QUERY_GRADIENT: tl.constexpr, SPLIT: tl.constexpr, ALIGNED: tl.constexpr,
-    BY_LAG: tl.constexpr, CAUSAL: tl.constexpr, HAS_BLOCKS: tl.constexpr, HOLES: tl.constexpr,
-    ASM: tl.constexpr, ACC: tl.constexpr, MIX: tl.constexpr, PRECISION: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BR: tl.constexpr, STAGES: tl.constexpr,
+    WEIGHTS: tl.constexpr, QUERY_GRADIENT: tl.constexpr, SPLIT: tl.constexpr, ALIGNED: tl.constexpr,
+    C: tl.constexpr, M: tl.constexpr,
 ):  # fmt: skip
     """``x scale + (gate z) table^T`` from a plane in column order to one by key, zero where hidden.
 
@@ -49,79 +52,53 @@ def turn_kernel(
     is ``p_dq`` ``[B, T, maps, K]``, or of a part of the rows (``SPLIT``) the scratch of ``backward_parts``. A
     program's score map is its third index; planes lie ``plane`` tiles apart.
     """
-    NG: tl.constexpr = BM // BN if BY_LAG else 1
-    i_b, i_h, start, n, i0, tile0 = locate_in_chunk(
-        p_blocks, last, origin, length, num_rest, num_heads, full, most, HAS_BLOCKS, BM, BN
-    )
-    if i0 >= n:
+    BM: tl.constexpr = C.BM
+    BN: tl.constexpr = C.BN
+    BK: tl.constexpr = C.BK
+    planes = Planes(num_rest, origin, full, most)
+    rows, part = locate_part(p_blocks, last, planes, span, length, max_lag, num_heads, SPLIT, C)
+    if is_empty(rows, part, SPLIT):
         return
-    i_map = i_h + tl.program_id(2) * num_heads
+    i_map = rows.i_h + tl.program_id(2) * num_heads
     p_x += tl.program_id(2).to(tl.int64) * plane * (BM * BN)
     p_out += tl.program_id(2).to(tl.int64) * plane * (BM * BN)
-    first_token = i_b * length + start
-    p_hole = p_valid + first_token
-    p_scale += i_map * max_lag
-    p_table += i_map * max_lag * BR
-    p_keys = head_of(p_k, i_b, start, i_map, k_batch, k_token, k_head, ALIGNED)
-    o_m = tl.arange(0, BM)
-    t_first, t_end = key_tiles(i0, n, max_lag, BY_LAG, CAUSAL, BM, BN)
-    tile0, t_first, t_stop = own_part(tile0, t_first, t_end, span, SPLIT)
-    if SPLIT:  # noqa: SIM102  a compile-time branch
-        if t_first >= t_stop:
-            return
-
-    b_next = tl.zeros((BM, BN), ACC)
-    b_anchor = b_next
-    b_w = b_next
-    if R > 0:
-        p_z_rows = p_z + (first_token * num_maps + i_map) * R
-        p_gate_rows = head_of(p_gate, i_b, start, i_map, gate_batch, gate_token, gate_head, False)
-        b_w = gated_statistic(
-            p_z_rows, p_gate_rows, i0, n, num_maps * R, gate_token, 1.0, R, GATED, MIX, BM, NG, BR
-        )  # fmt: skip
-        b_table = tl.trans(table_rows(p_table, i0, max_lag, NG, BN, BR))
-        b_anchor = tl.dot(b_w, b_table, input_precision=PRECISION, out_dtype=ACC)
-    b_index = rotation_index(b_anchor, BM, BN, ASM)
-    current = tl.arange(0, BN)[None, :] <= (o_m % BN)[:, None]
-    b_inverse = tl.full((BM,), 1.0, ACC)
+    keys = head_of(Stream(p_k, k_batch, k_token, k_head), rows, i_map, ALIGNED)
+    gate = Stream(p_gate, gate_batch, gate_token, gate_head)
+    mixing = mixing_of(p_scale, p_table, p_z, gate, i_map, num_maps, 1.0, rows, C, M)
+    b_index = mixing_index(mixing, rows.i0, max_lag, C, M)
+    current = tl.arange(0, BN)[None, :] <= (tl.arange(0, BM) % BN)[:, None]
+    b_inverse = tl.full((BM,), 1.0, C.ACC)
     if WEIGHTS:
-        o_row = (first_token + i0) * num_heads + i_h + o_m.to(tl.int64) * num_heads
-        b_inverse = 1.0 / tl.load(p_rho + o_row, mask=i0 + o_m < n, other=1.0)
-    if SPLIT and BY_LAG:
+        b_inverse = inverse_norm(p_rho, rows, C)
+    b_next = tl.zeros((BM, BN), C.ACC)
+    if SPLIT and C.BY_LAG:
         # after a row's last tile there is nothing
-        t = tl.minimum(t_stop, t_end - 1)
-        b_next = mixed_tile(
-            p_x + tile_offsets(tile0 + t - t_first, BM, BN, BM), b_w, p_scale, p_table, p_hole, i0, t, n, max_lag,
-            SCALE, R > 0, BY_LAG, CAUSAL, HOLES, ACC, PRECISION, NG, BM, BN, BR,
-        )  # fmt: skip
-        b_next = tl.where(t_stop < t_end, b_next, 0.0)
-    b_dq = tl.zeros((BM, BK), ACC)
-    for back in tl.range(0, t_stop - t_first, num_stages=STAGES):
-        t = t_stop - 1 - back
-        o_tile = tile_offsets(tile0 + t - t_first, BM, BN, BM)
-        b_x = mixed_tile(
-            p_x + o_tile, b_w, p_scale, p_table, p_hole, i0, t, n, max_lag,
-            SCALE, R > 0, BY_LAG, CAUSAL, HOLES, ACC, PRECISION, NG, BM, BN, BR,
-        )  # fmt: skip
-        if BY_LAG:
-            b_turned = rotate(tl.where(current, b_x, b_next), b_index, BM, BN)
+        t = tl.minimum(part.t_stop, part.t_end - 1)
+        p_tile = p_x + tile_offsets(part.tile0 + t - part.t_first, C.BM, C.BN, C.BM)
+        b_next = mixed_tile(p_tile, mixing, t, rows, p_valid, C, M)
+        b_next = tl.where(part.t_stop < part.t_end, b_next, 0.0)
+    b_dq = tl.zeros((BM, BK), C.ACC)
+    for back in tl.range(0, part.t_stop - part.t_first, num_stages=C.STAGES):
+        t = part.t_stop - 1 - back
+        o_tile = tile_offsets(part.tile0 + t - part.t_first, C.BM, C.BN, C.BM)
+        b_x = mixed_tile(p_x + o_tile, mixing, t, rows, p_valid, C, M)
+        if C.BY_LAG:
+            b_turned = rotate(tl.where(current, b_x, b_next), b_index, C.BM, C.BN)
             b_next = b_x
             b_x = b_turned
         if WEIGHTS:
             b_x = b_x * b_inverse[:, None]
-        b_x = b_x.to(MIX)
+        b_x = b_x.to(C.MIX)
         tl.store(p_out + o_tile, b_x)
         if QUERY_GRADIENT:
-            b_k = load_rows(p_keys, t * BN, n, k_token, K, BN, BK)
-            b_dq = tl.dot(b_x, b_k.to(MIX), b_dq, input_precision=PRECISION, out_dtype=ACC)
+            b_k = load_rows(keys, t * BN, rows.n, C.K, C.BN, C.BK)
+            b_dq = tl.dot(b_x, b_k.to(C.MIX), b_dq, input_precision=C.PRECISION, out_dtype=C.ACC)
     if QUERY_GRADIENT:
         if SPLIT:
-            store_part(p_dq, b_dq, tl.program_id(2), BM, BK)
+            store_part(p_dq, b_dq, tl.program_id(2), C.BM, C.BK)
         else:
-            o_k = tl.arange(0, BK)
-            p_out_rows = p_dq + ((first_token + i0) * num_maps + i_map) * K
-            p_out_rows = p_out_rows + o_m.to(tl.int64)[:, None] * num_maps * K + o_k[None, :]
-            tl.store(p_out_rows, b_dq, mask=(i0 + o_m < n)[:, None] & (o_k < K)[None, :])
+            dq = compact_head(p_dq, rows, i_map, num_maps, C.K)
+            store_rows(dq, b_dq, rows.i0, rows.n, C.K, C.BM, C.BK)
 
 
 @triton.jit(
@@ -133,50 +110,50 @@ def key_product_kernel(
     p_x, p_y, p_out, p_blocks,
     y_batch, y_token, y_head,
     length, max_lag, num_rest, num_heads, num_maps, first, stop, origin, full, most, plane,
-    WIDTH: tl.constexpr, BY_LAG: tl.constexpr, CAUSAL: tl.constexpr, HAS_BLOCKS: tl.constexpr, ALIGNED: tl.constexpr,
-    ACC: tl.constexpr, MIX: tl.constexpr, PRECISION: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BW: tl.constexpr, STAGES: tl.constexpr,
+    WIDTH: tl.constexpr, BW: tl.constexpr, ALIGNED: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """Adds ``sum_i x_i[j] y_i`` over the chunk's rows to ``p_out`` ``[B, T, maps, WIDTH]``, float32.
 
     ``x`` is in a plane by key. A program owns a block of ``BM`` keys of a map (its second index) and ``BW`` channels;
     blocks of channels run side by side, and so they read ``x`` from memory once.
     """
+    BM: tl.constexpr = C.BM
+    BN: tl.constexpr = C.BN
     WIDTH_BLOCKS: tl.constexpr = (WIDTH + BW - 1) // BW
     i_w = tl.program_id(0) % WIDTH_BLOCKS
     i_rest = tl.program_id(0) // WIDTH_BLOCKS % num_rest
     i_block = tl.program_id(0) // WIDTH_BLOCKS // num_rest
-    i_b, i_h, start, n, j0 = place(p_blocks, i_block, i_rest, length, num_heads, HAS_BLOCKS, BM)
-    i_map = i_h + tl.program_id(1) * num_heads
+    keys = place(p_blocks, i_block, i_rest, length, max_lag, num_heads, C.BM, C)
+    j0, n = keys.i0, keys.n
+    i_map = keys.i_h + tl.program_id(1) * num_heads
     p_x += tl.program_id(1).to(tl.int64) * plane * (BM * BN)
     # of the rows that see the keys, those in the chunk
     of_sequence = i_block - j0 // BM
     row_stop = n
-    if BY_LAG:
+    if C.BY_LAG:
         row_stop = tl.minimum(n, j0 + BM - 1 + max_lag)
-    i_first = tl.maximum(i_block if CAUSAL else of_sequence, tl.cdiv(first - i_rest, num_rest))
+    i_first = tl.maximum(i_block if C.CAUSAL else of_sequence, tl.cdiv(first - i_rest, num_rest))
     i_stop = tl.minimum(of_sequence + tl.cdiv(row_stop, BM), tl.cdiv(stop - i_rest, num_rest))
     if (j0 >= n) | (i_first >= i_stop):
         return
-    first_token = i_b * length + start
     o_m = tl.arange(0, BM)
     o_w = i_w * BW + tl.arange(0, BW)
-    p_rows = head_of(p_y, i_b, start, i_map, y_batch, y_token, y_head, ALIGNED) + i_w * BW
-    b_out = tl.zeros((BM, BW), ACC)
+    p_rows = head_of(Stream(p_y, y_batch, y_token, y_head), keys, i_map, ALIGNED).p + i_w * BW
+    b_out = tl.zeros((BM, BW), C.ACC)
     o_tile = o_m // BN
     o_key = o_tile * (BM * BN) + o_m % BN
-    for i_row in tl.range(i_first, i_stop, num_stages=STAGES):
+    for i_row in tl.range(i_first, i_stop, num_stages=C.STAGES):
         i0 = (i_row - of_sequence) * BM
-        t_first, t_stop = key_tiles(i0, n, max_lag, BY_LAG, CAUSAL, BM, BN)
+        t_first, t_stop = key_tiles(from_row(keys, i0), C)
         t = j0 // BN - t_first
-        tile = block_tiles(i_row, i_rest, origin, num_rest, full, most, BM // BN) + t
+        tile = block_tiles(i_row, i_rest, Planes(num_rest, origin, full, most), BM // BN) + t
         # the first of the block's tiles may lie before the rows' window, the last past the sequence
         kept = (t + o_tile >= 0) & (t + o_tile < t_stop - t_first)
         b_x = tl.load(p_x + tile * (BM * BN) + o_m[:, None] * BN + o_key[None, :], mask=kept[None, :], other=0.0)
         p_tile = p_rows + i0.to(tl.int64) * y_token + o_m[:, None] * y_token + tl.arange(0, BW)[None, :]
         b_y = tl.load(p_tile, mask=(i0 + o_m < n)[:, None] & (o_w < WIDTH)[None, :], other=0.0)
-        b_out = tl.dot(tl.trans(b_x), b_y.to(MIX), b_out, input_precision=PRECISION, out_dtype=ACC)
-    p_own = p_out + ((first_token + j0) * num_maps + i_map) * WIDTH
-    p_own = p_own + o_m.to(tl.int64)[:, None] * num_maps * WIDTH + o_w[None, :]
+        b_out = tl.dot(tl.trans(b_x), b_y.to(C.MIX), b_out, input_precision=C.PRECISION, out_dtype=C.ACC)
+    own = compact_head(p_out, keys, i_map, num_maps, WIDTH)
+    p_own = own.p + j0.to(tl.int64) * own.token + o_m[:, None] * own.token + o_w[None, :]
     owned = (j0 + o_m < n)[:, None] & (o_w < WIDTH)[None, :]
     tl.store(p_own, b_out + tl.load(p_own, mask=owned), mask=owned)

@@ -4,22 +4,45 @@ Each takes a *part*, ``span`` of the block's key tiles, and leaves its part of a
 ``[maps, blocks, parts, BM, width]``. :func:`add_parts_kernel` adds the parts up, in one order.
 """
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 
-from hypermlp_kernels.backward_blocks import locate_in_chunk, store_statistic_gradient, tile_offsets
-from hypermlp_kernels.blocks import head_of, key_tiles
+from hypermlp_kernels.backward_blocks import Planes, locate_in_chunk, store_statistic_gradient, tile_offsets
+from hypermlp_kernels.blocks import Stream, from_row, key_tiles
+
+
+class Part(NamedTuple):
+    """Key tiles ``t_first`` to ``t_stop`` of rows that have them up to ``t_end``, and where their tiles begin."""
+
+    tile0: tl.tensor
+    t_first: tl.tensor
+    t_stop: tl.tensor
+    t_end: tl.tensor
 
 
 @triton.jit
-def own_part(tile0, t_first, t_stop, span, SPLIT: tl.constexpr):
-    """``(first tile in the plane, first key tile, one past the last)`` of this program's part, empty in a short row."""
+def locate_part(p_blocks, last, planes, span, length, max_lag, num_heads, SPLIT: tl.constexpr, C: tl.constexpr):
+    """``(rows, part)`` of this program; without ``SPLIT`` the part is all of the rows' tiles."""
+    rows, tile0 = locate_in_chunk(p_blocks, last, planes, length, max_lag, num_heads, C)
+    t_first, t_end = key_tiles(rows, C)
+    t_stop = t_end
     if SPLIT:
         skipped = tl.program_id(1) * span
         tile0 += skipped
         t_first += skipped
-        t_stop = tl.minimum(t_stop, t_first + span)
-    return tile0, t_first, t_stop
+        t_stop = tl.minimum(t_end, t_first + span)
+    return rows, Part(tile0, t_first, t_stop, t_end)
+
+
+@triton.jit
+def is_empty(rows, part, SPLIT: tl.constexpr):
+    """Whether the program has nothing to do: a block that is not there, or a part past the end of its rows."""
+    empty = rows.i0 >= rows.n
+    if SPLIT:
+        empty = empty | (part.t_first >= part.t_stop)
+    return empty
 
 
 @triton.jit
@@ -39,30 +62,23 @@ def add_parts_kernel(
     p_parts, p_z, p_gate, p_out, p_dgate, p_blocks,
     gate_batch, gate_token, gate_head,
     length, max_lag, num_rest, num_heads, num_maps, last, origin, full, most, span, parts,
-    R: tl.constexpr, GATED: tl.constexpr, GATE_GRADIENT: tl.constexpr,
-    BY_LAG: tl.constexpr, CAUSAL: tl.constexpr, HAS_BLOCKS: tl.constexpr, ACC: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BR: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr,
+    GATE_GRADIENT: tl.constexpr, ROWS: tl.constexpr, C: tl.constexpr, M: tl.constexpr,
 ):  # fmt: skip
     """Sums over rows, ``[B, T, maps, R]``, from their parts, first to last; ``ROWS`` of a block to a program.
 
     A sum is ``dq``, or the gradient of ``gate z`` and makes those of both (``store_statistic_gradient``).
     """
-    i_b, i_h, start, n, i0, _ = locate_in_chunk(
-        p_blocks, last, origin, length, num_rest, num_heads, full, most, HAS_BLOCKS, BM, BN
-    )
-    t_first, t_stop = key_tiles(i0, n, max_lag, BY_LAG, CAUSAL, BM, BN)
-    r0 = i0 + tl.program_id(2) * ROWS
-    if r0 >= n:
+    BR: tl.constexpr = M.BR
+    rows, _ = locate_in_chunk(p_blocks, last, Planes(num_rest, origin, full, most), length, max_lag, num_heads, C)
+    t_first, t_stop = key_tiles(rows, C)
+    rows = from_row(rows, rows.i0 + tl.program_id(2) * ROWS)
+    if rows.i0 >= rows.n:
         return
     first_part = (tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)) * parts
     p_rows = p_parts + tl.program_id(2) * ROWS * BR
-    b_sum = tl.zeros((ROWS, BR), ACC)
-    for i_part in tl.range(0, tl.cdiv(t_stop - t_first, span), num_stages=STAGES):
-        b_sum += tl.load(p_rows + tile_offsets(first_part + i_part, ROWS, BR, BM))
-    i_map = i_h + tl.program_id(1) * num_heads
-    offset = ((i_b * length + start) * num_maps + i_map) * R
-    p_gate_rows = head_of(p_gate, i_b, start, i_map, gate_batch, gate_token, gate_head, False)
-    store_statistic_gradient(
-        b_sum, p_z + offset, p_gate_rows, p_out + offset, p_dgate + offset,
-        r0, n, num_maps * R, gate_token, R, GATED, GATE_GRADIENT, ROWS, BR,
-    )  # fmt: skip
+    b_sum = tl.zeros((ROWS, BR), C.ACC)
+    for i_part in tl.range(0, tl.cdiv(t_stop - t_first, span), num_stages=C.STAGES):
+        b_sum += tl.load(p_rows + tile_offsets(first_part + i_part, ROWS, BR, C.BM))
+    i_map = rows.i_h + tl.program_id(1) * num_heads
+    gate = Stream(p_gate, gate_batch, gate_token, gate_head)
+    store_statistic_gradient(b_sum, p_z, gate, p_out, p_dgate, i_map, num_maps, rows, GATE_GRADIENT, ROWS, M)

@@ -14,7 +14,19 @@ from hypermlp_kernels.backward_plan import Chunk, Plan, Sizes, Split
 from hypermlp_kernels.backward_rows import readout_statistic_gradient_kernel, weight_gradient_kernel
 from hypermlp_kernels.backward_tables import table_gradient_kernel
 from hypermlp_kernels.backward_tiles import BackwardTile
-from hypermlp_kernels.call import Call, aligned, first_scale, gate_of, holes, padded_table, scale_mode, scale_table
+from hypermlp_kernels.call import (
+    Call,
+    aligned,
+    first_scale,
+    gate_of,
+    holes,
+    launch_options,
+    mix_constants,
+    padded_table,
+    scale_table,
+    strides,
+)
+from hypermlp_kernels.constants import MixConstants
 from hypermlp_kernels.tiles import pad_width
 
 # of add_parts_kernel: few rows to a program, so that there are many of them
@@ -62,6 +74,9 @@ class BackwardPass:
         self, call: Call, needs: Needs, tile: BackwardTile, grad_o: Tensor, o: Tensor, limit: int, span: int | None
     ) -> None:
         self._call, self._needs, self._tile = call, needs, tile
+        self._constants = call.constants(tile)
+        # of kernels that meet no masked key, or zeros in its place
+        self._unmasked = self._constants._replace(HOLES=False)
         self._do = grad_o.to(call.q.dtype).contiguous()
         self._pull = self._pull_of_norm(grad_o, o)
         self._blocks, num_blocks, programs = call.blocks(tile.rows)
@@ -141,12 +156,6 @@ class BackwardPass:
         of_scores = pad_width(call.routing.rank) * needs.scores, pad_width(call.q.shape[-1]) * needs.q
         return max(pad_width(call.readout.rank) * needs.readout_statistic, *(self._num_maps * x for x in of_scores))
 
-    @property
-    def _table_warps(self) -> int:
-        """By lag a program has ``keys`` rows of a tile at once, by position all."""
-        tile = self._tile
-        return max(1, tile.warps * tile.keys // tile.rows) if self._call.by_lag else tile.warps
-
     def _pull_of_norm(self, grad_o: Tensor, o: Tensor) -> Tensor:
         """What flows back through ``rho``, ``[B, T, H]``: ``dg`` gets this times ``-g``; ``o`` is 0 if none does."""
         call = self._call
@@ -173,16 +182,9 @@ class BackwardPass:
         """Where a kernel puts its sums over rows: the tensor for them, or their parts in the scratch."""
         return of_rows if chunk.parts == 1 else self._parts
 
-    def _options(self, *names: str, **more: object) -> dict[str, object]:
-        """Those of a call's options that a kernel takes, and its tile's."""
-        tile = self._tile
-        options = self._call.options() | {"HOLES": self._call.attention_mask is not None, "BM": tile.rows}
-        common = ("BY_LAG", "CAUSAL", "HAS_BLOCKS", "ACC", "BM")
-        chosen = {name: options[name] for name in (*common, *names)}
-        stages = {"BN": tile.keys, "STAGES": tile.stages, "num_stages": tile.stages, "num_warps": tile.warps}
-        return chosen | stages | more
-
-    def _add_parts(self, chunk: Chunk, into: Tensor, dgate: Tensor, z: Tensor, gate: Tensor, **gated: bool) -> None:
+    def _add_parts(
+        self, chunk: Chunk, into: Tensor, dgate: Tensor, z: Tensor, gate: Tensor, mix: MixConstants, gate_gradient: bool
+    ) -> None:
         """Makes the sums over rows ``[B, T, maps, R]`` of those that were split."""
         if chunk.parts == 1:
             return
@@ -192,8 +194,9 @@ class BackwardPass:
         stages = max(1, min(512 // block, 8))
         add_parts_kernel[(chunk.blocks, num_maps // self._call.sizes[2], self._tile.rows // ADDING["ROWS"])](
             self._parts, z, gate, into, dgate, self._blocks,
-            *gate.stride()[:3], *self._rows_of(chunk, num_maps), chunk.span, chunk.parts,
-            **self._options(R=width, BR=block, **gated) | ADDING | {"STAGES": stages, "num_stages": stages},
+            *strides(gate), *self._rows_of(chunk, num_maps), chunk.span, chunk.parts,
+            GATE_GRADIENT=gate_gradient, C=self._unmasked._replace(STAGES=stages), M=mix._replace(R=width, BR=block),
+            num_stages=stages, **ADDING,
         )  # fmt: skip
 
     def _weight_gradient(self, chunk: Chunk) -> None:
@@ -201,60 +204,58 @@ class BackwardPass:
         grid = (chunk.blocks, triton.cdiv(self._plan.most * tile.keys, tile.columns))
         weight_gradient_kernel[grid](
             self._do, call.v, call.rho, self._planes, self._blocks,
-            *call.v.stride()[:3], *self._rows_of(chunk), triton.cdiv(call.v.shape[-1], tile.depth),
-            **self._options("PRECISION", ALIGNED=aligned(call.v), V=call.v.shape[-1], BJ=tile.columns, BV=tile.depth),
+            *strides(call.v), *self._rows_of(chunk), triton.cdiv(call.v.shape[-1], tile.depth),
+            V=call.v.shape[-1], BJ=tile.columns, BV=tile.depth, ALIGNED=aligned(call.v), C=self._unmasked,
+            **launch_options(tile),
         )  # fmt: skip
 
     def _readout_statistic_gradient(self, chunk: Chunk) -> None:
         call, mix = self._call, self._call.readout
         up, gate = padded_table(mix.up, call.mix_dtype), gate_of(mix, call.q)
-        gated = {"GATED": mix.core is not None, "GATE_GRADIENT": self._needs.readout.core}
+        constants, gate_gradient = mix_constants(mix), self._needs.readout.core
         readout_statistic_gradient_kernel[(chunk.blocks, chunk.parts)](
             self._planes, up, gate, call.z2, self._sums(chunk, self._dz2), self._dgate2, self._blocks, self._valid,
-            *gate.stride()[:3], *self._rows_of(chunk), chunk.span,
-            **self._options("HOLES", "PRECISION", R=mix.rank, SPLIT=chunk.parts > 1, BR=up.shape[-1], **gated),
+            *strides(gate), *self._rows_of(chunk), chunk.span,
+            GATE_GRADIENT=gate_gradient, SPLIT=chunk.parts > 1, C=self._constants, M=constants,
+            **launch_options(self._tile),
         )  # fmt: skip
-        self._add_parts(chunk, self._dz2, self._dgate2, call.z2, gate, **gated)
+        self._add_parts(chunk, self._dz2, self._dgate2, call.z2, gate, constants, gate_gradient)
 
     def _map_gradient(self, chunk: Chunk) -> None:
         call, routing, readout, needs = self._call, self._call.routing, self._call.readout, self._needs
         dtype = call.mix_dtype
         scale1, up1, gate1 = first_scale(call), padded_table(routing.up, dtype, call.q), gate_of(routing, call.q)
         scale2, down2 = scale_table(readout, 1.0, call), padded_table(readout.down, dtype, call.q)
-        gated = {"GATED": routing.core is not None, "GATE_GRADIENT": needs.routing.core}
+        constants = mix_constants(routing)
         map_gradient_kernel[(chunk.blocks, chunk.parts)](
             call.q, call.k, scale1, up1, gate1, call.z1, scale2, down2, self._dz2, self._pull,
             self._planes, self._sums(chunk, self._dz1), self._dgate1, self._blocks, self._valid,
-            *call.q.stride()[:3], *call.k.stride()[:3], *gate1.stride()[:3],
-            *self._rows_of(chunk), chunk.tiles, chunk.span,
-            **self._options(
-                "K", "GLU", "HOLES", "PACKED", "ASM", "MIX", "PRECISION", "BK", ALIGNED=aligned(call.q, call.k),
-                R1=routing.rank, R2=readout.rank, SCALE1=scale_mode(routing), GATED1=routing.core is not None,
-                SCALE2=scale_mode(readout), GRADIENT=needs.scores, GATE_GRADIENT=needs.routing.core,
-                ACTIVATED=needs.activated, SPLIT=chunk.parts > 1,
-                BR1=pad_width(routing.rank), BR2=pad_width(readout.rank),
-            ),
+            *strides(call.q, call.k, gate1), *self._rows_of(chunk), chunk.tiles, chunk.span,
+            GRADIENT=needs.scores, GATE_GRADIENT=needs.routing.core, ACTIVATED=needs.activated, SPLIT=chunk.parts > 1,
+            ALIGNED=aligned(call.q, call.k), C=self._constants, M1=constants, M2=mix_constants(readout, gated=False),
+            **launch_options(self._tile),
         )  # fmt: skip
         if needs.scores and routing.rank:
-            self._add_parts(chunk, self._dz1, self._dgate1, call.z1, gate1, **gated)
+            self._add_parts(chunk, self._dz1, self._dgate1, call.z1, gate1, constants, needs.routing.core)
 
     def _table_gradient(self, chunk: Chunk, into: TableGradients, scores: bool) -> None:
         call, plan, mix = self._call, self._plan, into.mix
         gate = gate_of(mix, call.q)
         z, dz = (call.z1, self._dz1) if scores else (call.z2, self._dz2)
         grid = (triton.cdiv(into.rows, self._tile.keys) * plan.heads, into.maps // call.sizes[2])
+        # dy of the scores is zero where hidden already
+        block = self._unmasked if scores else self._constants
+        # by lag a program has ``keys`` rows of a tile at once, by position all
+        unit = block._replace(BM=block.BN, NG=1) if call.by_lag else block
         table_gradient_kernel[grid](
             call.q, call.k, self._planes[1], self._planes[2 if scores else 0], z, gate, dz,
             into.diag, into.down, into.up, self._blocks, self._valid,
-            *call.q.stride()[:3], *call.k.stride()[:3], *gate.stride()[:3],
+            *strides(call.q, call.k, gate),
             call.sizes[1], call.max_lag, into.rows, plan.heads, call.sizes[2], into.maps,
             chunk.first, chunk.stop, chunk.origin, plan.full, plan.most, chunk.tiles,
-            **self._options(
-                "K", "HOLES", "ASM", "MIX", "PRECISION", "BK", R=mix.rank, SCORES=scores,
-                ALIGNED=aligned(call.q, call.k), ALIGNED_GATE=aligned(gate),
-                DIAG=into.needs.diag, DOWN=into.needs.down, UP=into.needs.up,
-                GATED=mix.core is not None, BR=pad_width(mix.rank),
-            ) | {"num_warps": self._table_warps},
+            SCORES=scores, NEEDS=into.needs._replace(core=False), ALIGNED=aligned(call.q, call.k),
+            ALIGNED_GATE=aligned(gate), BLOCK=block, UNIT=unit, M=mix_constants(mix),
+            num_stages=self._tile.stages, num_warps=max(1, self._tile.warps * unit.BM // block.BM),
         )  # fmt: skip
 
     def _turn_weights(self, chunk: Chunk) -> None:
@@ -263,7 +264,8 @@ class BackwardPass:
     def _turn_score_gradients(self, chunk: Chunk) -> None:
         self._turn(chunk, self._call.routing, self._call.routing.down, 2, weights=False)
         if self._needs.q:
-            self._add_parts(chunk, self._dq, self._dq, self._dq, self._call.q, GATED=False, GATE_GRADIENT=False)
+            ungated = mix_constants(self._call.routing, gated=False)
+            self._add_parts(chunk, self._dq, self._dq, self._dq, self._call.q, ungated, gate_gradient=False)
 
     def _turn(self, chunk: Chunk, mix: SequenceMix, table: Tensor | None, plane: int, weights: bool) -> None:
         """From ``plane`` and those after it to the planes from 0 on, which nothing needs any longer."""
@@ -273,20 +275,17 @@ class BackwardPass:
         turn_kernel[(chunk.blocks, chunk.parts, num_maps // call.sizes[2])](
             self._planes[plane], scale_table(mix, 1.0, call), table, call.z2 if weights else self._dz1, gate, call.rho,
             call.k, self._planes, self._sums(chunk, self._dq), self._blocks, self._valid,
-            *call.k.stride()[:3], *gate.stride()[:3], *self._rows_of(chunk, num_maps), chunk.tiles, chunk.span,
-            **self._options(
-                "K", "HOLES", "ASM", "MIX", "PRECISION", "BK", ALIGNED=aligned(call.k), R=mix.rank,
-                SCALE=scale_mode(mix), GATED=weights and mix.core is not None, WEIGHTS=weights, SPLIT=chunk.parts > 1,
-                QUERY_GRADIENT=self._needs.q and not weights, BR=pad_width(mix.rank),
-            ),
+            *strides(call.k, gate), *self._rows_of(chunk, num_maps), chunk.tiles, chunk.span,
+            WEIGHTS=weights, QUERY_GRADIENT=self._needs.q and not weights, SPLIT=chunk.parts > 1,
+            ALIGNED=aligned(call.k), C=self._constants, M=mix_constants(mix, gated=weights),
+            **launch_options(self._tile),
         )  # fmt: skip
 
     def _key_product(self, chunk: Chunk, y: Tensor, into: Tensor, maps: int, block: int) -> None:
         call, plan = self._call, self._plan
         key_product_kernel[(plan.num_blocks * plan.heads * triton.cdiv(y.shape[-1], block), maps)](
             self._planes, y, into, self._blocks,
-            *y.stride()[:3],
-            call.sizes[1], call.max_lag, plan.heads, call.sizes[2], y.shape[2],
+            *strides(y), call.sizes[1], call.max_lag, plan.heads, call.sizes[2], y.shape[2],
             chunk.first, chunk.stop, chunk.origin, plan.full, plan.most, chunk.tiles,
-            **self._options("MIX", "PRECISION", ALIGNED=aligned(y), WIDTH=y.shape[-1], BW=block),
+            WIDTH=y.shape[-1], BW=block, ALIGNED=aligned(y), C=self._unmasked, **launch_options(self._tile),
         )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
@@ -13,6 +13,8 @@ from torch import Tensor
 
 from hypermlp_kernels.arguments import SequenceMix
 from hypermlp_kernels.autotune import TUNED
+from hypermlp_kernels.backward_tiles import BackwardTile
+from hypermlp_kernels.constants import Constants, MixConstants
 from hypermlp_kernels.schedule import block_table, count_blocks
 from hypermlp_kernels.skew import rotate
 from hypermlp_kernels.tiles import Design, Kernel, Precision, Tile, family_of, pad_width, tiles
@@ -71,21 +73,27 @@ class Call(NamedTuple):
         """Of the low-rank products: unnormalised rows outgrow float16, so there it is float32."""
         return torch.float32 if self.q.dtype == torch.float16 else self.q.dtype
 
-    def options(self) -> dict[str, Any]:
-        """What every kernel is compiled for."""
-        return {
-            "K": self.q.shape[-1],
-            "GLU": self.glu,
-            "BY_LAG": self.by_lag,
-            "CAUSAL": self.causal,
-            "HAS_BLOCKS": self.sequences is not None,
-            "PACKED": self.glu and self.by_lag and self.q.dtype == torch.bfloat16,
-            "ASM": not interpreted() and triton.runtime.driver.active.get_current_target().backend == "cuda",
-            "ACC": DTYPES[self.accumulator],
-            "MIX": DTYPES[self.mix_dtype],
-            "PRECISION": "ieee" if self.precision == "ieee" else "tf32",
-            "BK": pad_width(self.q.shape[-1]),
-        }
+    def constants(self, tile: Tile | BackwardTile) -> Constants:
+        """What its kernels are compiled for with ``tile``."""
+        return Constants(
+            GLU=self.glu,
+            BY_LAG=self.by_lag,
+            CAUSAL=self.causal,
+            NORM=self.norm,
+            HAS_BLOCKS=self.sequences is not None,
+            HOLES=self.attention_mask is not None,
+            PACKED=self.glu and self.by_lag and self.q.dtype == torch.bfloat16,
+            ASM=not interpreted() and triton.runtime.driver.active.get_current_target().backend == "cuda",
+            ACC=DTYPES[self.accumulator],
+            MIX=DTYPES[self.mix_dtype],
+            PRECISION="ieee" if self.precision == "ieee" else "tf32",
+            K=self.q.shape[-1],
+            BK=pad_width(self.q.shape[-1]),
+            BM=tile.rows,
+            BN=tile.keys,
+            NG=tile.rows // tile.keys if self.by_lag else 1,
+            STAGES=tile.stages,
+        )
 
     def key(self, kernel: Kernel) -> str:
         """What a tuned tile is remembered by: all that a kernel is compiled for, so never the number of tokens."""
@@ -152,8 +160,18 @@ def _fits(launch: Callable[[Tile], None], tile: Tile) -> bool:
     return True
 
 
-def tile_options(tile: Tile) -> dict[str, int]:
-    return {"BM": tile.rows, "BN": tile.keys, "STAGES": tile.stages, "num_warps": tile.warps, "num_stages": tile.stages}
+def launch_options(tile: Tile | BackwardTile) -> dict[str, int]:
+    return {"num_warps": tile.warps, "num_stages": tile.stages}
+
+
+def mix_constants(mix: SequenceMix, gated: bool = True) -> MixConstants:
+    """What kernels are compiled for of a mixing, of its transpose if not ``gated``: that has no gate of its own."""
+    return MixConstants(mix.rank, pad_width(mix.rank), scale_mode(mix), gated and mix.core is not None)
+
+
+def strides(*streams: Tensor) -> tuple[int, ...]:
+    """Of batch rows, tokens and heads, as kernels take them."""
+    return tuple(stride for x in streams for stride in x.stride()[:3])
 
 
 def unit_stride(x: Tensor) -> Tensor:
@@ -162,7 +180,7 @@ def unit_stride(x: Tensor) -> Tensor:
 
 def aligned(*streams: Tensor) -> bool:
     """Whether every row of every head begins at a multiple of 16 elements: of a compact tensor, whatever its length."""
-    return all(stride % 16 == 0 for x in streams for stride in x.stride()[:3])
+    return all(stride % 16 == 0 for stride in strides(*streams))
 
 
 def gate_of(mix: SequenceMix, otherwise: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ numbers a token. With one query there is no skew: the lags of neighbouring slots
 import triton
 import triton.language as tl
 
-from hypermlp_kernels.blocks import LARGE, LN2, LOG2E, SMALL, norm_of, select
+from hypermlp_kernels.selection import LARGE, LN2, LOG2E, SMALL, norm_of, select
 from hypermlp_kernels.slots import (
     extent,
     load_start,

@@ -19,14 +19,15 @@ from hypermlp_kernels.call import (
     gate_of,
     holes,
     interpreted,
+    launch_options,
+    mix_constants,
     multiprocessors,
     on_device,
     padded_table,
     precision_of,
     run,
-    scale_mode,
     scale_table,
-    tile_options,
+    strides,
     unit_stride,
 )
 from hypermlp_kernels.launch_norms import extreme_norms
@@ -35,7 +36,7 @@ from hypermlp_kernels.readout import readout_kernel
 from hypermlp_kernels.rows import routing_statistic_kernel, selection_statistics_kernel
 from hypermlp_kernels.schedule import sequences
 from hypermlp_kernels.stored import stored_readout_kernel
-from hypermlp_kernels.tiles import Design, Kernel, Tile, pad_width
+from hypermlp_kernels.tiles import Design, Kernel, Tile
 
 __all__ = ["forward", "interpreted", "precision_of"]
 
@@ -183,10 +184,10 @@ def _routing_statistic(call: Call) -> None:
         blocks, num_blocks, programs = call.blocks(tile.rows)
         routing_statistic_kernel[(num_blocks * programs,)](
             call.q, call.k, down, call.z1, blocks,
-            *call.q.stride()[:3], *call.k.stride()[:3],
-            call.sizes[1], call.max_lag, num_blocks, call.sizes[2],
-            **call.options(), ALIGNED=aligned(call.q, call.k), R=call.routing.rank, BR=down.shape[-1],
-            **tile_options(tile),
+            *strides(call.q, call.k), call.sizes[1], call.max_lag, num_blocks, call.sizes[2],
+            # masked keys are zero, and so add nothing
+            ALIGNED=aligned(call.q, call.k), C=call.constants(tile)._replace(HOLES=False),
+            M=mix_constants(call.routing), **launch_options(tile),
         )  # fmt: skip
 
     run("routing_statistic", call, launch)
@@ -207,13 +208,10 @@ def _selection_statistics(call: Call) -> Callable[[_Stored | None], None]:
             programs = chunk.slots * (rows // tile.rows)
         selection_statistics_kernel[(programs,)](
             call.q, call.k, scale, up, gate, call.z1, down, call.rho, call.z2, kept, blocks, valid,
-            *call.q.stride()[:3], *call.k.stride()[:3], *gate.stride()[:3],
+            *strides(call.q, call.k, gate),
             call.sizes[1], call.max_lag, num_blocks, call.sizes[2], per_block, chunk.first, chunk.pitch, call.eps,
-            **call.options(), ALIGNED=aligned(call.q, call.k),
-            R1=routing.rank, R2=readout.rank, HOLES=call.attention_mask is not None,
-            SCALE1=scale_mode(routing), GATED1=routing.core is not None, NORM=call.norm, SLOT=rows,
-            BR1=pad_width(routing.rank), BR2=pad_width(readout.rank),
-            **tile_options(tile),
+            SLOT=rows, ALIGNED=aligned(call.q, call.k),
+            C=call.constants(tile), M1=mix_constants(routing), M2=mix_constants(readout), **launch_options(tile),
         )  # fmt: skip
 
     extreme = extreme_norms(call, scale, up)
@@ -231,20 +229,15 @@ def _stored_readout(call: Call, o: Tensor) -> Callable[[_Stored], None]:
     scale = scale_table(readout, LN2 if call.glu else 1.0, call)
     up, gate = padded_table(readout.up, call.mix_dtype, call.q), gate_of(readout, call.q)
     valid, count = holes(call), _count_nonfinite(call)
-    options = {key: value for key, value in call.options().items() if key not in ("K", "BK", "PACKED")}
 
     def launch(tile: Tile, stored: _Stored) -> None:
         value_blocks, chunk = triton.cdiv(width, tile.values), stored.chunk
         stored_readout_kernel[(chunk.slots * (stored.rows // tile.rows) * value_blocks,)](
             stored.map, call.v, scale, up, gate, call.z2, call.rho, count, o, stored.blocks, valid,
-            *call.v.stride()[:3], *gate.stride()[:3],
-            call.sizes[1], call.max_lag, stored.num_blocks, call.sizes[2], stored.per_block,
+            *strides(call.v, gate), call.sizes[1], call.max_lag, stored.num_blocks, call.sizes[2], stored.per_block,
             chunk.first, chunk.pitch, value_blocks,
-            **options, ALIGNED_VALUES=aligned(call.v), V=width, R2=readout.rank, HOLES=call.attention_mask is not None,
-            SCALE2=scale_mode(readout), GATED2=readout.core is not None, NORM=call.norm,
-            EARLY=call.norm and call.q.dtype == torch.float16,
-            SLOT=stored.rows, BV=tile.values, BR2=pad_width(readout.rank),
-            **tile_options(tile),
+            V=width, BV=tile.values, SLOT=stored.rows, EARLY=_divides_early(call), ALIGNED_VALUES=aligned(call.v),
+            C=call.constants(tile), M2=mix_constants(readout), **launch_options(tile),
         )  # fmt: skip
 
     return lambda stored: run("stored_readout", call, lambda tile: launch(tile, stored))
@@ -262,18 +255,18 @@ def _readout(call: Call, o: Tensor) -> None:
         readout_kernel[(num_blocks * programs, triton.cdiv(o.shape[-1], tile.values))](
             call.q, call.k, call.v, scale1, up1, gate1, call.z1, scale2, up2, gate2, call.z2, call.rho, count, o,
             blocks, valid,
-            *call.q.stride()[:3], *call.k.stride()[:3], *call.v.stride()[:3], *gate1.stride()[:3], *gate2.stride()[:3],
-            call.sizes[1], call.max_lag, num_blocks, call.sizes[2],
-            **call.options(), ALIGNED=aligned(call.q, call.k), ALIGNED_VALUES=aligned(call.v),
-            V=o.shape[-1], R1=routing.rank, R2=readout.rank, HOLES=call.attention_mask is not None,
-            SCALE1=scale_mode(routing), GATED1=routing.core is not None,
-            SCALE2=scale_mode(readout), GATED2=readout.core is not None, NORM=call.norm,
-            EARLY=call.norm and call.q.dtype == torch.float16,
-            BV=tile.values, BR1=pad_width(routing.rank), BR2=pad_width(readout.rank),
-            **tile_options(tile),
+            *strides(call.q, call.k, call.v, gate1, gate2), call.sizes[1], call.max_lag, num_blocks, call.sizes[2],
+            V=o.shape[-1], BV=tile.values, EARLY=_divides_early(call),
+            ALIGNED=aligned(call.q, call.k), ALIGNED_VALUES=aligned(call.v),
+            C=call.constants(tile), M1=mix_constants(routing), M2=mix_constants(readout), **launch_options(tile),
         )  # fmt: skip
 
     run("readout", call, launch)
+
+
+def _divides_early(call: Call) -> bool:
+    """Weights, not outputs, by ``rho``: float16 would overflow."""
+    return call.norm and call.q.dtype == torch.float16
 
 
 def _nonfinite(x: Tensor, heads: int) -> Tensor:

@@ -33,7 +33,6 @@ from hypermlp_kernels import (
     backward_maps,
     backward_pass,
     backward_rows,
-    blocks,
     call,
     decode,
     launch,
@@ -41,6 +40,7 @@ from hypermlp_kernels import (
     launch_decode,
     launch_norms,
     launch_short_conv,
+    mixing,
     rows,
     visibility,
 )
@@ -198,7 +198,7 @@ def test_sound_convolutions_pass(options: dict) -> None:
 FORWARD_FAULTS = {
     "wrong row of a table": (replaced(rows, "table_rows", next_table_rows), {}, "o (recompute) is off"),
     "wrong row of a diagonal": (
-        replaced(blocks, "scale_rows", next_scale_rows),
+        replaced(mixing, "scale_rows", next_scale_rows),
         {"dtype": torch.bfloat16},
         "o (recompute) is off",
     ),

@@ -32,16 +32,14 @@ def next_decode_rows(
 
 
 @triton.jit
-def never_hidden(i0, t, n, max_lag, BY_LAG: tl.constexpr, CAUSAL: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
+def never_hidden(t, rows, C: tl.constexpr):
     return t < 0
 
 
 @triton.jit
-def visible_without_mask(
-    i0, t, n, max_lag, p_valid,
-    BY_LAG: tl.constexpr, CAUSAL: tl.constexpr, HOLES: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-):  # fmt: skip
-    return RIGHT_VISIBLE(i0, t, n, max_lag, p_valid, BY_LAG, CAUSAL, False, BM, BN)
+def visible_without_mask(t, rows, p_valid, C: tl.constexpr):
+    # the interpreter takes what is Python's
+    return RIGHT_VISIBLE(t, rows, p_valid, C._replace(HOLES=False))
 
 
 Break = Callable[[pytest.MonkeyPatch], None]

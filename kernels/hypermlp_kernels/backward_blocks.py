@@ -12,7 +12,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from hypermlp_kernels.blocks import compact_head, head_of, load_rows, place, store_rows
+from hypermlp_kernels.blocks import head_of, place
 
 
 class Planes(NamedTuple):
@@ -54,20 +54,25 @@ def tile_offsets(tile, ROWS: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr):
 
 @triton.jit
 def store_statistic_gradient(
-    b_dw, p_z, gate, p_dz, p_dgate, i_map, num_maps, rows,
+    b_dw, p_z, gate, p_dz, p_dgate, i_own, num_maps, rows,
     GATE_GRADIENT: tl.constexpr, BM: tl.constexpr, M: tl.constexpr,
 ):  # fmt: skip
-    """From the gradient of a map's ``gate * z``, ``[BM, BR]``: that of ``z`` and, where asked for, of ``gate``.
+    """From the gradient of ``gate * z``, ``[BM, BR]``: that of ``z`` and, where asked for, of ``gate``.
 
-    All but the :class:`Stream` of gates are contiguous ``[B, T, num_maps, R]``.
+    Of the rows' head it is map ``i_own``. All but the :class:`Stream` of gates are contiguous ``[B, T, num_maps, R]``.
     """
+    # not by load_rows(): what a loop's beginning has computed alike, the compiler keeps through the loop, or spills
+    own_map = i_own * rows.num_heads
+    o_m = tl.arange(0, BM)[:, None]
+    o_r = tl.arange(0, M.BR)[None, :]
+    inside = (o_m < rows.n - rows.i0) & (o_r < M.R)
+    first = ((rows.token + rows.i0) * num_maps + rows.i_h) * M.R
+    offset = first + o_m * num_maps * M.R + o_r
     if GATE_GRADIENT:
-        z = compact_head(p_z, rows, i_map, num_maps, M.R)
-        dgate = compact_head(p_dgate, rows, i_map, num_maps, M.R)
-        b_z = load_rows(z, rows.i0, rows.n, M.R, BM, M.BR)
-        store_rows(dgate, b_dw * b_z, rows.i0, rows.n, M.R, BM, M.BR)
+        b_z = tl.load(p_z + own_map * M.R + offset, mask=inside, other=0.0)
+        tl.store(p_dgate + own_map * M.R + offset, b_dw * b_z, mask=inside)
     if M.GATED:
-        b_gate = load_rows(head_of(gate, rows, i_map, False), rows.i0, rows.n, M.R, BM, M.BR)
-        b_dw = b_dw * b_gate.to(b_dw.dtype)
-    dz = compact_head(p_dz, rows, i_map, num_maps, M.R)
-    store_rows(dz, b_dw, rows.i0, rows.n, M.R, BM, M.BR)
+        p_gate = head_of(gate, rows, rows.i_h, False).p + own_map * gate.head
+        o_gate = (rows.i0 + o_m).to(tl.int64) * gate.token + o_r
+        b_dw = b_dw * tl.load(p_gate + o_gate, mask=inside, other=0.0).to(b_dw.dtype)
+    tl.store(p_dz + own_map * M.R + offset, b_dw, mask=inside)

@@ -10,7 +10,7 @@ from hypermlp_kernels.backward_blocks import Planes, store_statistic_gradient, t
 from hypermlp_kernels.backward_parts import is_empty, locate_part, store_part
 from hypermlp_kernels.blocks import Stream, first_column, pick_group, row_offsets, table_rows
 from hypermlp_kernels.mixing import mix, mixing_of
-from hypermlp_kernels.scores import mixed_maps, no_columns, routing_of, score_columns, scores_of
+from hypermlp_kernels.scores import mixed_maps, no_columns, queries_of, routing_of, score_columns, scores_of
 from hypermlp_kernels.selection import LN2, sigmoid2, softplus2
 from hypermlp_kernels.visibility import hide_all
 
@@ -54,7 +54,7 @@ def map_gradient_kernel(
         b_pull = tl.load(p_pull + o_row, mask=inside, other=0.0)
         # the transpose of the second mixing: dz has no gate of its own
         readout = mixing_of(p_scale2, p_down2, p_dz2, gate1, rows.i_h, num_heads, 1.0, rows, C, M2)
-    scores = scores_of(q, k, rows, part.t_first, ALIGNED, C)
+    scores = scores_of(queries_of(q, rows, ALIGNED, C), k, rows, part.t_first, ALIGNED, C)
 
     last_columns = no_columns(C)
     if SPLIT and C.BY_LAG:
@@ -105,6 +105,5 @@ def map_gradient_kernel(
                 store_part(p_dz1, b_dw, i_map, C.BM, M1.BR)
             else:
                 store_statistic_gradient(
-                    b_dw, p_z1, gate1, p_dz1, p_dgate1, rows.i_h + i_map * num_heads, num_maps, rows,
-                    GATE_GRADIENT, C.BM, M1,
-                )  # fmt: skip
+                    b_dw, p_z1, gate1, p_dz1, p_dgate1, i_map, num_maps, rows, GATE_GRADIENT, C.BM, M1
+                )

@@ -79,6 +79,6 @@ def add_parts_kernel(
     b_sum = tl.zeros((ROWS, BR), C.ACC)
     for i_part in tl.range(0, tl.cdiv(t_stop - t_first, span), num_stages=C.STAGES):
         b_sum += tl.load(p_rows + tile_offsets(first_part + i_part, ROWS, BR, C.BM))
-    i_map = rows.i_h + tl.program_id(1) * num_heads
     gate = Stream(p_gate, gate_batch, gate_token, gate_head)
-    store_statistic_gradient(b_sum, p_z, gate, p_out, p_dgate, i_map, num_maps, rows, GATE_GRADIENT, ROWS, M)
+    i_own = tl.program_id(1).to(tl.int64)
+    store_statistic_gradient(b_sum, p_z, gate, p_out, p_dgate, i_own, num_maps, rows, GATE_GRADIENT, ROWS, M)

@@ -95,4 +95,4 @@ def readout_statistic_gradient_kernel(
         store_part(p_dz, b_dwz, 0, C.BM, M.BR)
     else:
         gate = Stream(p_gate, gate_batch, gate_token, gate_head)
-        store_statistic_gradient(b_dwz, p_z, gate, p_dz, p_dgate, rows.i_h, num_heads, rows, GATE_GRADIENT, C.BM, M)
+        store_statistic_gradient(b_dwz, p_z, gate, p_dz, p_dgate, 0, num_heads, rows, GATE_GRADIENT, C.BM, M)

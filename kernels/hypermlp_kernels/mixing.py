@@ -56,7 +56,7 @@ def mix(b_x, mixing, x0, max_lag, UNIT: tl.constexpr, C: tl.constexpr, M: tl.con
 
 
 @triton.jit
-def mixing_index(mixing, x0, max_lag, C: tl.constexpr, M: tl.constexpr):
+def mixing_index(mixing, x0, max_lag, ASM: tl.constexpr, C: tl.constexpr, M: tl.constexpr):
     """:func:`rotation_index` where there are no scores to take the layout of: that of the low-rank product."""
     BM: tl.constexpr = C.BM
     BN: tl.constexpr = C.BN
@@ -64,4 +64,4 @@ def mixing_index(mixing, x0, max_lag, C: tl.constexpr, M: tl.constexpr):
     if M.R > 0:
         b_table = tl.trans(table_rows(mixing.p_table, x0, max_lag, C.NG, C.BN, M.BR))
         b_anchor = tl.dot(mixing.b_w, b_table, input_precision=C.PRECISION, out_dtype=C.ACC)
-    return rotation_index(b_anchor, C.BM, C.BN, C.ASM and M.R > 0)
+    return rotation_index(b_anchor, C.BM, C.BN, ASM)

@@ -5,7 +5,7 @@ import triton.language as tl
 
 from hypermlp_kernels.blocks import Stream, first_column, key_tiles, locate, row_offsets
 from hypermlp_kernels.mixing import mix, mixing_of
-from hypermlp_kernels.scores import no_columns, score_columns, scores_of
+from hypermlp_kernels.scores import no_columns, queries_of, score_columns, scores_of
 from hypermlp_kernels.selection import LARGE, SMALL, norm_of
 from hypermlp_kernels.visibility import hide
 
@@ -35,11 +35,12 @@ def extreme_norms_kernel(
     extreme = (b_rho < _LEAST) | (b_rho > _MOST)
     if tl.max(extreme.to(tl.int32)) == 0:
         return
+    q, k = Stream(p_q, q_batch, q_token, q_head), Stream(p_k, k_batch, k_token, k_head)
     gate = Stream(p_gate1, gate1_batch, gate1_token, gate1_head)
+    queries = queries_of(q, rows, ALIGNED, C)
     routing = mixing_of(p_scale1, p_up1, p_z1, gate, rows.i_h, num_maps, 1.0, rows, C, M)
     t_first, t_stop = key_tiles(rows, C)
-    q, k = Stream(p_q, q_batch, q_token, q_head), Stream(p_k, k_batch, k_token, k_head)
-    scores = scores_of(q, k, rows, t_first, ALIGNED, C)
+    scores = scores_of(queries, k, rows, t_first, ALIGNED, C)
 
     last = no_columns(C)
     b_small = tl.zeros((BM,), C.ACC)

@@ -18,7 +18,7 @@ from hypermlp_kernels.blocks import (
     locate,
 )
 from hypermlp_kernels.mixing import mix, mixing_of
-from hypermlp_kernels.scores import mixed_maps, no_columns, routing_of, score_columns, scores_of
+from hypermlp_kernels.scores import mixed_maps, no_columns, queries_of, routing_of, score_columns, scores_of
 from hypermlp_kernels.selection import LN2, select
 from hypermlp_kernels.skew import rotate
 from hypermlp_kernels.visibility import hide
@@ -53,7 +53,7 @@ def store_output(b_o, p_o, p_bad, i_v, rows, V: tl.constexpr, BV: tl.constexpr, 
     """Store a block of output ``[B, T, H, V]``; a row that sees a value that is not finite becomes NaN."""
     BM: tl.constexpr = C.BM
     o_m = tl.arange(0, BM)
-    inside = rows.i0 + o_m < rows.n
+    inside = o_m < rows.n - rows.i0
     o_last = rows.i0 + o_m + 1
     o_first = tl.zeros((BM,), tl.int32)
     if C.BY_LAG:
@@ -94,10 +94,12 @@ def readout_kernel(
     rows = locate(p_blocks, length, max_lag, num_blocks, num_heads, C)
     if rows.i0 >= rows.n:
         return
+    q, k = Stream(p_q, q_batch, q_token, q_head), Stream(p_k, k_batch, k_token, k_head)
     v = head_of(Stream(p_v, v_batch, v_token, v_head), rows, rows.i_h, ALIGNED_VALUES)
     p_bad = bad_tokens(p_count, rows)
     gate1 = Stream(p_gate1, gate1_batch, gate1_token, gate1_head)
     gate2 = Stream(p_gate2, gate2_batch, gate2_token, gate2_head)
+    queries = queries_of(q, rows, ALIGNED, C)
     routing = routing_of(p_scale1, p_up1, p_z1, gate1, rows, C, M1)
     readout = mixing_of(p_scale2, p_up2, p_z2, gate2, rows.i_h, num_heads, 1.0, rows, C, M2)
     b_inverse = tl.full((BM,), 1.0, C.ACC)
@@ -106,8 +108,7 @@ def readout_kernel(
     t_first, t_stop = key_tiles(rows, C)
     if C.BY_LAG:
         t_stop += 1
-    q, k = Stream(p_q, q_batch, q_token, q_head), Stream(p_k, k_batch, k_token, k_head)
-    scores = scores_of(q, k, rows, t_first, ALIGNED, C)
+    scores = scores_of(queries, k, rows, t_first, ALIGNED, C)
 
     current = tl.arange(0, BN)[None, :] <= (tl.arange(0, BM) % BN)[:, None]
     last = no_columns(C)

@@ -18,7 +18,7 @@ from hypermlp_kernels.blocks import (
     store_rows,
     table_rows,
 )
-from hypermlp_kernels.scores import mixed_maps, no_columns, routing_of, score_columns, scores_of
+from hypermlp_kernels.scores import mixed_maps, no_columns, queries_of, routing_of, score_columns, scores_of
 from hypermlp_kernels.selection import LN2, select
 from hypermlp_kernels.skew import high_half, low_half
 from hypermlp_kernels.stored import locate_slot, store_map
@@ -44,9 +44,10 @@ def routing_statistic_kernel(
     num_maps = num_heads * 2 if C.GLU else num_heads
     p_down_gate = p_down + rows.i_h * max_lag * M.BR
     p_down_scale = p_down_gate + tl.cast(num_heads, tl.int64) * max_lag * M.BR
-    t_first, t_stop = key_tiles(rows, C)
     q, k = Stream(p_q, q_batch, q_token, q_head), Stream(p_k, k_batch, k_token, k_head)
-    scores = scores_of(q, k, rows, t_first, ALIGNED, C)
+    queries = queries_of(q, rows, ALIGNED, C)
+    t_first, t_stop = key_tiles(rows, C)
+    scores = scores_of(queries, k, rows, t_first, ALIGNED, C)
 
     last = no_columns(C)
     b_z_gate = tl.zeros((BM, WIDTH), C.ACC)
@@ -98,12 +99,13 @@ def selection_statistics_kernel(
         rows = locate(p_blocks, length, max_lag, num_blocks, num_heads, C)
     if rows.i0 >= rows.n:
         return
+    q, k = Stream(p_q, q_batch, q_token, q_head), Stream(p_k, k_batch, k_token, k_head)
     gate = Stream(p_gate1, gate1_batch, gate1_token, gate1_head)
+    queries = queries_of(q, rows, ALIGNED, C)
     routing = routing_of(p_scale1, p_up1, p_z1, gate, rows, C, M1)
     p_down = p_down2 + rows.i_h * max_lag * M2.BR
     t_first, t_stop = key_tiles(rows, C)
-    q, k = Stream(p_q, q_batch, q_token, q_head), Stream(p_k, k_batch, k_token, k_head)
-    scores = scores_of(q, k, rows, t_first, ALIGNED, C)
+    scores = scores_of(queries, k, rows, t_first, ALIGNED, C)
 
     last = no_columns(C)
     b_square = tl.zeros((BM,), C.ACC)

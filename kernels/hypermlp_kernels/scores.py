@@ -46,9 +46,9 @@ def queries_of(q, rows, ALIGNED: tl.constexpr, C: tl.constexpr):
 
 
 @triton.jit
-def scores_of(q, k, rows, t_first, ALIGNED: tl.constexpr, C: tl.constexpr):
-    """:class:`Scores` of the rows, whose first key tile is ``t_first``, from the streams of queries and keys."""
-    b_qg, b_qs = queries_of(q, rows, ALIGNED, C)
+def scores_of(queries, k, rows, t_first, ALIGNED: tl.constexpr, C: tl.constexpr):
+    """:class:`Scores` of the rows, whose first key tile is ``t_first``, from their queries and the stream of keys."""
+    b_qg, b_qs = queries
     kg = head_of(k, rows, rows.i_h, ALIGNED)
     ks = head_of(k, rows, rows.i_h + rows.num_heads, ALIGNED)
     b_keys = load_keys(kg, t_first, rows.n, C.K, C.BN, C.BK)

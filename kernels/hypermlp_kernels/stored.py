@@ -109,7 +109,7 @@ def stored_readout_kernel(
 
     gate2 = Stream(p_gate2, gate2_batch, gate2_token, gate2_head)
     readout = mixing_of(p_scale2, p_up2, p_z2, gate2, rows.i_h, num_heads, 1.0, rows, C, M2)
-    b_index = mixing_index(readout, 0, max_lag, C, M2)
+    b_index = mixing_index(readout, 0, max_lag, C.ASM and M2.R > 0, C, M2)
     current = tl.arange(0, BN)[None, :] <= (tl.arange(0, BM) % BN)[:, None]
     b_next = tl.zeros((BM, BN), p_v.dtype.element_ty)
     b_o = tl.zeros((BM, BV), C.ACC)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from hypermlp_kernels.blocks import head_of, place
+from hypermlp_kernels.blocks import first_token, head_of, place
 
 
 class Planes(NamedTuple):
@@ -66,13 +66,12 @@ def store_statistic_gradient(
     o_m = tl.arange(0, BM)[:, None]
     o_r = tl.arange(0, M.BR)[None, :]
     inside = (o_m < rows.n - rows.i0) & (o_r < M.R)
-    first = ((rows.token + rows.i0) * num_maps + rows.i_h) * M.R
-    offset = first + o_m * num_maps * M.R + o_r
+    first = (first_token(rows) * num_maps + rows.i_h + own_map) * M.R + rows.i0.to(tl.int64) * num_maps * M.R
+    offset = o_m * num_maps * M.R + o_r
     if GATE_GRADIENT:
-        b_z = tl.load(p_z + own_map * M.R + offset, mask=inside, other=0.0)
-        tl.store(p_dgate + own_map * M.R + offset, b_dw * b_z, mask=inside)
+        b_z = tl.load(p_z + first + offset, mask=inside, other=0.0)
+        tl.store(p_dgate + first + offset, b_dw * b_z, mask=inside)
     if M.GATED:
-        p_gate = head_of(gate, rows, rows.i_h, False).p + own_map * gate.head
-        o_gate = (rows.i0 + o_m).to(tl.int64) * gate.token + o_r
-        b_dw = b_dw * tl.load(p_gate + o_gate, mask=inside, other=0.0).to(b_dw.dtype)
-    tl.store(p_dz + own_map * M.R + offset, b_dw, mask=inside)
+        p_gate = head_of(gate, rows, rows.i_h + own_map, False).p + rows.i0.to(tl.int64) * gate.token
+        b_dw = b_dw * tl.load(p_gate + o_m * gate.token + o_r, mask=inside, other=0.0).to(b_dw.dtype)
+    tl.store(p_dz + first + offset, b_dw, mask=inside)

@@ -7,8 +7,8 @@ made by the programs that own the keys.
 import triton
 import triton.language as tl
 
-from hypermlp_kernels.backward_blocks import Planes, block_tiles, tile_offsets
-from hypermlp_kernels.backward_parts import locate_part, store_part
+from hypermlp_kernels.backward_blocks import Planes, block_tiles, locate_in_chunk, tile_offsets
+from hypermlp_kernels.backward_parts import part_of, store_part
 from hypermlp_kernels.blocks import (
     Stream,
     compact_head,
@@ -56,10 +56,10 @@ def turn_kernel(
     BN: tl.constexpr = C.BN
     BK: tl.constexpr = C.BK
     planes = Planes(num_rest, origin, full, most)
-    rows, part = locate_part(p_blocks, last, planes, span, length, max_lag, num_heads, SPLIT, C)
+    rows, tile0 = locate_in_chunk(p_blocks, last, planes, length, max_lag, num_heads, C)
     if rows.i0 >= rows.n:
         return
-    # not is_empty(): one branch on both made a build of 178 registers, three blocks to a processor only fit 168
+    part = part_of(rows, tile0, span, SPLIT, C)
     if SPLIT:  # noqa: SIM102  a compile-time branch
         if part.t_first >= part.t_stop:
             return

@@ -6,8 +6,8 @@ Programs own ``BM`` query rows of one head, as in ``backward_rows``.
 import triton
 import triton.language as tl
 
-from hypermlp_kernels.backward_blocks import Planes, store_statistic_gradient, tile_offsets
-from hypermlp_kernels.backward_parts import is_empty, locate_part, store_part
+from hypermlp_kernels.backward_blocks import Planes, locate_in_chunk, store_statistic_gradient, tile_offsets
+from hypermlp_kernels.backward_parts import part_of, store_part
 from hypermlp_kernels.blocks import Stream, first_column, pick_group, row_offsets, table_rows
 from hypermlp_kernels.mixing import mix, mixing_of
 from hypermlp_kernels.scores import mixed_maps, no_columns, queries_of, routing_of, score_columns, scores_of
@@ -42,8 +42,13 @@ def map_gradient_kernel(
     BM: tl.constexpr = C.BM
     WIDTH: tl.constexpr = C.NG * M1.BR
     planes = Planes(num_rest, origin, full, most)
-    rows, part = locate_part(p_blocks, last, planes, span, length, max_lag, num_heads, SPLIT, C)
-    if is_empty(rows, part, SPLIT):
+    rows, tile0 = locate_in_chunk(p_blocks, last, planes, length, max_lag, num_heads, C)
+    part = part_of(rows, tile0, span, SPLIT, C)
+    # one branch, where the others have two: with two the largest build of parts spills 40 bytes more
+    empty = rows.i0 >= rows.n
+    if SPLIT:
+        empty = empty | (part.t_first >= part.t_stop)
+    if empty:
         return
     q, k = Stream(p_q, q_batch, q_token, q_head), Stream(p_k, k_batch, k_token, k_head)
     gate1 = Stream(p_gate1, gate1_batch, gate1_token, gate1_head)
@@ -54,7 +59,7 @@ def map_gradient_kernel(
         b_pull = tl.load(p_pull + o_row, mask=inside, other=0.0)
         # the transpose of the second mixing: dz has no gate of its own
         readout = mixing_of(p_scale2, p_down2, p_dz2, gate1, rows.i_h, num_heads, 1.0, rows, C, M2)
-    scores = scores_of(queries_of(q, rows, ALIGNED, C), k, rows, part.t_first, ALIGNED, C)
+    scores = scores_of(queries_of(q, k, rows, ALIGNED, C), rows, part.t_first, C)
 
     last_columns = no_columns(C)
     if SPLIT and C.BY_LAG:

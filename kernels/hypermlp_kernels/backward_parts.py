@@ -23,9 +23,8 @@ class Part(NamedTuple):
 
 
 @triton.jit
-def locate_part(p_blocks, last, planes, span, length, max_lag, num_heads, SPLIT: tl.constexpr, C: tl.constexpr):
-    """``(rows, part)`` of this program; without ``SPLIT`` the part is all of the rows' tiles."""
-    rows, tile0 = locate_in_chunk(p_blocks, last, planes, length, max_lag, num_heads, C)
+def part_of(rows, tile0, span, SPLIT: tl.constexpr, C: tl.constexpr):
+    """This program's :class:`Part` of the rows, whose tiles begin at ``tile0``: without ``SPLIT`` all of them."""
     t_first, t_end = key_tiles(rows, C)
     t_stop = t_end
     if SPLIT:
@@ -33,16 +32,7 @@ def locate_part(p_blocks, last, planes, span, length, max_lag, num_heads, SPLIT:
         tile0 += skipped
         t_first += skipped
         t_stop = tl.minimum(t_end, t_first + span)
-    return rows, Part(tile0, t_first, t_stop, t_end)
-
-
-@triton.jit
-def is_empty(rows, part, SPLIT: tl.constexpr):
-    """Whether the program has nothing to do: a block that is not there, or a part past the end of its rows."""
-    empty = rows.i0 >= rows.n
-    if SPLIT:
-        empty = empty | (part.t_first >= part.t_stop)
-    return empty
+    return Part(tile0, t_first, t_stop, t_end)
 
 
 @triton.jit

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from hypermlp_kernels.backward_blocks import Planes, locate_in_chunk, store_statistic_gradient, tile_offsets
-from hypermlp_kernels.backward_parts import is_empty, locate_part, store_part
+from hypermlp_kernels.backward_parts import part_of, store_part
 from hypermlp_kernels.blocks import Stream, first_column, head_of, key_tiles, pick_group, row_offsets, table_rows
 from hypermlp_kernels.visibility import hide
 
@@ -80,9 +80,13 @@ def readout_statistic_gradient_kernel(
     BM: tl.constexpr = C.BM
     WIDTH: tl.constexpr = C.NG * M.BR
     planes = Planes(num_rest, origin, full, most)
-    rows, part = locate_part(p_blocks, last, planes, span, length, max_lag, num_heads, SPLIT, C)
-    if is_empty(rows, part, SPLIT):
+    rows, tile0 = locate_in_chunk(p_blocks, last, planes, length, max_lag, num_heads, C)
+    if rows.i0 >= rows.n:
         return
+    part = part_of(rows, tile0, span, SPLIT, C)
+    if SPLIT:  # noqa: SIM102  a compile-time branch
+        if part.t_first >= part.t_stop:
+            return
     p_up += rows.i_h * max_lag * M.BR
     b_dwz = tl.zeros((BM, WIDTH), C.ACC)
     for t in tl.range(part.t_first, part.t_stop, num_stages=C.STAGES):

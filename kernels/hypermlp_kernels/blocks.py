@@ -15,13 +15,13 @@ import triton.language as tl
 class Rows(NamedTuple):
     """A program's query rows: those from ``i0`` on of head ``i_h`` in a sequence of ``n`` tokens.
 
-    The sequence begins at ``start`` in batch row ``i_b``, which is ``token`` counted over all batch rows.
+    The sequence begins at ``start`` in batch row ``i_b``, of which each is ``length`` tokens long.
     """
 
     i_b: tl.tensor
     i_h: tl.tensor
     start: tl.tensor
-    token: tl.tensor
+    length: tl.tensor
     n: tl.tensor
     i0: tl.tensor
     num_heads: tl.tensor
@@ -61,7 +61,7 @@ def place(p_blocks, i_block, i_rest, length, max_lag, num_heads, ROWS: tl.conste
         n = tl.full((), 0, tl.int32) + length
         i0 = i_block * ROWS
     i_b = i_b.to(tl.int64)
-    return Rows(i_b, i_h.to(tl.int64), start, i_b * length + start, n, i0, num_heads, max_lag)
+    return Rows(i_b, i_h.to(tl.int64), start, length, n, i0, num_heads, max_lag)
 
 
 @triton.jit
@@ -72,9 +72,15 @@ def locate(p_blocks, length, max_lag, num_blocks, num_heads, C: tl.constexpr):
 
 
 @triton.jit
+def first_token(rows):
+    """The sequence's first token, counted over all batch rows. Made where it is used: kept, it costs registers."""
+    return rows.i_b * rows.length + rows.start
+
+
+@triton.jit
 def from_row(rows, i0):
     """The rows from ``i0`` on."""
-    return Rows(rows.i_b, rows.i_h, rows.start, rows.token, rows.n, i0, rows.num_heads, rows.max_lag)
+    return Rows(rows.i_b, rows.i_h, rows.start, rows.length, rows.n, i0, rows.num_heads, rows.max_lag)
 
 
 @triton.jit
@@ -93,14 +99,14 @@ def head_of(x, rows, i_head, ALIGNED: tl.constexpr):
 @triton.jit
 def compact_head(p_x, rows, i_head, num_heads, WIDTH: tl.constexpr):
     """A head of a contiguous ``[B, T, num_heads, WIDTH]``, likewise."""
-    return Head(p_x + (rows.token * num_heads + i_head) * WIDTH, num_heads * WIDTH)
+    return Head(p_x + (first_token(rows) * num_heads + i_head) * WIDTH, num_heads * WIDTH)
 
 
 @triton.jit
 def row_offsets(rows, BM: tl.constexpr):
     """``[BM]`` offsets of the rows into ``[B, T, heads]``, and which of them there are."""
     o_m = tl.arange(0, BM)
-    first = (rows.token + rows.i0) * rows.num_heads + rows.i_h
+    first = first_token(rows) * rows.num_heads + rows.i_h + rows.i0.to(tl.int64) * rows.num_heads
     return first + o_m.to(tl.int64) * rows.num_heads, rows.i0 + o_m < rows.n
 
 
@@ -141,7 +147,7 @@ def store_rows(x, b_x, i0, n, WIDTH: tl.constexpr, BM: tl.constexpr, BW: tl.cons
     o_w = tl.arange(0, BW)
     inside = (i0 + o_m < n)[:, None] & (o_w < WIDTH)[None, :]
     p_first = x.p + i0.to(tl.int64) * x.token
-    tl.store(p_first + o_m[:, None] * x.token + o_w[None, :], b_x, mask=inside)
+    tl.store(p_first + o_m[:, None].to(tl.int64) * x.token + o_w[None, :], b_x, mask=inside)
 
 
 @triton.jit

@@ -37,10 +37,10 @@ def extreme_norms_kernel(
         return
     q, k = Stream(p_q, q_batch, q_token, q_head), Stream(p_k, k_batch, k_token, k_head)
     gate = Stream(p_gate1, gate1_batch, gate1_token, gate1_head)
-    queries = queries_of(q, rows, ALIGNED, C)
+    queries = queries_of(q, k, rows, ALIGNED, C)
     routing = mixing_of(p_scale1, p_up1, p_z1, gate, rows.i_h, num_maps, 1.0, rows, C, M)
     t_first, t_stop = key_tiles(rows, C)
-    scores = scores_of(queries, k, rows, t_first, ALIGNED, C)
+    scores = scores_of(queries, rows, t_first, C)
 
     last = no_columns(C)
     b_small = tl.zeros((BM,), C.ACC)

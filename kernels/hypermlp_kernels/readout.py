@@ -12,6 +12,7 @@ from hypermlp_kernels.blocks import (
     Stream,
     compact_head,
     first_column,
+    first_token,
     head_of,
     inverse_norm,
     key_tiles,
@@ -27,7 +28,7 @@ from hypermlp_kernels.visibility import hide
 @triton.jit
 def bad_tokens(p_count, rows):
     """How many of the sequence's tokens before each hold a NaN or an infinity, from ``[B, T + 1, H]``."""
-    return p_count + (rows.token + rows.i_b) * rows.num_heads + rows.i_h
+    return p_count + (first_token(rows) + rows.i_b) * rows.num_heads + rows.i_h
 
 
 @triton.jit
@@ -53,7 +54,7 @@ def store_output(b_o, p_o, p_bad, i_v, rows, V: tl.constexpr, BV: tl.constexpr, 
     """Store a block of output ``[B, T, H, V]``; a row that sees a value that is not finite becomes NaN."""
     BM: tl.constexpr = C.BM
     o_m = tl.arange(0, BM)
-    inside = o_m < rows.n - rows.i0
+    inside = rows.i0 + o_m < rows.n
     o_last = rows.i0 + o_m + 1
     o_first = tl.zeros((BM,), tl.int32)
     if C.BY_LAG:
@@ -99,7 +100,7 @@ def readout_kernel(
     p_bad = bad_tokens(p_count, rows)
     gate1 = Stream(p_gate1, gate1_batch, gate1_token, gate1_head)
     gate2 = Stream(p_gate2, gate2_batch, gate2_token, gate2_head)
-    queries = queries_of(q, rows, ALIGNED, C)
+    queries = queries_of(q, k, rows, ALIGNED, C)
     routing = routing_of(p_scale1, p_up1, p_z1, gate1, rows, C, M1)
     readout = mixing_of(p_scale2, p_up2, p_z2, gate2, rows.i_h, num_heads, 1.0, rows, C, M2)
     b_inverse = tl.full((BM,), 1.0, C.ACC)
@@ -108,7 +109,7 @@ def readout_kernel(
     t_first, t_stop = key_tiles(rows, C)
     if C.BY_LAG:
         t_stop += 1
-    scores = scores_of(queries, k, rows, t_first, ALIGNED, C)
+    scores = scores_of(queries, rows, t_first, C)
 
     current = tl.arange(0, BN)[None, :] <= (tl.arange(0, BM) % BN)[:, None]
     last = no_columns(C)

@@ -11,6 +11,7 @@ from hypermlp_kernels.blocks import (
     Stream,
     compact_head,
     first_column,
+    first_token,
     key_tiles,
     locate,
     pick_group,
@@ -45,9 +46,9 @@ def routing_statistic_kernel(
     p_down_gate = p_down + rows.i_h * max_lag * M.BR
     p_down_scale = p_down_gate + tl.cast(num_heads, tl.int64) * max_lag * M.BR
     q, k = Stream(p_q, q_batch, q_token, q_head), Stream(p_k, k_batch, k_token, k_head)
-    queries = queries_of(q, rows, ALIGNED, C)
+    queries = queries_of(q, k, rows, ALIGNED, C)
     t_first, t_stop = key_tiles(rows, C)
-    scores = scores_of(queries, k, rows, t_first, ALIGNED, C)
+    scores = scores_of(queries, rows, t_first, C)
 
     last = no_columns(C)
     b_z_gate = tl.zeros((BM, WIDTH), C.ACC)
@@ -65,11 +66,15 @@ def routing_statistic_kernel(
             b_down = table_rows(p_down_scale, x0, max_lag, C.NG, C.BN, M.BR)
             b_z_scale = tl.dot(b_scale.to(C.MIX), b_down, b_z_scale, input_precision=C.PRECISION, out_dtype=C.ACC)
 
-    z = compact_head(p_z, rows, rows.i_h, num_maps, M.R)
-    store_rows(z, pick_group(b_z_gate, C.BM, C.NG, M.BR), rows.i0, rows.n, M.R, C.BM, M.BR)
+    # not by store_rows(): its offsets, of two heads, cost registers
+    o_m = tl.arange(0, BM)
+    o_r = tl.arange(0, M.BR)
+    p_rows = p_z + ((first_token(rows) + rows.i0) * num_maps + rows.i_h) * M.R
+    p_rows = p_rows + o_m[:, None].to(tl.int64) * num_maps * M.R + o_r[None, :]
+    inside = (rows.i0 + o_m < rows.n)[:, None] & (o_r < M.R)[None, :]
+    tl.store(p_rows, pick_group(b_z_gate, C.BM, C.NG, M.BR), mask=inside)
     if C.GLU:
-        z = compact_head(p_z, rows, rows.i_h + num_heads, num_maps, M.R)
-        store_rows(z, pick_group(b_z_scale, C.BM, C.NG, M.BR), rows.i0, rows.n, M.R, C.BM, M.BR)
+        tl.store(p_rows + num_heads * M.R, pick_group(b_z_scale, C.BM, C.NG, M.BR), mask=inside)
 
 
 @triton.jit(
@@ -101,11 +106,11 @@ def selection_statistics_kernel(
         return
     q, k = Stream(p_q, q_batch, q_token, q_head), Stream(p_k, k_batch, k_token, k_head)
     gate = Stream(p_gate1, gate1_batch, gate1_token, gate1_head)
-    queries = queries_of(q, rows, ALIGNED, C)
+    queries = queries_of(q, k, rows, ALIGNED, C)
     routing = routing_of(p_scale1, p_up1, p_z1, gate, rows, C, M1)
     p_down = p_down2 + rows.i_h * max_lag * M2.BR
     t_first, t_stop = key_tiles(rows, C)
-    scores = scores_of(queries, k, rows, t_first, ALIGNED, C)
+    scores = scores_of(queries, rows, t_first, C)
 
     last = no_columns(C)
     b_square = tl.zeros((BM,), C.ACC)
@@ -125,13 +130,12 @@ def selection_statistics_kernel(
             b_down = table_rows(p_down, x0, max_lag, C.NG, C.BN, M2.BR)
             b_z = tl.dot(b_a.to(C.MIX), b_down, b_z, input_precision=C.PRECISION, out_dtype=C.ACC)
 
-    o_row, inside = row_offsets(rows, C.BM)
     if C.NORM:
+        o_row, inside = row_offsets(rows, C.BM)
         b_rho = tl.sqrt(b_square)
         # a comparison that a NaN fails: it must reach the output
         tl.store(p_rho + o_row, tl.where(b_rho <= eps, eps, b_rho), mask=inside)
     if M2.R > 0:
-        # at the offsets of rho: those of store_rows cost a build 8 bytes of stack
-        o_r = tl.arange(0, M2.BR)
         b_z = pick_group(b_z, C.BM, C.NG, M2.BR) * (LN2 if C.GLU else 1.0)
-        tl.store(p_z2 + o_row[:, None] * M2.R + o_r[None, :], b_z, mask=inside[:, None] & (o_r < M2.R)[None, :])
+        z = compact_head(p_z2, rows, rows.i_h, num_heads, M2.R)
+        store_rows(z, b_z, rows.i0, rows.n, M2.R, C.BM, M2.BR)

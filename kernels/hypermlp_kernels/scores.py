@@ -36,21 +36,21 @@ class Routing(NamedTuple):
 
 
 @triton.jit
-def queries_of(q, rows, ALIGNED: tl.constexpr, C: tl.constexpr):
-    """The rows' queries of both maps, ``[BM, BK]``."""
+def queries_of(q, k, rows, ALIGNED: tl.constexpr, C: tl.constexpr):
+    """The rows' queries of both maps, ``[BM, BK]``, and the heads of the keys that they meet."""
+    kg = head_of(k, rows, rows.i_h, ALIGNED)
+    ks = head_of(k, rows, rows.i_h + rows.num_heads, ALIGNED)
     b_qg = load_rows(head_of(q, rows, rows.i_h, ALIGNED), rows.i0, rows.n, C.K, C.BM, C.BK)
     b_qs = b_qg
     if C.GLU:
         b_qs = load_rows(head_of(q, rows, rows.i_h + rows.num_heads, ALIGNED), rows.i0, rows.n, C.K, C.BM, C.BK)
-    return b_qg, b_qs
+    return b_qg, b_qs, kg, ks
 
 
 @triton.jit
-def scores_of(queries, k, rows, t_first, ALIGNED: tl.constexpr, C: tl.constexpr):
-    """:class:`Scores` of the rows, whose first key tile is ``t_first``, from their queries and the stream of keys."""
-    b_qg, b_qs = queries
-    kg = head_of(k, rows, rows.i_h, ALIGNED)
-    ks = head_of(k, rows, rows.i_h + rows.num_heads, ALIGNED)
+def scores_of(queries, rows, t_first, C: tl.constexpr):
+    """:class:`Scores` of the rows, whose first key tile is ``t_first``, from what :func:`queries_of` made."""
+    b_qg, b_qs, kg, ks = queries
     b_keys = load_keys(kg, t_first, rows.n, C.K, C.BN, C.BK)
     b_anchor = tl.dot(b_qg, b_keys, input_precision=C.PRECISION, out_dtype=C.ACC)
     return Scores(b_qg, b_qs, kg, ks, rotation_index(b_anchor, C.BM, C.BN, C.ASM))

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from hypermlp_kernels.blocks import first_column
+from hypermlp_kernels.blocks import first_column, first_token
 
 
 @triton.jit
@@ -36,7 +36,7 @@ def visible(t, rows, p_valid, C: tl.constexpr):
         if C.CAUSAL:
             seen = seen & (o_j <= o_i)
     if C.HOLES:
-        seen = seen & (tl.load(p_valid + rows.token + o_j, mask=seen & (o_j < rows.n), other=0) != 0)
+        seen = seen & (tl.load(p_valid + first_token(rows) + o_j, mask=seen & (o_j < rows.n), other=0) != 0)
     return seen
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from hypermlp_kernels.blocks import first_token, head_of, place
+from hypermlp_kernels.blocks import head_of, place
 
 
 class Planes(NamedTuple):
@@ -54,19 +54,20 @@ def tile_offsets(tile, ROWS: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr):
 
 @triton.jit
 def store_statistic_gradient(
-    b_dw, p_z, gate, p_dz, p_dgate, i_own, num_maps, rows,
+    b_dw, p_z, gate, p_dz, p_dgate, i_own, num_maps, token, rows,
     GATE_GRADIENT: tl.constexpr, BM: tl.constexpr, M: tl.constexpr,
 ):  # fmt: skip
     """From the gradient of ``gate * z``, ``[BM, BR]``: that of ``z`` and, where asked for, of ``gate``.
 
-    Of the rows' head it is map ``i_own``. All but the :class:`Stream` of gates are contiguous ``[B, T, num_maps, R]``.
+    Of the rows' head it is map ``i_own``, and ``token`` is their :func:`first_token`. All but the :class:`Stream` of
+    gates are contiguous ``[B, T, num_maps, R]``.
     """
     # not by load_rows(): what a loop's beginning has computed alike, the compiler keeps through the loop, or spills
     own_map = i_own * rows.num_heads
     o_m = tl.arange(0, BM)[:, None]
     o_r = tl.arange(0, M.BR)[None, :]
     inside = (o_m < rows.n - rows.i0) & (o_r < M.R)
-    first = (first_token(rows) * num_maps + rows.i_h + own_map) * M.R + rows.i0.to(tl.int64) * num_maps * M.R
+    first = (token * num_maps + rows.i_h + own_map) * M.R + rows.i0.to(tl.int64) * num_maps * M.R
     offset = o_m * num_maps * M.R + o_r
     if GATE_GRADIENT:
         b_z = tl.load(p_z + first + offset, mask=inside, other=0.0)

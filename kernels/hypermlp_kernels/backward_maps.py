@@ -8,7 +8,7 @@ import triton.language as tl
 
 from hypermlp_kernels.backward_blocks import Planes, locate_in_chunk, store_statistic_gradient, tile_offsets
 from hypermlp_kernels.backward_parts import part_of, store_part
-from hypermlp_kernels.blocks import Stream, first_column, pick_group, row_offsets, table_rows
+from hypermlp_kernels.blocks import Stream, first_column, first_token, pick_group, row_offsets, table_rows
 from hypermlp_kernels.mixing import mix, mixing_of
 from hypermlp_kernels.scores import mixed_maps, no_columns, queries_of, routing_of, score_columns, scores_of
 from hypermlp_kernels.selection import LN2, sigmoid2, softplus2
@@ -109,6 +109,7 @@ def map_gradient_kernel(
             if SPLIT:
                 store_part(p_dz1, b_dw, i_map, C.BM, M1.BR)
             else:
+                token = first_token(rows)
                 store_statistic_gradient(
-                    b_dw, p_z1, gate1, p_dz1, p_dgate1, i_map, num_maps, rows, GATE_GRADIENT, C.BM, M1
+                    b_dw, p_z1, gate1, p_dz1, p_dgate1, i_map, num_maps, token, rows, GATE_GRADIENT, C.BM, M1
                 )

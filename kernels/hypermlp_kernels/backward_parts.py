@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from hypermlp_kernels.backward_blocks import Planes, locate_in_chunk, store_statistic_gradient, tile_offsets
-from hypermlp_kernels.blocks import Stream, from_row, key_tiles
+from hypermlp_kernels.blocks import Stream, first_token, from_row, key_tiles
 
 
 class Part(NamedTuple):
@@ -71,4 +71,6 @@ def add_parts_kernel(
         b_sum += tl.load(p_rows + tile_offsets(first_part + i_part, ROWS, BR, C.BM))
     gate = Stream(p_gate, gate_batch, gate_token, gate_head)
     i_own = tl.program_id(1).to(tl.int64)
-    store_statistic_gradient(b_sum, p_z, gate, p_out, p_dgate, i_own, num_maps, rows, GATE_GRADIENT, ROWS, M)
+    store_statistic_gradient(
+        b_sum, p_z, gate, p_out, p_dgate, i_own, num_maps, first_token(rows), rows, GATE_GRADIENT, ROWS, M
+    )

@@ -10,7 +10,16 @@ import triton.language as tl
 
 from hypermlp_kernels.backward_blocks import Planes, locate_in_chunk, store_statistic_gradient, tile_offsets
 from hypermlp_kernels.backward_parts import part_of, store_part
-from hypermlp_kernels.blocks import Stream, first_column, head_of, key_tiles, pick_group, row_offsets, table_rows
+from hypermlp_kernels.blocks import (
+    Stream,
+    first_column,
+    first_token,
+    head_of,
+    key_tiles,
+    pick_group,
+    row_offsets,
+    table_rows,
+)
 from hypermlp_kernels.visibility import hide
 
 
@@ -88,6 +97,8 @@ def readout_statistic_gradient_kernel(
         if part.t_first >= part.t_stop:
             return
     p_up += rows.i_h * max_lag * M.BR
+    # here, not after the loop: there it costs the smaller tiles registers
+    token = first_token(rows)
     b_dwz = tl.zeros((BM, WIDTH), C.ACC)
     for t in tl.range(part.t_first, part.t_stop, num_stages=C.STAGES):
         b_dw = tl.load(p_dw + tile_offsets(part.tile0 + t - part.t_first, C.BM, C.BN, C.BM))
@@ -99,4 +110,4 @@ def readout_statistic_gradient_kernel(
         store_part(p_dz, b_dwz, 0, C.BM, M.BR)
     else:
         gate = Stream(p_gate, gate_batch, gate_token, gate_head)
-        store_statistic_gradient(b_dwz, p_z, gate, p_dz, p_dgate, 0, num_heads, rows, GATE_GRADIENT, C.BM, M)
+        store_statistic_gradient(b_dwz, p_z, gate, p_dz, p_dgate, 0, num_heads, token, rows, GATE_GRADIENT, C.BM, M)

@@ -106,7 +106,7 @@ def compact_head(p_x, rows, i_head, num_heads, WIDTH: tl.constexpr):
 def row_offsets(rows, BM: tl.constexpr):
     """``[BM]`` offsets of the rows into ``[B, T, heads]``, and which of them there are."""
     o_m = tl.arange(0, BM)
-    first = first_token(rows) * rows.num_heads + rows.i_h + rows.i0.to(tl.int64) * rows.num_heads
+    first = (first_token(rows) + rows.i0) * rows.num_heads + rows.i_h
     return first + o_m.to(tl.int64) * rows.num_heads, rows.i0 + o_m < rows.n
 
 

@@ -54,7 +54,7 @@ def store_output(b_o, p_o, p_bad, i_v, rows, V: tl.constexpr, BV: tl.constexpr, 
     """Store a block of output ``[B, T, H, V]``; a row that sees a value that is not finite becomes NaN."""
     BM: tl.constexpr = C.BM
     o_m = tl.arange(0, BM)
-    inside = rows.i0 + o_m < rows.n
+    inside = o_m < rows.n - rows.i0
     o_last = rows.i0 + o_m + 1
     o_first = tl.zeros((BM,), tl.int32)
     if C.BY_LAG:
@@ -66,7 +66,8 @@ def store_output(b_o, p_o, p_bad, i_v, rows, V: tl.constexpr, BV: tl.constexpr, 
     b_o = tl.where((seen_bad > 0)[:, None], float("nan"), b_o)
     o = compact_head(p_o, rows, rows.i_h, rows.num_heads, V)
     o_v = i_v * BV + tl.arange(0, BV)
-    mask = inside[:, None] & (o_v < V)[None, :]
+    # not inside: the compiler would keep it, or spill
+    mask = (rows.i0 + o_m < rows.n)[:, None] & (o_v < V)[None, :]
     p_first = o.p + rows.i0.to(tl.int64) * o.token
     tl.store(p_first + o_m[:, None] * o.token + o_v[None, :], b_o.to(p_o.dtype.element_ty), mask=mask)
 

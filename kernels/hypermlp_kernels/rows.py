@@ -9,14 +9,12 @@ import triton.language as tl
 
 from hypermlp_kernels.blocks import (
     Stream,
-    compact_head,
     first_column,
     first_token,
     key_tiles,
     locate,
     pick_group,
     row_offsets,
-    store_rows,
     table_rows,
 )
 from hypermlp_kernels.scores import mixed_maps, no_columns, queries_of, routing_of, score_columns, scores_of
@@ -130,12 +128,13 @@ def selection_statistics_kernel(
             b_down = table_rows(p_down, x0, max_lag, C.NG, C.BN, M2.BR)
             b_z = tl.dot(b_a.to(C.MIX), b_down, b_z, input_precision=C.PRECISION, out_dtype=C.ACC)
 
+    o_row, inside = row_offsets(rows, C.BM)
     if C.NORM:
-        o_row, inside = row_offsets(rows, C.BM)
         b_rho = tl.sqrt(b_square)
         # a comparison that a NaN fails: it must reach the output
         tl.store(p_rho + o_row, tl.where(b_rho <= eps, eps, b_rho), mask=inside)
     if M2.R > 0:
+        # at the offsets of rho: those of store_rows() cost a build 8 bytes of stack
+        o_r = tl.arange(0, M2.BR)
         b_z = pick_group(b_z, C.BM, C.NG, M2.BR) * (LN2 if C.GLU else 1.0)
-        z = compact_head(p_z2, rows, rows.i_h, num_heads, M2.R)
-        store_rows(z, b_z, rows.i0, rows.n, M2.R, C.BM, M2.BR)
+        tl.store(p_z2 + o_row[:, None] * M2.R + o_r[None, :], b_z, mask=inside[:, None] & (o_r < M2.R)[None, :])

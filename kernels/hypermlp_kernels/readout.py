@@ -50,12 +50,15 @@ def load_values(v, p_bad, t, i_v, rows, V: tl.constexpr, BN: tl.constexpr, BV: t
 
 
 @triton.jit
-def store_output(b_o, p_o, p_bad, i_v, rows, V: tl.constexpr, BV: tl.constexpr, C: tl.constexpr):
-    """Store a block of output ``[B, T, H, V]``; a row that sees a value that is not finite becomes NaN."""
+def store_output(b_o, o_next, inside, p_o, p_bad, i_v, rows, V: tl.constexpr, BV: tl.constexpr, C: tl.constexpr):
+    """Store a block of output ``[B, T, H, V]``; a row that sees a value that is not finite becomes NaN.
+
+    ``o_next`` is the token after each row, ``inside`` which of the rows there are: callers write both in a form of
+    their own, since what a loop's beginning has computed alike, the compiler keeps through the loop, or spills.
+    """
     BM: tl.constexpr = C.BM
     o_m = tl.arange(0, BM)
-    inside = o_m < rows.n - rows.i0
-    o_last = rows.i0 + o_m + 1
+    o_last = o_next
     o_first = tl.zeros((BM,), tl.int32)
     if C.BY_LAG:
         o_first = tl.maximum(o_last - rows.max_lag, 0)
@@ -66,8 +69,7 @@ def store_output(b_o, p_o, p_bad, i_v, rows, V: tl.constexpr, BV: tl.constexpr, 
     b_o = tl.where((seen_bad > 0)[:, None], float("nan"), b_o)
     o = compact_head(p_o, rows, rows.i_h, rows.num_heads, V)
     o_v = i_v * BV + tl.arange(0, BV)
-    # not inside: the compiler would keep it, or spill
-    mask = (rows.i0 + o_m < rows.n)[:, None] & (o_v < V)[None, :]
+    mask = inside[:, None] & (o_v < V)[None, :]
     p_first = o.p + rows.i0.to(tl.int64) * o.token
     tl.store(p_first + o_m[:, None] * o.token + o_v[None, :], b_o.to(p_o.dtype.element_ty), mask=mask)
 
@@ -136,4 +138,5 @@ def readout_kernel(
 
     if C.NORM and not EARLY:
         b_o = b_o * b_inverse[:, None]
-    store_output(b_o, p_o, p_bad, tl.program_id(1), rows, V, BV, C)
+    o_m = tl.arange(0, BM)
+    store_output(b_o, rows.i0 + 1 + o_m, rows.i0 + 1 + o_m <= rows.n, p_o, p_bad, tl.program_id(1), rows, V, BV, C)

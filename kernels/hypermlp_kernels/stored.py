@@ -130,4 +130,5 @@ def stored_readout_kernel(
 
     if C.NORM and not EARLY:
         b_o = b_o * b_inverse[:, None]
-    store_output(b_o, p_o, p_bad, i_v, rows, V, BV, C)
+    o_m = tl.arange(0, BM)
+    store_output(b_o, rows.i0 + o_m + 1, rows.i0 + o_m < rows.n, p_o, p_bad, i_v, rows, V, BV, C)

@@ -17,12 +17,12 @@ from hypermlp_kernels.backward_tiles import BackwardTile
 from hypermlp_kernels.call import (
     Call,
     aligned,
-    first_scale,
     gate_of,
     holes,
     launch_options,
     mix_constants,
     padded_table,
+    routing_tensors,
     scale_table,
     strides,
 )
@@ -222,21 +222,19 @@ class BackwardPass:
         self._add_parts(chunk, self._dz2, self._dgate2, call.z2, gate, constants, gate_gradient)
 
     def _map_gradient(self, chunk: Chunk) -> None:
-        call, routing, readout, needs = self._call, self._call.routing, self._call.readout, self._needs
-        dtype = call.mix_dtype
-        scale1, up1, gate1 = first_scale(call), padded_table(routing.up, dtype, call.q), gate_of(routing, call.q)
-        scale2, down2 = scale_table(readout, 1.0, call), padded_table(readout.down, dtype, call.q)
-        constants = mix_constants(routing)
+        call, needs, readout = self._call, self._needs, self._call.readout
+        routing, constants = routing_tensors(call), mix_constants(call.routing)
+        scale, down = scale_table(readout, 1.0, call), padded_table(readout.down, call.mix_dtype, call.q)
         map_gradient_kernel[(chunk.blocks, chunk.parts)](
-            call.q, call.k, scale1, up1, gate1, call.z1, scale2, down2, self._dz2, self._pull,
+            call.q, call.k, *routing, scale, down, self._dz2, self._pull,
             self._planes, self._sums(chunk, self._dz1), self._dgate1, self._blocks, self._valid,
-            *strides(call.q, call.k, gate1), *self._rows_of(chunk), chunk.tiles, chunk.span,
+            *strides(call.q, call.k, routing.gate), *self._rows_of(chunk), chunk.tiles, chunk.span,
             GRADIENT=needs.scores, GATE_GRADIENT=needs.routing.core, ACTIVATED=needs.activated, SPLIT=chunk.parts > 1,
             ALIGNED=aligned(call.q, call.k), C=self._constants, M1=constants, M2=mix_constants(readout, gated=False),
             **launch_options(self._tile),
         )  # fmt: skip
-        if needs.scores and routing.rank:
-            self._add_parts(chunk, self._dz1, self._dgate1, call.z1, gate1, constants, needs.routing.core)
+        if needs.scores and call.routing.rank:
+            self._add_parts(chunk, self._dz1, self._dgate1, call.z1, routing.gate, constants, needs.routing.core)
 
     def _table_gradient(self, chunk: Chunk, into: TableGradients, scores: bool) -> None:
         call, plan, mix = self._call, self._plan, into.mix

@@ -208,12 +208,30 @@ def scale_table(mix: SequenceMix, unit: float | Tensor, call: Call) -> Tensor:
     return ((mix.diag.to(call.accumulator) + float(mix.identity)) * unit).contiguous()
 
 
-def first_scale(call: Call) -> Tensor:
-    """The first mixing's scale; the scale maps count in units of 1 / ln 2, for ``softplus2``."""
-    heads = call.sizes[2]
+class MixTensors(NamedTuple):
+    """Of a mixing, in the order that kernels take them: any tensor in place of one that it does not have."""
+
+    scale: Tensor
+    up: Tensor
+    gate: Tensor
+    z: Tensor
+
+
+def routing_tensors(call: Call) -> MixTensors:
+    """Of the first mixing; the scale maps count in units of 1 / ln 2, for ``softplus2``."""
     unit = torch.ones(call.q.shape[2], 1, dtype=call.accumulator, device=call.q.device)
-    unit[heads:] *= LOG2E
-    return scale_table(call.routing, unit, call)
+    unit[call.sizes[2] :] *= LOG2E
+    return _tensors(call.routing, unit, call.z1, call)
+
+
+def readout_tensors(call: Call) -> MixTensors:
+    """Of the second mixing, whose map counts in units of ln 2 where ``softplus2`` made it."""
+    return _tensors(call.readout, LN2 if call.glu else 1.0, call.z2, call)
+
+
+def _tensors(mix: SequenceMix, unit: float | Tensor, z: Tensor, call: Call) -> MixTensors:
+    up = padded_table(mix.up, call.mix_dtype, call.q)
+    return MixTensors(scale_table(mix, unit, call), up, gate_of(mix, call.q), z)
 
 
 def multiprocessors() -> int:

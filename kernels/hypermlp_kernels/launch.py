@@ -11,12 +11,9 @@ from torch import Tensor
 
 from hypermlp_kernels.arguments import SequenceMix
 from hypermlp_kernels.call import (
-    LN2,
     Call,
     aligned,
     candidates,
-    first_scale,
-    gate_of,
     holes,
     interpreted,
     launch_options,
@@ -25,8 +22,9 @@ from hypermlp_kernels.call import (
     on_device,
     padded_table,
     precision_of,
+    readout_tensors,
+    routing_tensors,
     run,
-    scale_table,
     strides,
     unit_stride,
 )
@@ -194,10 +192,8 @@ def _routing_statistic(call: Call) -> None:
 
 
 def _selection_statistics(call: Call) -> Callable[[_Stored | None], None]:
-    dtype, routing, readout = call.mix_dtype, call.routing, call.readout
-    scale, up = first_scale(call), padded_table(routing.up, dtype, call.q)
-    down = padded_table(readout.down, dtype, call.q)
-    valid, gate = holes(call), gate_of(routing, call.q)
+    routing, valid = routing_tensors(call), holes(call)
+    down = padded_table(call.readout.down, call.mix_dtype, call.q)
 
     def launch(tile: Tile, stored: _Stored | None) -> None:
         if stored is None:
@@ -207,14 +203,15 @@ def _selection_statistics(call: Call) -> Callable[[_Stored | None], None]:
             kept, blocks, num_blocks, per_block, rows, chunk = stored
             programs = chunk.slots * (rows // tile.rows)
         selection_statistics_kernel[(programs,)](
-            call.q, call.k, scale, up, gate, call.z1, down, call.rho, call.z2, kept, blocks, valid,
-            *strides(call.q, call.k, gate),
+            call.q, call.k, *routing, down, call.rho, call.z2, kept, blocks, valid,
+            *strides(call.q, call.k, routing.gate),
             call.sizes[1], call.max_lag, num_blocks, call.sizes[2], per_block, chunk.first, chunk.pitch, call.eps,
             SLOT=rows, ALIGNED=aligned(call.q, call.k),
-            C=call.constants(tile), M1=mix_constants(routing), M2=mix_constants(readout), **launch_options(tile),
+            C=call.constants(tile), M1=mix_constants(call.routing), M2=mix_constants(call.readout),
+            **launch_options(tile),
         )  # fmt: skip
 
-    extreme = extreme_norms(call, scale, up)
+    extreme = extreme_norms(call, routing)
 
     def both(stored: _Stored | None) -> None:
         run("selection_statistics", call, lambda tile: launch(tile, stored))
@@ -225,40 +222,37 @@ def _selection_statistics(call: Call) -> Callable[[_Stored | None], None]:
 
 
 def _stored_readout(call: Call, o: Tensor) -> Callable[[_Stored], None]:
-    readout, width = call.readout, o.shape[-1]
-    scale = scale_table(readout, LN2 if call.glu else 1.0, call)
-    up, gate = padded_table(readout.up, call.mix_dtype, call.q), gate_of(readout, call.q)
+    readout, width = readout_tensors(call), o.shape[-1]
     valid, count = holes(call), _count_nonfinite(call)
 
     def launch(tile: Tile, stored: _Stored) -> None:
         value_blocks, chunk = triton.cdiv(width, tile.values), stored.chunk
         stored_readout_kernel[(chunk.slots * (stored.rows // tile.rows) * value_blocks,)](
-            stored.map, call.v, scale, up, gate, call.z2, call.rho, count, o, stored.blocks, valid,
-            *strides(call.v, gate), call.sizes[1], call.max_lag, stored.num_blocks, call.sizes[2], stored.per_block,
+            stored.map, call.v, *readout, call.rho, count, o, stored.blocks, valid,
+            *strides(call.v, readout.gate),
+            call.sizes[1], call.max_lag, stored.num_blocks, call.sizes[2], stored.per_block,
             chunk.first, chunk.pitch, value_blocks,
             V=width, BV=tile.values, SLOT=stored.rows, EARLY=_divides_early(call), ALIGNED_VALUES=aligned(call.v),
-            C=call.constants(tile), M2=mix_constants(readout), **launch_options(tile),
+            C=call.constants(tile), M2=mix_constants(call.readout), **launch_options(tile),
         )  # fmt: skip
 
     return lambda stored: run("stored_readout", call, lambda tile: launch(tile, stored))
 
 
 def _readout(call: Call, o: Tensor) -> None:
-    dtype, routing, readout = call.mix_dtype, call.routing, call.readout
-    scale1, up1, gate1 = first_scale(call), padded_table(routing.up, dtype, call.q), gate_of(routing, call.q)
-    scale2 = scale_table(readout, LN2 if call.glu else 1.0, call)
-    up2, gate2 = padded_table(readout.up, dtype, call.q), gate_of(readout, call.q)
+    routing, readout = routing_tensors(call), readout_tensors(call)
     valid, count = holes(call), _count_nonfinite(call)
 
     def launch(tile: Tile) -> None:
         blocks, num_blocks, programs = call.blocks(tile.rows)
         readout_kernel[(num_blocks * programs, triton.cdiv(o.shape[-1], tile.values))](
-            call.q, call.k, call.v, scale1, up1, gate1, call.z1, scale2, up2, gate2, call.z2, call.rho, count, o,
-            blocks, valid,
-            *strides(call.q, call.k, call.v, gate1, gate2), call.sizes[1], call.max_lag, num_blocks, call.sizes[2],
+            call.q, call.k, call.v, *routing, *readout, call.rho, count, o, blocks, valid,
+            *strides(call.q, call.k, call.v, routing.gate, readout.gate),
+            call.sizes[1], call.max_lag, num_blocks, call.sizes[2],
             V=o.shape[-1], BV=tile.values, EARLY=_divides_early(call),
             ALIGNED=aligned(call.q, call.k), ALIGNED_VALUES=aligned(call.v),
-            C=call.constants(tile), M1=mix_constants(routing), M2=mix_constants(readout), **launch_options(tile),
+            C=call.constants(tile), M1=mix_constants(call.routing), M2=mix_constants(call.readout),
+            **launch_options(tile),
         )  # fmt: skip
 
     run("readout", call, launch)

@@ -38,6 +38,12 @@ class MixGrads(ctypes.Structure):
     _fields_ = tuple((name, ctypes.c_void_p) for name in ("diag", "down", "up", "gate"))
 
 
+class Team(ctypes.Structure):
+    """PyTorch's threads, see ``threads.py``: the address of what runs a function on all of them, and how many."""
+
+    _fields_ = (("parallel", ctypes.c_void_p), ("threads", ctypes.c_int64))
+
+
 class Call(ctypes.Structure):
     """Everything an entry reads and writes."""
 
@@ -55,6 +61,7 @@ class Call(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("dq", "dk", "dv")),
         *((name, MixGrads) for name in ("d_routing", "d_readout")),
         ("workspace", ctypes.c_void_p),
+        ("team", Team),
         ("nonfinite", ctypes.c_int64),
     )
 
@@ -91,6 +98,7 @@ class StepCall(ctypes.Structure):
         ("q", Stream),
         *((name, Mix) for name in ("routing", "readout")),
         *((name, ctypes.c_void_p) for name in ("o", "workspace")),
+        ("team", Team),
     )
 
 
@@ -104,4 +112,5 @@ class ConvCall(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("taps", "y")),
         ("grad_y", Stream),
         *((name, ctypes.c_void_p) for name in ("dx", "dtaps", "workspace")),
+        ("team", Team),
     )

@@ -11,7 +11,7 @@ class Added {
     for (long i = 0; i < count; ++i) flags_.add(0);
   }
   void wait_for(long i) {
-    while (!flags_[i].load(std::memory_order_acquire)) sched_yield();
+    wait_until([&] { return flags_[i].load(std::memory_order_acquire) != 0; });
   }
   void note(long i) { flags_[i].store(1, std::memory_order_release); }
 
@@ -115,6 +115,6 @@ extern "C" void hypermlp_backward(Call* call) {
     tables_added.note(task);
   };
   auto run = [&](int phase, long task, long worker) { phase == 0 ? arrange(task) : run_group(task, worker); };
-  Threads<2, decltype(run)>(tasks, run).start(plan.workers(*call));
+  Threads<2, decltype(run)>(tasks, run).start(plan.workers(*call), call->team);
   for (long w = 0; w < plan.spaces.count(); ++w) call->nonfinite |= plan.spaces[w].nonfinite;
 }

@@ -8,6 +8,12 @@ namespace hypermlp {
 
 enum Type : int64_t { REAL, BFLOAT16, FLOAT16 };
 
+// PyTorch's threads: parallel runs fn(data) on so many at once, this one among them; null where it has none to lend
+struct Team {
+  void (*parallel)(void (*fn)(void*), void* data, unsigned threads, unsigned flags);
+  int64_t threads;
+};
+
 // [B, T, heads, width] with its distances in elements; a row of `width` lies side by side. data is null where there is
 // none.
 struct Stream {
@@ -50,6 +56,7 @@ struct Call {
   real *dq, *dk, *dv;
   MixGrads d_routing, d_readout;
   void* workspace;
+  Team team;
   // set where q, k, values or a gate is not finite: zero times infinity reached rows that do not see it, and the caller
   // comes again with zeros in its place
   int64_t nonfinite;

@@ -16,6 +16,7 @@ struct ConvCall {
   Stream grad_y;
   real *dx, *dtaps;  // [B, length, channels], [channels, size]; null where not asked for
   void* workspace;
+  Team team;
 };
 
 namespace {
@@ -142,6 +143,6 @@ extern "C" void hypermlp_conv(ConvCall* call) {
       backward_rows(*call, plan, batch, begin, end,
                     call->dtaps ? plan.sums + task * call->size * call->channels : nullptr, converted);
   };
-  Threads<1, decltype(run)>(tasks, run).start(min(call->threads, tasks[0]));
+  Threads<1, decltype(run)>(tasks, run).start(min(call->threads, tasks[0]), call->team);
   if (call->dtaps) add_taps(*call, plan);
 }

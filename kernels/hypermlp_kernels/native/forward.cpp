@@ -208,6 +208,6 @@ extern "C" void hypermlp_forward(Call* call) {
       plan.shared.fill(*call, plan.sizes, task - tables);
     }
   };
-  Threads<2, decltype(run)>(tasks, run).start(min(call->threads, tasks[1]));
+  Threads<2, decltype(run)>(tasks, run).start(min(call->threads, tasks[1]), call->team);
   for (long w = 0; w < plan.spaces.count(); ++w) call->nonfinite |= plan.spaces[w].nonfinite;
 }

@@ -12,15 +12,17 @@ from torch import Tensor
 from hypermlp_kernels.arguments import Gradients, MixGradients, Needs, Options, Segment, SequenceMix
 from hypermlp_kernels.native import abi
 from hypermlp_kernels.native.build import library
+from hypermlp_kernels.native.threads import torchs_parallel
 
 _ALIGNMENT = 64  # bytes: a cache line
 
 
 def enter(kernels: ctypes.CDLL, name: str, call: Any, dtype: torch.dtype) -> None:
-    """Run an entry in memory of the size that it asks for."""
+    """Run an entry in memory of the size that it asks for, on PyTorch's threads."""
     size = getattr(kernels, f"hypermlp_{name}_bytes")(ctypes.byref(call))
     workspace = torch.empty(size // dtype.itemsize + _ALIGNMENT // dtype.itemsize, dtype=dtype)
     call.workspace = -(-workspace.data_ptr() // _ALIGNMENT) * _ALIGNMENT
+    call.team = abi.Team(torchs_parallel(), torch.get_num_threads())
     getattr(kernels, f"hypermlp_{name}")(ctypes.byref(call))
 
 

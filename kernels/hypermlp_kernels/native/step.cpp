@@ -32,6 +32,7 @@ struct StepCall {
   Mix routing, readout;  // gates [B, 1, heads, rank]
   real* o;               // [B, heads, v]
   void* workspace;
+  Team team;
 };
 
 namespace {
@@ -265,5 +266,5 @@ extern "C" void hypermlp_step(StepCall* call) {
   auto run = [&](int, long task, long worker) {
     Step(*call, plan.slots, plan.spaces[worker]).run(task / call->heads, task % call->heads);
   };
-  Threads<1, decltype(run)>(tasks, run).start(min(call->threads, tasks[0]));
+  Threads<1, decltype(run)>(tasks, run).start(min(call->threads, tasks[0]), call->team);
 }

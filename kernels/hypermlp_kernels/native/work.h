@@ -13,6 +13,8 @@
 
 namespace hypermlp {
 
+constexpr long TURNS = 20000;  // of waiting, some tenths of a millisecond
+
 struct Piece {
   long sequence, begin, end;  // rows, from the sequence's first token
   long group;                 // pieces of a group are done one after another
@@ -76,24 +78,38 @@ class Pieces {
   long count_ = 0, groups_ = 0, group_ = 0;
 };
 
-// Runs `tasks[p]` tasks of each phase p, `run(phase, task, worker)`, every phase after the one before it. The threads
-// are made for the call: nothing outlives it that a fork could break, and starting one costs some 20 microseconds.
+// Until done() holds, which another thread sees to. At first without giving the processor away: beside a thread of
+// PyTorch's OpenMP that still turns after its last work, it would be gone for milliseconds.
+template <class Done>
+void wait_until(Done done) {
+  for (long turns = 0; !done(); ++turns) {
+    if (turns >= TURNS) {
+      sched_yield();
+      continue;
+    }
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+  }
+}
+
+// Runs `tasks[p]` tasks of each phase p, `run(phase, task, worker)`, every phase after the one before it, on PyTorch's
+// threads or, where it has none to lend, on threads made for the call: nothing outlives it that a fork could break, and
+// starting one costs some 20 microseconds.
 template <int PHASES, class Run>
 class Threads {
  public:
   Threads(const long (&tasks)[PHASES], Run run) : tasks_(tasks), run_(run) {}
 
-  void start(long count) {
-    pthread_t others[MOST];
-    long started = 0;
-    Worker workers[MOST + 1];
-    for (long i = 0; i < min(count - 1, MOST); ++i) {
-      workers[i + 1] = {this, i + 1};
-      // a thread that cannot be had leaves its tasks to the others
-      if (pthread_create(&others[started], nullptr, enter, &workers[i + 1]) == 0) ++started;
-    }
-    work(0);
-    for (long i = 0; i < started; ++i) pthread_join(others[i], nullptr);
+  // All of a team are asked for, however few have work: OpenMP lets go of those that it did not use.
+  void start(long workers, const Team& team) {
+    workers_ = min(workers, MOST + 1);
+    if (workers_ > 1 && team.parallel)
+      team.parallel(join, this, team.threads, 0);
+    else
+      on_own_threads();
   }
 
   static constexpr long MOST = 255;
@@ -103,6 +119,23 @@ class Threads {
     Threads* threads;
     long number;
   };
+  static void join(void* self) {
+    Threads& threads = *static_cast<Threads*>(self);
+    const long number = threads.joined_.fetch_add(1);
+    if (number < threads.workers_) threads.work(number);
+  }
+  void on_own_threads() {
+    pthread_t others[MOST];
+    long started = 0;
+    Worker workers[MOST + 1];
+    for (long i = 1; i < workers_; ++i) {
+      workers[i] = {this, i};
+      // a thread that cannot be had leaves its tasks to the others
+      if (pthread_create(&others[started], nullptr, enter, &workers[i]) == 0) ++started;
+    }
+    work(0);
+    for (long i = 0; i < started; ++i) pthread_join(others[i], nullptr);
+  }
   static void* enter(void* worker) {
     static_cast<Worker*>(worker)->threads->work(static_cast<Worker*>(worker)->number);
     return nullptr;
@@ -111,13 +144,14 @@ class Threads {
     for (int phase = 0; phase < PHASES; ++phase) {
       for (long task; (task = next_[phase].fetch_add(1)) < tasks_[phase]; done_[phase].fetch_add(1))
         run_(phase, task, worker);
-      while (done_[phase].load() < tasks_[phase]) sched_yield();
+      wait_until([&] { return done_[phase].load() >= tasks_[phase]; });
     }
   }
 
   const long (&tasks_)[PHASES];
   Run run_;
-  std::atomic<long> next_[PHASES] = {}, done_[PHASES] = {};
+  long workers_ = 0;
+  std::atomic<long> joined_{0}, next_[PHASES] = {}, done_[PHASES] = {};
 };
 
 }  // namespace hypermlp

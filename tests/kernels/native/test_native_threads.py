@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from hypermlp_kernels.native import launch, threads
 from tests.helpers import Case, assert_close, evaluate, make_case
 
 pytestmark = pytest.mark.usefixtures("native_path")
 
 
-def run(case: Case, threads: int, **seen: torch.Tensor) -> dict[str, torch.Tensor]:
-    torch.set_num_threads(threads)
+def run(case: Case, count: int, **seen: torch.Tensor) -> dict[str, torch.Tensor]:
+    torch.set_num_threads(count)
     return evaluate(case, lambda c: c.run("native", **seen)).named()
 
 
@@ -38,9 +39,9 @@ def test_the_same_bits_for_any_number_of_threads(name):
     case = make_case(dtype=torch.float32, **chosen)
     seen = {} if bounds is None else {"cu_seqlens": torch.tensor(bounds)}
     expected = run(case, 1, **seen)
-    for threads in (2, 3, 8):
-        found = run(case, threads, **seen)
-        assert all(torch.equal(found[n], expected[n]) for n in expected), threads
+    for count in (2, 3, 8):
+        found = run(case, count, **seen)
+        assert all(torch.equal(found[n], expected[n]) for n in expected), count
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -88,24 +89,44 @@ def test_a_later_token_changes_no_bit_of_what_does_not_see_it(value, at):
         assert torch.equal(x[1], marked.streams[name][1]), name
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_whose_threads_they_are_changes_no_bit(name, monkeypatch):
+    chosen, bounds = CASES[name]
+    case = make_case(dtype=torch.float32, **chosen)
+    seen = {} if bounds is None else {"cu_seqlens": torch.tensor(bounds)}
+    expected = run(case, 3, **seen)
+    monkeypatch.setattr(launch, "torchs_parallel", lambda: None)
+    found = run(case, 3, **seen)
+    assert all(torch.equal(found[n], expected[n]) for n in expected)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="PyTorch's threads are taken on Linux alone")
+def test_pytorchs_threads_are_taken_where_it_has_openmp():
+    assert (threads.torchs_parallel() is not None) == torch.backends.openmp.is_available()
+
+
 _FORKS = """
 import os, torch
 from tests.helpers import make_case
 case = make_case(length=300, dtype=torch.float32)
 torch.set_num_threads(2)
-expected = case.run("native")
+{before}
 child = os.fork()
 if child == 0:
-    os._exit(0 if torch.equal(case.run("native"), expected) else 1)
-raise SystemExit(os.waitpid(child, 0)[1])
+    found = case.run("native")
+    torch.set_num_threads(1)
+    os._exit(0 if torch.equal(found, case.run("native")) else 1)
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_a_forked_child_uses_threads_of_its_own():
-    """As workers of a DataLoader are made. In a process of its own: large fills here would start PyTorch's threads,
-    which do not survive a fork."""
-    subprocess.run([sys.executable, "-c", _FORKS], check=True, timeout=120, cwd=Path(__file__).parents[3])
+@pytest.mark.parametrize("before", ['case.run("native")', "torch.ones(400, 400) @ torch.ones(400, 400)"])
+def test_a_forked_child_uses_threads_of_its_own(before):
+    """As workers of a DataLoader are made: PyTorch's threads do not survive a fork, whoever began them. In a process of
+    its own."""
+    code = _FORKS.replace("{before}", before)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120, cwd=Path(__file__).parents[3])
 
 
 def test_a_non_finite_gradient_reaches_what_it_should_and_no_more():

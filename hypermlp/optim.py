@@ -32,8 +32,8 @@ class ParameterGroups(_Groups):
         tables: what sequence mixing learns along the lags, which does not decay. It starts small, and at the others'
             learning rate it moves fast for its size: ``groups.tables["lr"] = 0.1 * lr`` gives it one of its own.
         others: all else, which does not decay: convolutions, norms, biases, embeddings, and heads that share an
-            embedding's weight. PEFT's adapters of a table, a convolution or an embedding (``target_parameters``) are
-            where these are.
+            embedding's weight. PEFT's adapters of a parameter that is no linear layer's (``target_parameters``: a
+            table, a convolution, an embedding, experts) are where that is.
         names: of the parameters, for each group those of its ``"params"`` in their order.
     """
 

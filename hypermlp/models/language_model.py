@@ -51,13 +51,14 @@ class LanguageModelConfig:
     norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
+        check_size("hidden_size", self.hidden_size)
         if self.intermediate_size is None:
             object.__setattr__(self, "intermediate_size", -(-8 * self.hidden_size // 48) * 16)
         if isinstance(self.attention, Mapping):
             object.__setattr__(self, "attention", HyperConfig(**self.attention))
         if not isinstance(self.attention, HyperConfig):
             raise TypeError(f"attention must be a HyperConfig, got {type(self.attention).__name__}")
-        for name in ("vocab_size", "hidden_size", "num_layers", "intermediate_size", "context_length"):
+        for name in ("vocab_size", "num_layers", "intermediate_size", "context_length"):
             value = getattr(self, name)
             if name == "context_length" and value is None:
                 continue

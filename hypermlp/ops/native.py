@@ -31,6 +31,8 @@ def unavailable(q: Tensor) -> str | None:
 def _unavailable(device_type: str, dtype: torch.dtype) -> str | None:
     if device_type not in ("cpu", "meta"):
         return f"the kernels are for a CPU and the input is on {device_type}"
+    if dtype.is_complex:
+        return f"the kernels have no complex numbers, and the input is {dtype}"
     return _why_not_built(torch.promote_types(dtype, torch.float32))
 
 

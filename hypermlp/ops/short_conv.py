@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hypermlp.ops import checked
 from hypermlp.ops.attention import Backend, check_backend
+from hypermlp.ops.checks import check_cu_seqlens
 from hypermlp.ops.library import PATHS
 from hypermlp.ops.paths import choose
 from hypermlp.ops.varlen import sequence_starts, sequence_stops, within_bounds, zero_padded
@@ -52,7 +53,7 @@ def short_conv(
     name = None if path is None else path.name
     if name == checked.NAME and checked.takes_short_conv(x, taps, cu_seqlens, before, by_operators):
         name = "triton"
-    fused = None if name is None else _FUSED.get(name)
+    fused = None if name is None or torch.promote_types(x.dtype, taps.dtype).is_complex else _FUSED.get(name)
     if fused is None:
         return by_operators(x, taps, cu_seqlens, past)
     y: Tensor = fused(x if past is None else torch.cat((past, x), dim=1), taps, cu_seqlens, before)
@@ -66,6 +67,8 @@ def _check(x: Tensor, taps: Tensor, cu_seqlens: Tensor | None, past: Tensor | No
         )
     if taps.device != x.device:
         raise ValueError(f"taps are on {taps.device} and x on {x.device}: move them to one device")
+    if cu_seqlens is not None and (not isinstance(cu_seqlens, Tensor) or cu_seqlens.device.type == "cpu"):
+        check_cu_seqlens(cu_seqlens, x)  # on a GPU that would wait for all that it has still to do
     if past is None:
         return
     if cu_seqlens is not None:
@@ -100,7 +103,7 @@ def _backward_operator(path: str) -> Any:
         grad_y: Tensor, x: Tensor, taps: Tensor, cu_seqlens: Tensor | None, past: int, needs: Sequence[bool]
     ) -> List[Tensor]:  # noqa: UP006
         """The gradients of ``x`` and of ``taps``, those that ``needs`` asks for."""
-        stops = None if cu_seqlens is None else sequence_stops(x.shape[1], cu_seqlens, x.device)
+        stops = None if cu_seqlens is None else sequence_stops(x.shape[1], cu_seqlens, x.device).clamp(max=x.shape[1])
         grads = _kernels(path).backward(grad_y, x, taps, past=past, stops=stops, needs_x=needs[0], needs_taps=needs[1])
         return [grad for grad in grads if grad is not None]
 
@@ -124,7 +127,8 @@ def _forward_operator(path: str, backward: Any) -> Any:
     @torch.library.custom_op(f"hypermlp::{path}_short_conv", mutates_args=())
     def forward(x: Tensor, taps: Tensor, cu_seqlens: Tensor | None, past: int) -> Tensor:
         """The convolution of ``x`` ``[B, past + T, D]``, of which the first ``past`` tokens are only read."""
-        starts = None if cu_seqlens is None else sequence_starts(x.shape[1], cu_seqlens, x.device)
+        # where bounds could not be read and checked, nothing is read outside all the same
+        starts = None if cu_seqlens is None else sequence_starts(x.shape[1], cu_seqlens, x.device).clamp(min=0)
         y: Tensor = _kernels(path).forward(x, taps, past=past, starts=starts)
         return y
 

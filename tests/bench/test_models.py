@@ -80,6 +80,12 @@ def test_a_report_of_what_was_measured() -> None:
     assert "demo, 2 x 24 tokens" in markdown(report)
 
 
+@pytest.mark.parametrize("lengths", [(1, 24), (24, 1)])
+def test_the_longest_is_checked_whatever_the_order(lengths: tuple[int, ...]) -> None:
+    benchmark = ModelBenchmark(MODEL_PROVIDERS, Settings(CASE.at(*lengths)))
+    assert list(benchmark.trials(MODEL_PROVIDERS[0])) == ["demo, T = 24"]
+
+
 def test_a_step_learns() -> None:
     step = TrainingStep(CASE, BY_NAME["hyperglu-chunked"])
     before = step.loss().item()

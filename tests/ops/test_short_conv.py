@@ -45,6 +45,32 @@ def test_bad_input_is_refused_with_the_reason(arguments, message, backend):
         short_conv(*arguments)
 
 
+@pytest.mark.parametrize(
+    ("bounds", "error", "message"),
+    [
+        (torch.tensor([-3, 9]), ValueError, "cu_seqlens must lie within 0 and 9 tokens, got -3 to 9"),
+        (torch.tensor([0, 12]), ValueError, "got 0 to 12"),
+        (torch.tensor([0, 5, 2, 9]), ValueError, "must not decrease"),
+        (torch.tensor([], dtype=torch.int32), ValueError, r"must be \[N \+ 1\]"),
+        ([0, 9], TypeError, "cu_seqlens must be a tensor"),
+    ],
+)
+@pytest.mark.parametrize("backend", ["auto", "native", "chunked"])
+def test_bounds_are_within_the_tokens(bounds, error, message, backend, native_path):
+    with pytest.raises(error, match=message):
+        short_conv(x[:1].float(), taps.float(), bounds, backend=backend)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int8, torch.int32, torch.int64, torch.complex64])
+def test_whole_and_complex_numbers_are_taken_as_what_they_are(dtype, native_path):
+    numbers = torch.arange(2 * 40 * 5).reshape(2, 40, 5) % 3
+    y = short_conv(numbers.to(dtype), torch.ones(5, 2), backend="auto")
+    expected = short_conv((numbers.bool() if dtype == torch.bool else numbers).double(), torch.ones(5, 2).double())
+    assert torch.equal(y.to(torch.complex128), expected.to(torch.complex128))
+    if dtype not in (torch.bool, torch.complex64):
+        assert torch.equal(short_conv(numbers.to(dtype), torch.ones(5, 2, dtype=dtype)).double(), expected)
+
+
 @pytest.mark.parametrize("layer", [HyperGLU(8, max_lag=9), SoftmaxAttention(8, conv_size=4)])
 def test_a_layers_convolutions_follow_its_backend(layer):
     hidden_states = torch.randn(1, 9, 8)

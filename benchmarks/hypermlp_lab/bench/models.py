@@ -118,7 +118,7 @@ class ModelBenchmark(Benchmark[ModelProvider, ModelCase]):
         return (case.name,)
 
     def trials(self, provider: ModelProvider) -> Trials:
-        sizes = {case.size: case for case in self.settings.cases}
+        sizes = {case.size: case for case in sorted(self.settings.cases, key=lambda case: case.length)}
         return {
             f"{size}, T = {small.length}": partial(errors, provider, small)
             for size, case in sizes.items()

@@ -20,10 +20,11 @@ class ClipAdapter(HuggingFaceAdapter):
     def describe(self, module: Any) -> Host:
         config = module.config
         picture, causal = hasattr(config, "image_size"), config.model_type == _CAUSAL
-        if causal and not getattr(config, "is_causal", True):
+        said = getattr(config, "is_causal", causal)
+        if said != causal:
             raise ValueError(
-                "its config says is_causal=False, which this text model obeys with eager attention and no other: leave "
-                "it out of the config"
+                f"its config says is_causal={said!r}, which this model obeys with some attn_implementation and not "
+                "with others: leave it out of the config"
             )
         return Host(
             hidden_size=module.embed_dim,

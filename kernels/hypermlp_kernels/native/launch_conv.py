@@ -54,7 +54,7 @@ def _call(x: Tensor, taps: Tensor, past: int) -> tuple[abi.ConvCall, list[Tensor
     promoted = torch.promote_types(x.dtype, taps.dtype)
     dtype = torch.promote_types(promoted, torch.float32)
     # bfloat16 and float16 are converted as they are read, where y and its gradient are of the same type
-    read = x.dtype if promoted == x.dtype and dtype == torch.float32 else dtype
+    read = x.dtype if promoted == x.dtype and abi.type_code(x.dtype) else dtype
     kept = [_dense(x.to(read)), taps.detach().to(dtype).contiguous()]
     call = abi.ConvCall()
     call.type = abi.type_code(read)

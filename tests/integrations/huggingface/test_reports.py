@@ -56,8 +56,9 @@ def test_albert_says_which_of_its_attention_is_never_called(layers: int, groups:
 
 def test_a_text_model_that_says_both_is_refused() -> None:
     """CLIP's is bidirectional with eager attention, and causal with ``sdpa``."""
-    with pytest.raises(ValueError, match=r"is_causal=False.*eager attention and no other"):
-        swap_attention(stock("clip_text", is_causal=False))
+    for name, said in (("clip_text", False), ("clip_vision", True), ("siglip_vision", True), ("siglip_text", True)):
+        with pytest.raises(ValueError, match=rf"is_causal={said}, which this model obeys with some"):
+            swap_attention(stock(name, is_causal=said))
 
 
 @pytest.mark.parametrize("swap", [False, True], ids=["stock", "swapped"])

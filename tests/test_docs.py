@@ -109,7 +109,8 @@ def test_performance_page_asks_for_results_that_make_bench_writes() -> None:
     for name in names:
         assert json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())["schema"] == SCHEMA
         assert f"benchmarks/results/{name}.json" in makefile
-        assert f"docs/pictures/{name}.png" in makefile
+        # a picture is of several lengths
+        assert name.startswith("models") or f"docs/pictures/{name}.png" in makefile
 
 
 def test_the_guide_has_the_measured_figures_of_a_longer_context() -> None:

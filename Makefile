@@ -85,7 +85,7 @@ bench: $(VENV)/.lab
 	$(BIN)/hypermlp bench models --out benchmarks/results/models-cpu.json --plot runs/bench/models-cpu.png
 	$(BIN)/hypermlp bench models --threads 2 --out benchmarks/results/models-2-threads-cpu.json \
 		--plot runs/bench/models-2-threads-cpu.png
-	$(BIN)/hypermlp bench decode --compiled --out benchmarks/results/decode-cpu.json --plot docs/pictures/decode-cpu.png
+	$(BIN)/hypermlp bench decode --compiled --threads 1 --out benchmarks/results/decode-cpu.json --plot docs/pictures/decode-cpu.png
 
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

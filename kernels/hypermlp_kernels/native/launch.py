@@ -1,4 +1,4 @@
-"""Host functions: tensors in, tensors out. The only part of the package that others import."""
+"""Host functions: tensors in, tensors out."""
 
 from __future__ import annotations
 

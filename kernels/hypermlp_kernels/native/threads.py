@@ -5,12 +5,11 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import torch
 
-_LOADED_BY = os.getpid()
 _FORKED_WITHOUT_EXEC = 0x40  # Linux: PF_FORKNOEXEC
 
 
@@ -21,12 +20,12 @@ def torchs_parallel() -> int | None:
     would share processors with it. What a fork leaves of OpenMP waits for threads that are gone, so a forked process
     makes its own.
     """
-    return _address(os.getpid())
+    return _address()
 
 
-@lru_cache(maxsize=1)
-def _address(process: int) -> int | None:
-    if not sys.platform.startswith("linux") or _forked(process):
+@cache
+def _address() -> int | None:
+    if not sys.platform.startswith("linux") or _forked():
         return None
     if not torch.backends.openmp.is_available():  # type: ignore[no-untyped-call]
         return None
@@ -35,9 +34,14 @@ def _address(process: int) -> int | None:
     return None if function is None else ctypes.cast(function, ctypes.c_void_p).value
 
 
-def _forked(process: int) -> bool:
+def _forked() -> bool:
+    """Whether this process was forked, perhaps before this module was there; also where nobody says."""
     try:
         flags = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[6])
     except (OSError, ValueError, IndexError):
-        return True  # who does not know takes threads that need nothing
-    return process != _LOADED_BY or bool(flags & _FORKED_WITHOUT_EXEC)
+        return True
+    return not flags or bool(flags & _FORKED_WITHOUT_EXEC)  # a kernel that is not Linux's may leave them zero
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_address.cache_clear)

@@ -78,6 +78,21 @@ class Pieces {
   long count_ = 0, groups_ = 0, group_ = 0;
 };
 
+// How a thread rounds, and whether it takes tiny numbers for zero (torch.set_flush_denormal): PyTorch's threads have
+// what they were made with, and a call computes by what its caller has.
+struct FloatMode {
+#if defined(__x86_64__)
+  unsigned value = __builtin_ia32_stmxcsr();
+  void set() const { __builtin_ia32_ldmxcsr(value); }
+#elif defined(__aarch64__)
+  uint64_t value;
+  FloatMode() { asm volatile("mrs %0, fpcr" : "=r"(value)); }
+  void set() const { asm volatile("msr fpcr, %0" ::"r"(value)); }
+#else
+  void set() const {}
+#endif
+};
+
 // Until done() holds, which another thread sees to. At first without giving the processor away: beside a thread of
 // PyTorch's OpenMP that still turns after its last work, it would be gone for milliseconds.
 template <class Done>
@@ -122,7 +137,11 @@ class Threads {
   static void join(void* self) {
     Threads& threads = *static_cast<Threads*>(self);
     const long number = threads.joined_.fetch_add(1);
-    if (number < threads.workers_) threads.work(number);
+    if (number >= threads.workers_) return;
+    const FloatMode own;
+    threads.mode_.set();
+    threads.work(number);
+    own.set();
   }
   void on_own_threads() {
     pthread_t others[MOST];
@@ -150,6 +169,7 @@ class Threads {
 
   const long (&tasks_)[PHASES];
   Run run_;
+  const FloatMode mode_;  // the caller's
   long workers_ = 0;
   std::atomic<long> joined_{0}, next_[PHASES] = {}, done_[PHASES] = {};
 };

@@ -105,6 +105,37 @@ def test_pytorchs_threads_are_taken_where_it_has_openmp():
     assert (threads.torchs_parallel() is not None) == torch.backends.openmp.is_available()
 
 
+def test_tiny_numbers_are_zero_for_all_threads_or_for_none():
+    """What PyTorch's threads were made with is not what a later caller has."""
+    case = make_case(length=300, heads=4, dtype=torch.float32)
+    run(case, 2)  # makes them
+    tiny = case.with_tensors({"v": 1e-38 * case.tensors["v"]})
+    for flush in (True, False):
+        assert torch.set_flush_denormal(flush)
+        try:
+            # as bits: a comparison of numbers flushes, too
+            torch.set_num_threads(1)
+            expected = tiny.run("native").view(torch.int32)
+            torch.set_num_threads(2)
+            found = [tiny.run("native").view(torch.int32) for _ in range(5)]
+        finally:
+            torch.set_flush_denormal(False)
+        assert all(torch.equal(x, expected) for x in found)
+
+
+def test_who_cannot_say_whether_it_was_forked_uses_threads_of_its_own(monkeypatch):
+    stat = Path("/proc/self/stat").read_text() if sys.platform.startswith("linux") else ""
+    for flags in ("0", "4194368", None):
+        head, _, rest = stat.rpartition(")")
+        fields = rest.split()
+        fields[6:7] = [flags] if flags else []
+        said = f"{head}) {' '.join(fields)}" if flags else "nothing of the kind"
+        monkeypatch.setattr(Path, "read_text", lambda self, said=said: said)
+        threads._address.cache_clear()
+        assert threads.torchs_parallel() is None
+    threads._address.cache_clear()
+
+
 _FORKS = """
 import os, torch
 from tests.helpers import make_case

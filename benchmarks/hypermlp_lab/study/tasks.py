@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hypermlp.checks import check_size
 from hypermlp_lab.study.motifs import fuzzy_recall
 
 # target of a token that is not scored, as torch.nn.functional.cross_entropy has it
@@ -65,9 +66,7 @@ class Task:
         if self.name not in TASKS:
             raise ValueError(f"name must be one of {TASKS}, got {self.name!r}")
         for field, least in (("vocab_size", 8), ("seq_len", 8), ("noise_vocab", 0), ("motif", 1), ("copied", 1)):
-            value = getattr(self, field)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(f"{field} must be an integer >= {least}, got {value!r}")
+            check_size(field, getattr(self, field), least)
         if not 0 <= self.noise < 1:
             raise ValueError(f"noise must be a share from 0 to below 1, got {self.noise!r}")
         if self.name == "noisy-recall" and self.vocab_size - self.noise_vocab < 4:

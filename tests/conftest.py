@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import sys
 import warnings
@@ -23,6 +24,12 @@ _device._device_constructors()
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest first, so that workers of pytest-xdist end at the same time."""
     items.sort(key=lambda item: item.path.name != "test_interpreted.py")
+
+
+def pytest_collection_finish() -> None:
+    """What is there by now stays to the end: the garbage collector need not look at it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def _poisoned(make: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -79,7 +79,7 @@ def test_what_cannot_run_here_is_no_failure(tmp_path: Path) -> None:
     assert not report["failed"]
 
 
-@pytest.mark.parametrize("workers", [[], ["-n", "2"]], ids=["alone", "xdist"])
+@pytest.mark.parametrize("workers", [[], ["-n", "1"]], ids=["alone", "xdist"])
 def test_outcomes_are_read_from_pytest(workers: list[str], tmp_path: Path) -> None:
     (tmp_path / "test_four.py").write_text(
         "import pytest\n"
@@ -141,7 +141,7 @@ def test_sanitizer_output(output: str, expected: dict) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize("options", [["--only", "habits"], ["--smoke"]], ids=str)
+@pytest.mark.parametrize("options", [pytest.param(["--only", "habits"], marks=pytest.mark.slow), ["--smoke"]], ids=str)
 def test_without_a_gpu_it_says_so(options: list[str]) -> None:
     command = [sys.executable, "-m", "benchmarks.device_check", *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

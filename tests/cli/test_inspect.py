@@ -82,7 +82,9 @@ def test_the_table_has_the_numbers_of_the_library(looked, trained):
         assert cells[5] == f"{100 * float(inspect.negative_share(maps).by_number[head]):.1f} %"
 
 
-@pytest.mark.parametrize(("mixer", "absent"), [("softmax", ("active", *MIXING)), ("G-12", ())])
+@pytest.mark.parametrize(
+    ("mixer", "absent"), [("softmax", ("active", *MIXING)), pytest.param("G-12", (), marks=pytest.mark.slow)]
+)
 def test_what_a_model_does_not_have_is_not_shown(command, mixer, absent, text, tmp_path):
     run = run_of(mixer, tmp_path / "run", text)
     result = command("inspect", run, "--text", text, "--out", tmp_path / "page", "--length", 16)

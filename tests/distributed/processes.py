@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import socket
 import sys
@@ -15,6 +16,14 @@ import torch.distributed as dist
 
 WORLD = 2
 TIMEOUT = timedelta(seconds=60)
+# once, by the server that processes are forked from: fresh ones, as spawned ones are, without seconds of imports each
+PRELOADED = [
+    "pytest",
+    "torch.distributed.checkpoint",
+    "torch.distributed.fsdp",
+    "hypermlp.distributed",
+    "hypermlp.models",
+]
 
 
 def run_checks(checks: Mapping[str, Callable[[], None]], folder: Path, world: int = WORLD) -> dict[str, list[str]]:
@@ -25,7 +34,9 @@ def run_checks(checks: Mapping[str, Callable[[], None]], folder: Path, world: in
     with socket.socket() as opened:
         opened.bind(("127.0.0.1", 0))
         port = int(opened.getsockname()[1])
-    torch.multiprocessing.spawn(_process, (world, port, checks, str(folder)), nprocs=world)
+    multiprocessing.set_forkserver_preload(PRELOADED)
+    arguments = world, port, checks, str(folder)
+    torch.multiprocessing.start_processes(_process, arguments, nprocs=world, start_method="forkserver")
     found = [torch.load(folder / f"{rank}.pt") for rank in range(world)]
     return {name: [report[name] for report in found if report[name]] for name in checks}
 

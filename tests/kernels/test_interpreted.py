@@ -33,8 +33,9 @@ def test_in_the_interpreter_thoroughly(file: str) -> None:
 def test_the_operator_in_the_tests_of_every_path() -> None:
     """The kernels are a path like the others: small cases of the tests that take any."""
     files = [OPS / name for name in ("test_definition.py", "test_empty.py", "test_bad_input.py")]
-    # two have a case each of their own: many tiles, and what their softplus makes of large scales
-    check(files, "not slow", 600, "-p", "repairs", "-k", "triton and not full_size and not large_scales")
+    # three have cases of their own in the folder: many tiles, what their softplus makes of large scales, each switch
+    chosen = "triton and not full_size and not large_scales and not each_switch"
+    check(files, "not slow", 600, "-p", "repairs", "-k", chosen)
 
 
 def check(files: list[Path], marked: str, timeout: float, *options: str) -> None:

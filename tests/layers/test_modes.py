@@ -145,11 +145,14 @@ MODES: dict[str, Callable[..., Any]] = {
 
 # of the modes that take seconds: every case once, and every mode with a mask, with bounds and with a cache
 DEAR = {
-    "compile": ("mask", "mask, softmax", "bounds, rotated", "cache, by position", "static cache"),
-    "export": ("mask, bidirectional", "bounds, by position", "cache, rotated"),
-    "strict export": ("mask, rotated", "bounds", "cache", "cache, window"),
-    "make_fx, symbolic": ("mask, by position", "bounds, softmax", "cache of rows that were packed"),
-}
+    "compile": ("mask", "mask, softmax", "bounds, rotated", "static cache"),
+    "export": (
+        "mask, bidirectional", "bounds, by position", "bounds, softmax", "cache, rotated", "cache, by position",
+        "cache, window",
+    ),
+    "strict export": ("mask, rotated", "bounds", "cache"),
+    "make_fx, symbolic": ("mask, by position", "cache of rows that were packed"),
+}  # fmt: skip
 
 
 def test_every_case_is_in_a_dear_mode() -> None:

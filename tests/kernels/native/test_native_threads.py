@@ -152,7 +152,10 @@ raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-@pytest.mark.parametrize("before", ['case.run("native")', "torch.ones(400, 400) @ torch.ones(400, 400)"])
+@pytest.mark.parametrize(
+    "before",
+    ['case.run("native")', pytest.param("torch.ones(400, 400) @ torch.ones(400, 400)", marks=pytest.mark.slow)],
+)
 def test_a_forked_child_uses_threads_of_its_own(before):
     """As workers of a DataLoader are made: PyTorch's threads do not survive a fork, whoever began them. In a process of
     its own."""

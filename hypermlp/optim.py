@@ -166,4 +166,7 @@ def _own_heads(model: nn.Module, linear: list[nn.Module]) -> list[nn.Module]:
         return [module for head in found for module in head.modules() if _is_linear(module)]
     sizes = {(m.embedding_dim, m.num_embeddings) for m in model.modules() if isinstance(m, _EMBEDDINGS)}
     shapes = [(getattr(m, "in_features", None), getattr(m, "out_features", None)) for m in linear]
-    return [m for m, shape in zip(linear, shapes, strict=True) if shape in sizes and shapes.count(shape) == 1]
+    found = [m for m, shape in zip(linear, shapes, strict=True) if shape in sizes and shapes.count(shape) == 1]
+    # an adapter is beside the head that it holds
+    holders = [module for module in model.modules() if getattr(module, "base_layer", None) in found]
+    return [*found, *(module for holder in holders for module in holder.modules() if _is_linear(module))]

@@ -169,6 +169,17 @@ def test_a_head_that_peft_holds_is_a_head():
     assert groups.matrices["params"]
 
 
+def test_adapters_of_a_head_are_with_it():
+    peft = pytest.importorskip("peft", reason="adapters need peft")
+    adapted = peft.get_peft_model(language_model(tie=False), peft.LoraConfig(r=2, target_modules=["head", "k_proj"]))
+    groups = parameter_groups(adapted)
+    assert [name.partition("head.")[2] for name in groups.names[1]] == [
+        "lora_A.default.weight",
+        "lora_B.default.weight",
+    ]
+    assert all(".k_proj." in name for name in groups.names[0])
+
+
 def test_an_optimizer_writes_into_its_own_groups_alone():
     model = language_model(tie=False)
     torch.optim.AdamW(parameter_groups(model), lr=1e-3)

@@ -33,7 +33,7 @@ from hypermlp.distributed import sequence_part, sequence_whole, shard_sequence
 from hypermlp_lab.bench.environment import describe
 from hypermlp_lab.bench.gate import Errors, compare, judge
 from hypermlp_lab.bench.measure import quartiles
-from hypermlp_lab.training.files import check_place, replace_file
+from hypermlp_lab.training.files import check_place, write_json
 
 RESULTS = Path(__file__).resolve().parent / "results" / "scaling-cpu.json"
 
@@ -121,7 +121,7 @@ def measure(rank: int, port: int, sizes: dict[str, int], rounds: int, out: str) 
             "seconds": {name: spread(found) for name, found in times.items()}, "speedup": spread(ratios),
             "environment": describe(),
         }  # fmt: skip
-        replace_file(Path(out), (json.dumps(report, indent=2) + "\n").encode())
+        write_json(Path(out), report)
     dist.destroy_process_group()
 
 

@@ -11,9 +11,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# inches; narrow, so that a phone shows it legibly
-_WIDTH = 5.6
-
 
 @dataclass(frozen=True)
 class Table:
@@ -28,14 +25,11 @@ class Table:
         return self.caption + "\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
-def blank(height: float) -> Figure:
-    """An empty picture, ``height`` inches high."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+def blank(height: float, width: float = 5.6) -> Figure:
+    """An empty picture, in inches; by default narrow, so that a phone shows it legibly."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def svg(figure: Figure, name: str) -> str:
@@ -48,11 +42,16 @@ def svg(figure: Figure, name: str) -> str:
     return text.getvalue()
 
 
+def saved(figure: Figure, kind: str, dpi: int) -> bytes:
+    """The picture as a file of that kind, such as ``"png"``."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format=kind, dpi=dpi)
+    return picture.getvalue()
+
+
 def png(figure: Figure) -> bytes:
     """The picture as PNG."""
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=150)
-    return picture.getvalue()
+    return saved(figure, "png", 150)
 
 
 def inline(picture: str, name: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from importlib.util import find_spec
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast, get_args
 
@@ -25,8 +25,8 @@ from hypermlp_lab.bench.measure import MODES
 from hypermlp_lab.bench.models import MODEL_PROVIDERS, ModelBenchmark, ModelCase, Size
 from hypermlp_lab.bench.operators import OPERATOR_PROVIDERS, OperatorBenchmark, OperatorCase
 from hypermlp_lab.bench.run import Benchmark, Case, Provider, Settings, passed, run
-from hypermlp_lab.console import chosen_device, user_errors
-from hypermlp_lab.training.files import check_place
+from hypermlp_lab.console import chosen_device, require, say, user_errors
+from hypermlp_lab.training.files import check_place, write_json
 
 app = typer.Typer(help="Measure speed and memory, after checking that what is measured is correct.")
 
@@ -200,16 +200,14 @@ def _run(benchmark: Benchmark[_P, _C], out: Path, picture: Path) -> None:
     # piped output has no width of its own, and a wrapped table is no table
     console = Console() if sys.stdout.isatty() else Console(width=_PIPED_WIDTH)
 
-    def log(line: str) -> None:
-        console.print(line, highlight=False, markup=False)
-
+    log = partial(say, console)
     report = run(benchmark, log)
     for table in results.rich_tables(report):
         console.print(table)
     if all(row["skipped"] for row in report["rows"]):
         log(f"nothing was measured, for the reasons above: {out} and {picture} are as they were")
         raise typer.Exit(1)
-    results.write_json(report, out)
+    write_json(out, report, indent=1)
     results.plot(report, picture)
     log(f"written: {out} and {picture}")
     if not passed(report):
@@ -257,8 +255,7 @@ def _finite(value: float, option: str) -> float:
 
 def _places(name: str, device: str, out: Path | None, plot: Path | None) -> tuple[Path, Path]:
     """Where to write, which is tried before minutes of measuring, not after."""
-    if find_spec("matplotlib") is None:
-        raise ValueError('a benchmark draws with matplotlib, which is missing: in a clone, pip install -e ".[lab]"')
+    require("a benchmark", "matplotlib")
     out = out or RESULTS / f"{name}-{torch.device(device).type}.json"
     plot = plot or out.with_name(f"{out.stem}.png")
     if plot.suffix not in results.PICTURES:

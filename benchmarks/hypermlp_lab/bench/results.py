@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hypermlp_lab.page import blank, saved
 from hypermlp_lab.training.files import replace_file
 
 if TYPE_CHECKING:
@@ -68,10 +67,6 @@ class Presentation:
     panels: tuple[Panel, ...]
     ratio: str = ".2f"
     note: Callable[[Report], str] | None = None
-
-
-def write_json(report: Report, path: Path) -> None:
-    replace_file(path, (json.dumps(report, indent=1) + "\n").encode())
 
 
 def modes(report: Report) -> list[str]:
@@ -164,13 +159,9 @@ def markdown(report: Report) -> str:
 
 def plot(report: Report, path: Path) -> None:
     """A column for each mode and a row for each panel (beside each other for one mode), a curve for each provider."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     panels, shown = LAYOUTS[report["benchmark"]].panels, modes(report)
     across, down = (len(shown), len(panels)) if len(shown) > 1 else (len(panels), 1)
-    figure = Figure(figsize=(5 * across, 1 + 3 * down), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank(1 + 3 * down, width=5 * across)
     axes = figure.subplots(down, across, sharex=True, squeeze=False)
     for column, mode in enumerate(shown):
         for row, panel in enumerate(panels):
@@ -180,9 +171,7 @@ def plot(report: Report, path: Path) -> None:
                 drawn.set_title(mode)
     axes[0, 0].legend(fontsize="small")
     figure.suptitle(conditions(report), fontsize="x-small", wrap=True)
-    picture = io.BytesIO()
-    figure.savefig(picture, format=path.suffix[1:], dpi=120)
-    replace_file(path, picture.getvalue())
+    replace_file(path, saved(figure, path.suffix[1:], dpi=120))
 
 
 def _draw(axes: Any, panel: Panel, report: Report, mode: str) -> None:

@@ -7,7 +7,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -23,8 +23,6 @@ _REMEDIES = {
 }
 # of folders that some file systems do not sync, or that may be written but not read
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES)
-
-
 # how often the name of a lock's holder is looked for, and the seconds between
 _LOOKS, _PAUSE = 20, 0.05
 
@@ -83,6 +81,13 @@ class FolderLock:
         return "another process"
 
 
+def check_folder(folder: Path, *names: str) -> None:
+    """:func:`check_place` of a folder and of the files in it that have these names."""
+    check_place(folder, folder=True)
+    for name in names:
+        check_place(folder / name)
+
+
 def check_place(place: Path, *, folder: bool = False) -> None:
     """Find out before hours of work whether a file, or a folder with files, can be written; makes nothing.
 
@@ -110,9 +115,9 @@ def make_folder(folder: Path) -> None:
         sync_folder(path.parent)
 
 
-def write_synced(file: Path, content: bytes) -> None:
-    """Write ``file`` and wait until it is on the disk."""
-    with naming(file, "cannot be written"), file.open("wb") as handle:
+def write_synced(file: Path, content: bytes, *, append: bool = False) -> None:
+    """Write ``file``, or more at its end, and wait until it is on the disk."""
+    with naming(file, "cannot be written"), file.open("ab" if append else "wb") as handle:
         handle.write(content)
         handle.flush()
         os.fsync(handle.fileno())
@@ -131,6 +136,18 @@ def replace_file(file: Path, content: bytes) -> None:
             temporary.unlink()
         raise
     sync_folder(file.parent)
+
+
+def write_json(file: Path, content: Any, indent: int = 2) -> None:
+    """:func:`replace_file` by JSON."""
+    replace_file(file, (json.dumps(content, indent=indent) + "\n").encode())
+
+
+def delete(files: Iterable[Path]) -> None:
+    """Those of ``files`` that are there."""
+    for file in files:
+        with naming(file, "cannot be deleted"):
+            file.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

@@ -17,7 +17,7 @@ from hypermlp_lab.bench.measure import MODES, Mode
 from hypermlp_lab.bench.models import MODEL_PROVIDERS, ModelBenchmark, ModelCase
 from hypermlp_lab.bench.operators import OPERATOR_PROVIDERS, OperatorBenchmark, OperatorCase
 from hypermlp_lab.bench.results import markdown
-from hypermlp_lab.bench.run import Benchmark, Settings, passed, run
+from hypermlp_lab.bench.run import Benchmark, Settings, passed, present, run
 from hypermlp_lab.training.files import write_json
 
 # from the device and the seconds there are
@@ -75,7 +75,7 @@ def models(device: str, seconds: float) -> ModelBenchmark:
     )
     # half for measuring, half for building and checking
     settings = Settings(cases, seconds=min(8.0, seconds / (2 * len(cases))))
-    return ModelBenchmark([provider for provider in MODEL_PROVIDERS if provider.device in (None, device)], settings)
+    return ModelBenchmark(present(MODEL_PROVIDERS, torch.device(device)), settings)
 
 
 BENCHMARKS: dict[str, Make] = {

@@ -25,7 +25,7 @@ from hypermlp_lab.training import Trainer, TrainingConfig, load_corpus, run_repo
 from hypermlp_lab.training.checkpoint import delete_checkpoints, latest_checkpoint, load_byte_model
 from hypermlp_lab.training.config import Precision
 from hypermlp_lab.training.demo import Demo, printable
-from hypermlp_lab.training.display import TrainingDisplay
+from hypermlp_lab.training.display import run_shown
 from hypermlp_lab.training.files import check_folder, delete, read_json, write_json
 from hypermlp_lab.training.memory import check_memory
 from hypermlp_lab.training.recipe import byte_model, match_parameters, parameter_count
@@ -203,10 +203,7 @@ def _print_samples(prompts: Tensor, steps: Iterable[Tensor], max_new_tokens: int
 
 def _train(trainer: Trainer, name: str, out: Path, console: Console) -> None:
     say(console, f"{name}: {trainer.model.num_parameters():,} parameters, {trainer.corpus.name}")
-    with TrainingDisplay(console, name, trainer.config.steps, trainer.progress.step) as watcher:
-        trainer.watcher = watcher
-        finished = trainer.run()
-    if not finished:
+    if not run_shown(trainer, name, console):
         say(console, f"Stopped after step {trainer.progress.step}. Go on with:")
         say(console, shlex.join(["hypermlp", "train", "--resume", "--out", str(out)]))
         raise typer.Exit(INTERRUPTED)

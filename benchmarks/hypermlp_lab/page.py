@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,6 +53,17 @@ def saved(figure: Figure, kind: str, dpi: int) -> bytes:
 def png(figure: Figure) -> bytes:
     """The picture as PNG."""
     return saved(figure, "png", 150)
+
+
+def drawn(pictures: Mapping[str, tuple[str, Figure]]) -> tuple[dict[str, dict[str, str]], dict[str, bytes]]:
+    """Figures with captions, by name: what a template shows of each, and their files ``NAME.svg`` and ``NAME.png``."""
+    shown: dict[str, dict[str, str]] = {}
+    files: dict[str, bytes] = {}
+    for name, (text, figure) in pictures.items():
+        picture = svg(figure, name)
+        files |= {f"{name}.svg": picture.encode(), f"{name}.png": png(figure)}
+        shown[name] = {"text": text, "svg": inline(picture, name)}
+    return shown, files
 
 
 def inline(picture: str, name: str) -> str:

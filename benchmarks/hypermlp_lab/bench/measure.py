@@ -8,7 +8,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from operator import itemgetter
 from typing import Literal, TypeVar
 
@@ -99,6 +99,11 @@ def _native_stderr_hidden() -> Iterator[None]:
 def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def current(device: torch.device) -> AbstractContextManager[object]:
+    """``device`` as the one that CUDA's events, streams and graphs belong to where nobody says which."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def out_of_memory(error: RuntimeError) -> bool:

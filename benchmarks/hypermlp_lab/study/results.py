@@ -13,7 +13,7 @@ from hypermlp_lab.study import ledger
 from hypermlp_lab.study.plan import BEST, COMMON, Cell, Records, Variant, cells, chosen, pending, reported, search
 from hypermlp_lab.study.presets import MAD, Preset
 from hypermlp_lab.study.runs import TEXT, Job, Run
-from hypermlp_lab.study.statistics import Estimate, estimate
+from hypermlp_lab.study.statistics import Estimate, paired
 
 # all tasks together: the mean over tasks, of each the mean over its settings
 TASKS_MEASURE = "tasks"
@@ -112,8 +112,7 @@ class Results:
     def advantage(self, first: str, second: str, measure: str, which: str = BEST) -> Estimate | None:
         """By how much ``first`` is better than ``second``, by seed: percent points, or nats less."""
         a, b = self.scores(first, measure, which), self.scores(second, measure, which)
-        sign = -1 if measure == TEXT else 1
-        return estimate([sign * (a[seed] - b[seed]) for seed in sorted(a.keys() & b.keys())])
+        return paired(b, a) if measure == TEXT else paired(a, b)
 
     def seeds(self, measure: str) -> int:
         """How many are planned."""

@@ -17,7 +17,7 @@ from hypermlp_lab.training import run_report
 from hypermlp_lab.training.checkpoint import delete_checkpoints, latest_checkpoint
 from hypermlp_lab.training.config import TrainingConfig
 from hypermlp_lab.training.data import Corpus
-from hypermlp_lab.training.display import TrainingDisplay
+from hypermlp_lab.training.display import run_shown
 from hypermlp_lab.training.files import FolderLock, check_folder, delete
 from hypermlp_lab.training.memory import check_memory
 from hypermlp_lab.training.recipe import byte_model, match_parameters, parameter_count
@@ -132,9 +132,7 @@ class Demo:
         return trainer
 
     def _train(self, trainer: Trainer, name: str, console: Console) -> bool:
-        with TrainingDisplay(console, name, self.training.steps, trainer.progress.step) as watcher:
-            trainer.watcher = watcher
-            finished = trainer.run()
+        finished = run_shown(trainer, name, console)
         if not finished:
             say(
                 console,

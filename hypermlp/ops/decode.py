@@ -13,10 +13,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from hypermlp.ops import reference
 from hypermlp.ops.arguments import OperatorArgs, Options, SequenceMix
 from hypermlp.ops.library import PATHS, Path, run
 from hypermlp.ops.modes import needs_plain_operators
-from hypermlp.ops.reference import hyper_attention_reference
 from hypermlp.ops.softplus import softplus
 from hypermlp.ops.varlen import Tokens
 
@@ -237,5 +237,5 @@ def decode_block(
     x = OperatorArgs(q, keys, values, routing_mix, readout_mix, Tokens(past.valid), options)
     differentiated = torch.is_grad_enabled() and any(y is not None and y.requires_grad for y in x.tensors)
     if differentiated or needs_plain_operators():
-        return hyper_attention_reference(*x[:5], **x.options._asdict(), attention_mask=past.valid)
+        return reference.forward(x)
     return run(PATHS["chunked"] if path is None or not path.takes_blocks else path, x)

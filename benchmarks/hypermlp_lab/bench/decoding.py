@@ -79,9 +79,8 @@ class Session:
             with torch.inference_mode():
                 keys, values = layer.keys_values(past)
                 layer.cache_part(self.cache).append(keys, values, past, None)
-        self._start: dict[str, Tensor] | None = None
-        if self.cache is not None and compiled:
-            self._start = {name: tensor.clone() for name, tensor in self._memory().items()}
+        # a static cache cannot be cropped, and its memory must stay where it is
+        self._start = {name: tensor.clone() for name, tensor in self._memory().items()} if compiled else None
 
     def seconds(self) -> float:
         """Of one token, on average over those decoded; then it is back where it began."""
@@ -100,14 +99,11 @@ class Session:
     @torch.inference_mode()
     def rewind(self) -> None:
         """Back to where it began."""
-        if self.cache is None:
-            return
-        if self._start is None:
+        if self._start is not None:
+            for name, tensor in self._memory().items():
+                tensor.copy_(self._start[name])
+        elif self.cache is not None:
             self.cache.crop(-self.steps)
-            return
-        # a static cache cannot be cropped, and its memory must stay where it is
-        for name, tensor in self._memory().items():
-            tensor.copy_(self._start[name])
 
     def _memory(self) -> dict[str, Tensor]:
         """Of the static cache."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
@@ -172,8 +172,4 @@ def _mean(parts: list[dict[int, float]]) -> dict[int, float]:
     if not parts:
         return {}
     seeds = set.intersection(*(set(part) for part in parts))
-    sums: defaultdict[int, float] = defaultdict(float)
-    for part in parts:
-        for seed in seeds:
-            sums[seed] += part[seed] / len(parts)
-    return dict(sorted(sums.items()))
+    return {seed: sum(part[seed] / len(parts) for part in parts) for seed in sorted(seeds)}

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from hypermlp.ops import decode, triton
-from hypermlp.ops.arguments import Options, SequenceMix
-from hypermlp.ops.decode import Past
+from hypermlp.ops.arguments import SequenceMix
+from hypermlp.ops.decode import Past, StepArgs
 from hypermlp.ops.self_check import Change, Errors, Family, euclidean, judge, largest
 from hypermlp.ops.self_check_cases import LENGTH, Table, map_mix, normals
 
@@ -19,8 +19,9 @@ _RING_LENGTHS = (LENGTH - 23, LENGTH + 37)
 Plain = Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
 
 
-def step_family(q: Tensor, past: Past, routing_mix: SequenceMix, readout_mix: SequenceMix, options: Options) -> Family:
+def step_family(x: StepArgs) -> Family:
     """Of a step like this one."""
+    q, past, routing_mix, readout_mix, options = x
     batch = q.shape[0]
     keys, values = past.keys[0], past.values[0]
     traits = (
@@ -31,8 +32,9 @@ def step_family(q: Tensor, past: Past, routing_mix: SequenceMix, readout_mix: Se
     return Family("decode", q.device, q.dtype, traits)
 
 
-def step_errors(q: Tensor, past: Past, routing_mix: SequenceMix, readout_mix: SequenceMix, options: Options) -> Errors:
+def step_errors(x: StepArgs) -> Errors:
     """Of a step with a cache of few tokens, and otherwise like this one."""
+    q, past, routing_mix, readout_mix, options = x
     normal = normals(1)
     batch = min(q.shape[0], 2)
     heads = (past.keys[0].shape[0] // q.shape[0], past.values[0].shape[0] // q.shape[0])
@@ -64,7 +66,7 @@ def step_errors(q: Tensor, past: Past, routing_mix: SequenceMix, readout_mix: Se
         ]
         routing, readout = (map_mix(mix, lambda x: change(x).to(device)) for mix in mixes)
         held_there = Past(segments[0], segments[1], there(valid), there(start), ring)
-        return compute(change(query).to(device), held_there, routing, readout, options)
+        return compute(StepArgs(change(query).to(device), held_there, routing, readout, options))
 
     lengths = (None,) if past.length is None else _RING_LENGTHS
     name = {length: "o" if length is None else f"o after {length} tokens" for length in lengths}

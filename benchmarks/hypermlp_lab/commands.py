@@ -208,7 +208,7 @@ def _train(trainer: Trainer, name: str, out: Path, console: Console) -> None:
         say(console, shlex.join(["hypermlp", "train", "--resume", "--out", str(out)]))
         raise typer.Exit(INTERRUPTED)
     reports = [run_report.RunReport.of(name, trainer)]
-    run_report.write_json(out, reports, trainer)
+    run_report.write_json(out, reports, trainer.corpus, trainer.device)
     console.print(run_report.table(reports))
     run_report.save_curves(out, reports, f"{name} on {trainer.corpus.name}", console)
     say(console, "Sample with: " + shlex.join(["hypermlp", "generate", str(out)]))

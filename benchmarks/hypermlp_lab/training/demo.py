@@ -158,7 +158,7 @@ class Demo:
             return
         run_report.save_curves(self.out, reports, f"Byte language models on {self.corpus.name}", console)
         # last: its presence says that the demo came to its end
-        run_report.write_json(self.out, reports, trainer)
+        run_report.write_json(self.out, reports, self.corpus, self.device)
         say(console, f"Numbers in {self.out / run_report.REPORT}")
 
 

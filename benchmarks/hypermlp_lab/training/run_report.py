@@ -12,6 +12,7 @@ import torch
 from hypermlp_lab.console import say
 from hypermlp_lab.page import blank, png
 from hypermlp_lab.training import files
+from hypermlp_lab.training.data import Corpus
 from hypermlp_lab.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -85,11 +86,11 @@ def verdict(reports: list[RunReport]) -> str:
     return f"{first.name} ends lower than {second.name} by {gap:.4f} bits per byte (one seed)."
 
 
-def write_json(out: Path, reports: list[RunReport], trainer: Trainer) -> None:
-    """Everything the table and the picture are made from, with versions, machine, and text and device of a trainer."""
+def write_json(out: Path, reports: list[RunReport], corpus: Corpus, device: torch.device) -> None:
+    """Everything the table and the picture are made from, with versions and machine."""
     content = {
-        "data": trainer.corpus.name,
-        "device": str(trainer.device),
+        "data": corpus.name,
+        "device": str(device),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "machine": platform.machine(),

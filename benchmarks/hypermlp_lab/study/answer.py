@@ -41,8 +41,8 @@ def claims_table(results: Results) -> Table:
             paper = claim.published(measure)
             who = f"{claim.better} against {claim.other}"
             common = _difference(results.advantage(claim.better, claim.other, measure, COMMON), measure)
-            here = [_signed(paper, measure), _difference(found, measure), said, common]
-            rows.append([claim.text, who, NAMES[measure], *here])
+            quoted = _NONE if paper is None else format(paper, "+.4f" if measure == TEXT else "+.2f")
+            rows.append([claim.text, who, NAMES[measure], quoted, _difference(found, measure), said, common])
     caption = (
         "The paper's claims. Figures are advantages of the first variant, percent points more right answers on tasks "
         "and nats less on text, with 95 % bootstrap intervals over seeds. A verdict is on the best settings, and needs "
@@ -197,10 +197,6 @@ def _with_interval(found: Estimate, spec: str) -> str:
 def _format(measure: str) -> str:
     """Of nats, or of percent points."""
     return ".4f" if measure == TEXT else ".1f"
-
-
-def _signed(value: float | None, measure: str) -> str:
-    return _NONE if value is None else f"{value:+.{4 if measure == TEXT else 2}f}"
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -129,15 +130,10 @@ class Results:
 
     def swept(self, job: Job) -> list[tuple[Run, dict[str, Any]]]:
         """Every run that a setting was chosen by."""
-        seed = self.preset.sweep_seed
-        found = [
-            (run, self.records[run])
-            for run in self.planned & self.records.keys()
-            if run.job == job and run.seed == seed
-        ]
-        return sorted(
-            found, key=lambda item: (item[0].label, item[0].start, item[0].lr, item[0].table_lr, item[0].heads)
-        )
+        runs = self.planned & self.records.keys()
+        order = attrgetter("label", "start", "lr", "table_lr", "weight_decay", "heads")
+        swept = sorted((run for run in runs if run.job == job and run.seed == self.preset.sweep_seed), key=order)
+        return [(run, self.records[run]) for run in swept]
 
     def of_slower_tables(self, job: Job) -> list[float]:
         """By how much a tenth of the learning rate for tables was better in the sweep, all else equal, by variant."""

@@ -8,7 +8,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from itertools import accumulate
 from typing import Literal, TypeVar
 
@@ -96,11 +96,6 @@ def _native_stderr_hidden() -> Iterator[None]:
 def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def current(device: torch.device) -> AbstractContextManager[object]:
-    """``device`` as the one that CUDA's events, streams and graphs belong to where nobody says which."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def out_of_memory(error: RuntimeError) -> bool:

@@ -12,10 +12,11 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import torch
 
 from hypermlp.checks import check_number, check_size
+from hypermlp.ops.modes import on_device
 from hypermlp_lab.bench.clock import clock_for
 from hypermlp_lab.bench.environment import describe
 from hypermlp_lab.bench.gate import GATE_LENGTH, Errors, Trials, check
-from hypermlp_lab.bench.measure import MODES, Mode, current, out_of_memory, quartiles, rounds, threads
+from hypermlp_lab.bench.measure import MODES, Mode, out_of_memory, quartiles, rounds, threads
 
 SCHEMA = 2
 Report = dict[str, Any]
@@ -201,7 +202,7 @@ def run(benchmark: Benchmark[P, C], log: Log = print, save: Callable[[Report], N
         if provider not in here:
             log(f"{provider.name}: left out, it needs {provider.device}")
     modes = list(dict.fromkeys(mode for case in settings.cases for mode in benchmark.modes(case)))
-    with threads(settings.threads), current(benchmark.device):
+    with threads(settings.threads), on_device(benchmark.device):
         torch.manual_seed(settings.seed)
         report: Report = {
             "schema": SCHEMA,

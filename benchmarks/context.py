@@ -26,7 +26,7 @@ from hypermlp.models import LanguageModel
 from hypermlp_lab.bench.environment import describe
 from hypermlp_lab.training import Trainer, TrainingConfig, load_corpus
 from hypermlp_lab.training.data import Corpus
-from hypermlp_lab.training.files import replace_file
+from hypermlp_lab.training.files import write_json
 from hypermlp_lab.training.recipe import byte_model
 
 OUT = Path(__file__).parent / "results" / "context-cpu.json"
@@ -114,7 +114,7 @@ def main() -> None:
     if not arguments.show:
         environment = describe() | {"threads": torch.get_num_threads()}
         report = measure(SETTINGS, load_corpus()) | {"environment": environment}
-        replace_file(arguments.out, (json.dumps(report, indent=1) + "\n").encode())
+        write_json(arguments.out, report, indent=1)
     print(markdown(json.loads(arguments.out.read_text())))
 
 

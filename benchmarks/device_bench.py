@@ -16,8 +16,9 @@ from hypermlp_lab.bench.layers import ATTENTION_PROVIDERS, LAYER_PROVIDERS_ON_GP
 from hypermlp_lab.bench.measure import MODES, Mode
 from hypermlp_lab.bench.models import MODEL_PROVIDERS, ModelBenchmark, ModelCase
 from hypermlp_lab.bench.operators import OPERATOR_PROVIDERS, OperatorBenchmark, OperatorCase
-from hypermlp_lab.bench.results import markdown, write_json
-from hypermlp_lab.bench.run import Benchmark, Settings, passed, run
+from hypermlp_lab.bench.results import markdown
+from hypermlp_lab.bench.run import Benchmark, Settings, passed, present, run
+from hypermlp_lab.training.files import write_json
 
 # from the device and the seconds there are
 Make = Callable[[str, float], Benchmark[Any, Any]]
@@ -74,7 +75,7 @@ def models(device: str, seconds: float) -> ModelBenchmark:
     )
     # half for measuring, half for building and checking
     settings = Settings(cases, seconds=min(8.0, seconds / (2 * len(cases))))
-    return ModelBenchmark([provider for provider in MODEL_PROVIDERS if provider.device in (None, device)], settings)
+    return ModelBenchmark(present(MODEL_PROVIDERS, torch.device(device)), settings)
 
 
 BENCHMARKS: dict[str, Make] = {
@@ -101,8 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     benchmark = BENCHMARKS[options.what](options.device, options.seconds)
     # after every case, for a run that is cut off
-    report = run(benchmark, save=lambda report: write_json(report, options.out))
-    write_json(report, options.out)
+    report = run(benchmark, save=lambda report: write_json(options.out, report, indent=1))
     print(markdown(report))
     return not passed(report)
 

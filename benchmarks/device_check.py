@@ -31,6 +31,12 @@ _LONGEST_TEST = 60
 def stages(out: Path) -> list[Stage]:
     """What is run, the most important first. The limits are chosen so that the first six always fit."""
 
+    def no_pytest() -> str | None:
+        return None if find_spec("pytest") else "pytest is not installed"
+
+    def no_sanitizer() -> str | None:
+        return None if shutil.which("compute-sanitizer") else "compute-sanitizer is not on this machine"
+
     def tests(name: str, what: str, file: str, limit: float, parallel: bool = True) -> Stage:
         # compiling takes most of the time, and it is one core's work: many processes share the GPU
         workers = min(_MOST_WORKERS, (os.cpu_count() or 1) - 2)
@@ -40,7 +46,7 @@ def stages(out: Path) -> list[Stage]:
             # a kernel that hangs costs one test: the process ends, and pytest-xdist starts another
             options += ["--timeout", str(_LONGEST_TEST), "--timeout-method", "thread"]
         command = [sys.executable, "-m", "pytest", f"{TESTS}/{file}", *options]
-        return Stage(name, what, command, limit, prevented=partial(_missing, "pytest"), notes=pytest_notes)
+        return Stage(name, what, command, limit, prevented=no_pytest, notes=pytest_notes)
 
     bench = partial(_bench, out)
 
@@ -51,8 +57,7 @@ def stages(out: Path) -> list[Stage]:
         ]  # fmt: skip
         # one allocation for each tensor, so that a neighbour is not mistaken for the tensor itself
         separate = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-        found = partial(_missing_tool, "compute-sanitizer")
-        return Stage(tool, what, command, limit, 20.0, separate, found, _sanitizer_notes)
+        return Stage(tool, what, command, limit, 20.0, separate, no_sanitizer, _sanitizer_notes)
 
     return [
         tests("forward", "forward kernels against float64", "test_device_forward.py", 130),
@@ -95,14 +100,6 @@ def _smoke_notes(path: Path, output: str, status: int | None) -> dict[str, Any]:
     rows = json.loads(path.read_text())
     failures = [f"{row['dtype']} {row['case']}: {'; '.join(row['failures'])}" for row in rows if row["failures"]]
     return {"written": path.name, "cases": len(rows), "failures": failures}
-
-
-def _missing(package: str) -> str | None:
-    return None if find_spec(package) else f"{package} is not installed"
-
-
-def _missing_tool(name: str) -> str | None:
-    return None if shutil.which(name) else f"{name} is not on this machine"
 
 
 def _bench_notes(path: Path, output: str, status: int | None) -> dict[str, Any]:

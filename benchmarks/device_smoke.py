@@ -25,6 +25,7 @@ from hypermlp.ops.arguments import Needs, OperatorArgs, Options
 from hypermlp.ops.self_check import Errors
 from hypermlp.ops.self_check_cases import backward_errors, forward_errors
 from hypermlp.ops.varlen import Tokens
+from hypermlp_lab.training.files import write_json
 
 # float32 last: its kernels without tensor cores compile longest
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -151,9 +152,7 @@ def main(arguments: list[str] | None = None) -> int:
     for row in rows(options.device, options.cases, options.workers, options.seconds):
         report.append(row)
         if options.out:
-            beside = options.out.with_suffix(".partial")
-            beside.write_text(json.dumps(report, indent=1) + "\n")
-            beside.replace(options.out)
+            write_json(options.out, report, indent=1)
         print(f"{row['dtype']:<9} {row['case']}: {'; '.join(row['failures']) or 'right'}", flush=True)
     wrong = sum(bool(row["failures"]) for row in report)
     print(f"{len(report) - wrong} of {len(report)} right")

@@ -31,9 +31,9 @@ from torch import Tensor
 from hypermlp import HyperGLU
 from hypermlp.distributed import sequence_part, sequence_whole, shard_sequence
 from hypermlp_lab.bench.environment import describe
-from hypermlp_lab.bench.gate import Errors, compare, judge
+from hypermlp_lab.bench.gate import Errors, compare, judge, with_gradients
 from hypermlp_lab.bench.measure import quartiles
-from hypermlp_lab.training.files import check_place, replace_file
+from hypermlp_lab.training.files import check_place, write_json
 
 RESULTS = Path(__file__).resolve().parent / "results" / "scaling-cpu.json"
 
@@ -77,15 +77,14 @@ def errors(one: HyperGLU, part: HyperGLU, x: Tensor) -> Errors:
     pull = normal(*x.shape, seed=2)
 
     def evaluate(exact_in: torch.dtype | None) -> dict[str, Tensor]:
-        module = part if exact_in is None else deepcopy(one).to(exact_in)
-        states = x.detach().to(exact_in or x.dtype).requires_grad_()
-        output = sequence_whole(part(sequence_part(states))) if exact_in is None else module(states)
-        names, parameters = zip(*module.named_parameters(), strict=True)
-        gradients = torch.autograd.grad(output, (states, *parameters), pull.to(output))
-        if exact_in is None:
-            for gradient in gradients:  # each process has its part of them
+        if exact_in is not None:
+            module = deepcopy(one).to(exact_in)
+            return with_gradients(module, module, x.to(exact_in), pull)
+        found = with_gradients(lambda states: sequence_whole(part(sequence_part(states))), part, x, pull)
+        for name, gradient in found.items():
+            if name != "output":  # each process has its part of gradients
                 dist.all_reduce(gradient)
-        return {"output": output.detach(), **dict(zip(("hidden_states", *names), gradients, strict=True))}
+        return found
 
     return compare(evaluate, x.dtype)
 
@@ -121,7 +120,7 @@ def measure(rank: int, port: int, sizes: dict[str, int], rounds: int, out: str) 
             "seconds": {name: spread(found) for name, found in times.items()}, "speedup": spread(ratios),
             "environment": describe(),
         }  # fmt: skip
-        replace_file(Path(out), (json.dumps(report, indent=2) + "\n").encode())
+        write_json(Path(out), report)
     dist.destroy_process_group()
 
 

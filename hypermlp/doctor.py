@@ -25,7 +25,7 @@ from torch import Tensor
 from hypermlp.ops import SequenceMix, hyper_attention, native, self_check, triton
 from hypermlp.ops.arguments import Needs, OperatorArgs, Options
 from hypermlp.ops.attention import Backend
-from hypermlp.ops.decode import Past
+from hypermlp.ops.decode import Past, StepArgs
 from hypermlp.ops.self_check import Errors
 from hypermlp.ops.self_check_cases import backward_errors, forward_errors, mapped
 from hypermlp.ops.self_check_steps import conv_errors, step_errors
@@ -190,7 +190,7 @@ def _kernels(device: str, dtype: torch.dtype) -> Iterator[Line]:
         x = _sample(device, dtype, selection)
         yield _judged(f"{name} {selection} forward", x.q, lambda x=x: forward_errors(x))  # type: ignore[misc]
         yield _judged(f"{name} {selection} backward", x.q, lambda x=x: backward_errors(x, needs))  # type: ignore[misc]
-        yield _judged(f"{name} {selection} decode", x.q, lambda x=x: step_errors(*_step(x)))  # type: ignore[misc]
+        yield _judged(f"{name} {selection} decode", x.q, lambda x=x: step_errors(_step(x)))  # type: ignore[misc]
     taps = torch.ones(64, 4, device=device, dtype=dtype)
     rows = torch.ones(1, _LENGTH, 64, device=device, dtype=dtype)
     yield _judged(
@@ -229,12 +229,12 @@ def _sample(device: str, dtype: torch.dtype, selection: str) -> OperatorArgs:
     return OperatorArgs(q, k, v, mixing(maps), mixing(2), Tokens(), options)
 
 
-def _step(x: OperatorArgs) -> tuple[Tensor, Past, SequenceMix, SequenceMix, Options]:
+def _step(x: OperatorArgs) -> StepArgs:
     """One token after a cache that holds the others as layers do."""
     mixes = (mix if mix.core is None else mix._replace(core=mix.core[:, -1]) for mix in (x.routing_mix, x.readout_mix))
     routing, readout = mixes
     keys, values = x.k[0].permute(1, 2, 0).contiguous(), x.v[0].transpose(0, 1).contiguous()
-    return x.q[:, -1].flatten(1), Past([keys], [values], None), routing, readout, x.options
+    return StepArgs(x.q[:, -1].flatten(1), Past([keys], [values], None), routing, readout, x.options)
 
 
 def _results(x: OperatorArgs, backend: Backend) -> list[Tensor]:

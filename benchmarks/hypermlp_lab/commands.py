@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import json
 import shlex
 from collections.abc import Iterable
 from itertools import chain
@@ -20,16 +19,16 @@ from hypermlp.doctor import main as diagnose
 from hypermlp.generation import stream as stream_tokens
 from hypermlp.models import LanguageModel, LanguageModelConfig
 from hypermlp.ops.attention import Backend
-from hypermlp_lab.console import chosen_device, user_errors
+from hypermlp_lab.console import INTERRUPTED, Data, Device, chosen_device, say, user_errors
 from hypermlp_lab.text import decode, encode
 from hypermlp_lab.training import Trainer, TrainingConfig, load_corpus, run_report
-from hypermlp_lab.training.checkpoint import delete_checkpoints, latest_checkpoint, load_model
+from hypermlp_lab.training.checkpoint import delete_checkpoints, latest_checkpoint, load_byte_model
 from hypermlp_lab.training.config import Precision
-from hypermlp_lab.training.demo import Demo, printable, save_curves
-from hypermlp_lab.training.display import TrainingDisplay
-from hypermlp_lab.training.files import check_place, naming, read_json, replace_file
+from hypermlp_lab.training.demo import Demo, printable
+from hypermlp_lab.training.display import run_shown
+from hypermlp_lab.training.files import check_folder, delete, read_json, write_json
 from hypermlp_lab.training.memory import check_memory
-from hypermlp_lab.training.recipe import BYTE_VOCAB, byte_model, match_parameters, parameter_count
+from hypermlp_lab.training.recipe import byte_model, match_parameters, parameter_count
 
 app = typer.Typer(
     help="HyperMLP and HyperGLU attention: train, compare and sample small language models.",
@@ -38,15 +37,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-# shell convention for a program ended by Ctrl-C: 128 + SIGINT
-_INTERRUPTED = 130
-# files of a run, beside its checkpoints
-_OPTIONS, _REPORT, _CURVES = "options.json", "report.json", "curves.png"
+# of a run, beside its checkpoints and what run_report writes
+_OPTIONS = "options.json"
+_FILES = (_OPTIONS, *run_report.FILES)
 # rows of a batch when many are asked for
 _SAMPLES_AT_ONCE = 64
 
-Data = Annotated[Path | None, typer.Option(help="Text file or folder. Default: Python's standard library.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.")]
 Dtype = Annotated[Precision, typer.Option(help="bfloat16 trains under autocast, with float32 weights.")]
 BackendOption = Annotated[Backend, typer.Option("--backend", help="Path of the operator.")]
 Steps = Annotated[int, typer.Option(help="Optimiser steps.")]
@@ -102,16 +98,14 @@ def train(
     with user_errors():
         if resume and fresh:
             raise ValueError("--resume goes on with a run and --fresh deletes it: leave one of them out")
-        check_place(out, folder=True)
-        for name in (_OPTIONS, _REPORT, _CURVES):
-            check_place(out / name)
+        check_folder(out, *_FILES)
         options = _saved_options(out, options, context) if resume else options
         trainer = _build_trainer(options, out, chosen_device(device), backend)
         assert trainer.lock is not None
         with trainer.lock:
             if resume:
                 trainer.resume(longer=True)
-                _write_options(out, options)
+                write_json(out / _OPTIONS, options)
             else:
                 _start(out, options, fresh)
             _train(trainer, options["mixer"], out, console)
@@ -144,7 +138,7 @@ def demo(
         comparison = Demo(corpus, config, hidden_size, layers, out, chosen_device(device), backend)
         finished = comparison.run(Console(), fresh=fresh)
     if not finished:
-        raise typer.Exit(_INTERRUPTED)
+        raise typer.Exit(INTERRUPTED)
 
 
 @app.command()
@@ -171,9 +165,7 @@ def generate(
             raise ValueError("--stream prints one text: leave --samples out")
         if not prompt:
             raise ValueError("--prompt is empty: give at least one character to go on from")
-        model = load_model(checkpoint, backend=backend, device=chosen_device(device))
-        if model.config.vocab_size != BYTE_VOCAB:
-            raise ValueError(f"{checkpoint} has {model.config.vocab_size} tokens and not {BYTE_VOCAB}, one a byte")
+        model = load_byte_model(checkpoint, backend=backend, device=chosen_device(device))
         prompt_ids = encode(prompt)
         options: dict[str, Any] = {
             "temperature": temperature, "top_k": top_k, "top_p": top_p, "repetition_penalty": repetition_penalty,
@@ -210,21 +202,16 @@ def _print_samples(prompts: Tensor, steps: Iterable[Tensor], max_new_tokens: int
 
 
 def _train(trainer: Trainer, name: str, out: Path, console: Console) -> None:
-    console.print(f"{name}: {trainer.model.num_parameters():,} parameters, {trainer.corpus.name}", highlight=False)
-    with TrainingDisplay(console, name, trainer.config.steps, trainer.progress.step) as watcher:
-        trainer.watcher = watcher
-        finished = trainer.run()
-    if not finished:
-        console.print(f"Stopped after step {trainer.progress.step}. Go on with:", highlight=False)
-        command = shlex.join(["hypermlp", "train", "--resume", "--out", str(out)])
-        console.print(command, highlight=False, markup=False, soft_wrap=True)
-        raise typer.Exit(_INTERRUPTED)
+    say(console, f"{name}: {trainer.model.num_parameters():,} parameters, {trainer.corpus.name}")
+    if not run_shown(trainer, name, console):
+        say(console, f"Stopped after step {trainer.progress.step}. Go on with:")
+        say(console, shlex.join(["hypermlp", "train", "--resume", "--out", str(out)]))
+        raise typer.Exit(INTERRUPTED)
     reports = [run_report.RunReport.of(name, trainer)]
-    run_report.write_json(out / _REPORT, reports, data=trainer.corpus.name, device=str(trainer.device))
+    run_report.write_json(out, reports, trainer.corpus, trainer.device)
     console.print(run_report.table(reports))
-    save_curves(out / _CURVES, reports, f"{name} on {trainer.corpus.name}", console)
-    command = shlex.join(["hypermlp", "generate", str(out)])
-    console.print(f"Sample with: {command}", highlight=False, markup=False, soft_wrap=True)
+    run_report.save_curves(out, reports, f"{name} on {trainer.corpus.name}", console)
+    say(console, "Sample with: " + shlex.join(["hypermlp", "generate", str(out)]))
 
 
 def _print_stream(prompt_ids: Tensor, steps: Iterable[Tensor]) -> None:
@@ -267,20 +254,14 @@ def _model_config(options: dict[str, Any]) -> LanguageModelConfig:
 
 def _start(out: Path, options: dict[str, Any], fresh: bool) -> None:
     """Make ``out`` the folder of a new run, which it may not be yet unless ``fresh``."""
-    files = [out / name for name in (_OPTIONS, _REPORT, _CURVES)]
+    files = [out / name for name in _FILES]
     found = latest_checkpoint(out) or next((file for file in files if file.exists()), None)
     if found is not None and not fresh:
         resume = "--resume to go on from it, or " if latest_checkpoint(out) else ""
         raise ValueError(f"{found} exists: add {resume}--fresh to delete that run, or choose another --out")
     delete_checkpoints(out)
-    for file in files:
-        with naming(file, "cannot be deleted"):
-            file.unlink(missing_ok=True)
-    _write_options(out, options)
-
-
-def _write_options(out: Path, options: dict[str, Any]) -> None:
-    replace_file(out / _OPTIONS, (json.dumps(options, indent=2) + "\n").encode())
+    delete(files)
+    write_json(out / _OPTIONS, options)
 
 
 def _saved_options(out: Path, options: dict[str, Any], context: typer.Context) -> dict[str, Any]:

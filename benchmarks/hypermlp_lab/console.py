@@ -1,15 +1,36 @@
-"""What the commands share: errors in one line, and devices by name."""
+"""What the commands share: options, lines of text, errors in one line, and devices by name."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
 
 import torch
 import typer
+from rich.console import Console
 
 # what PyTorch's allocator on the CPU says; on a GPU it has a class of its own
 _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "Storage size calculation overflowed")
+# shell convention for a program ended by Ctrl-C: 128 + SIGINT
+INTERRUPTED = 130
+
+Data = Annotated[Path | None, typer.Option(help="Text file or folder. Default: Python's standard library.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.")]
+
+
+def say(console: Console, line: str) -> None:
+    """One line of plain text, which whoever copies it gets as one."""
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def require(what: str, *packages: str) -> None:
+    """ValueError where ``what`` needs packages that are not installed."""
+    missing = [name for name in packages if find_spec(name) is None]
+    if missing:
+        raise ValueError(f'{what} needs {", ".join(missing)}: in a clone, pip install -e ".[lab]"')
 
 
 @contextmanager

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-# inches; narrow, so that a phone shows it legibly
-_WIDTH = 5.6
 
 
 @dataclass(frozen=True)
@@ -28,14 +26,11 @@ class Table:
         return self.caption + "\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
-def blank(height: float) -> Figure:
-    """An empty picture, ``height`` inches high."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+def blank(height: float, width: float = 5.6) -> Figure:
+    """An empty picture, in inches; by default narrow, so that a phone shows it legibly."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def svg(figure: Figure, name: str) -> str:
@@ -48,11 +43,27 @@ def svg(figure: Figure, name: str) -> str:
     return text.getvalue()
 
 
+def saved(figure: Figure, kind: str, dpi: int) -> bytes:
+    """The picture as a file of that kind, such as ``"png"``."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format=kind, dpi=dpi)
+    return picture.getvalue()
+
+
 def png(figure: Figure) -> bytes:
     """The picture as PNG."""
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=150)
-    return picture.getvalue()
+    return saved(figure, "png", 150)
+
+
+def drawn(pictures: Mapping[str, tuple[str, Figure]]) -> tuple[dict[str, dict[str, str]], dict[str, bytes]]:
+    """Figures with captions, by name: what a template shows of each, and their files ``NAME.svg`` and ``NAME.png``."""
+    shown: dict[str, dict[str, str]] = {}
+    files: dict[str, bytes] = {}
+    for name, (text, figure) in pictures.items():
+        picture = svg(figure, name)
+        files |= {f"{name}.svg": picture.encode(), f"{name}.png": png(figure)}
+        shown[name] = {"text": text, "svg": inline(picture, name)}
+    return shown, files
 
 
 def inline(picture: str, name: str) -> str:

@@ -21,6 +21,9 @@ from hypermlp.cache.static import StaticLayerCache
 
 _KEY = re.compile(r"layers\.(\d+)\.(.+)")
 
+# one layer's part of a cache, of either kind
+Part = LayerCache | StaticLayerCache
+
 __all__ = ["CacheSpec", "HyperCache", "LayerCache", "StaticLayerCache"]
 
 
@@ -51,12 +54,12 @@ class HyperCache:
         if static and max_length is None:
             raise ValueError("a static cache needs max_length: its memory is made once")
         self.max_crop, self.max_length, self.static = max_crop, max_length, static
-        self.layers: dict[int, LayerCache | StaticLayerCache] = {}
+        self.layers: dict[int, Part] = {}
         # whose each part is, and which was used last: known again at the next call of a copy, so not copied or saved
         self._owners: dict[int, weakref.ref[object]] = {}
-        self._latest: LayerCache | StaticLayerCache | None = None
+        self._latest: Part | None = None
 
-    def layer(self, layer_idx: int | None, spec: CacheSpec) -> LayerCache | StaticLayerCache:
+    def layer(self, layer_idx: int | None, spec: CacheSpec) -> Part:
         """The part of layer ``layer_idx``, made at first use; an error if another layer made it."""
         if layer_idx is None:
             raise ValueError("cache= needs layer_idx: build each layer with its place in the model")
@@ -67,9 +70,7 @@ class HyperCache:
             raise ValueError(f"the cache's layer {layer_idx} was filled by another layer: {found.spec}, not {spec}")
         return found
 
-    def take_turn(
-        self, layer: object, layer_idx: int | None, part: LayerCache | StaticLayerCache, new: int | None
-    ) -> None:
+    def take_turn(self, layer: object, layer_idx: int | None, part: Part, new: int | None) -> None:
         """Whether ``part`` is ``layer``'s to take in ``new`` tokens now; None for as many as are valid.
 
         In a step every layer takes in the same tokens once. Compiled code goes unchecked: it may not read lengths.
@@ -92,7 +93,7 @@ class HyperCache:
             self._latest = part
 
     @staticmethod
-    def _check_owner(owner: weakref.ref[object] | None, part: LayerCache | StaticLayerCache, layer_idx: int) -> None:
+    def _check_owner(owner: weakref.ref[object] | None, part: Part, layer_idx: int) -> None:
         if owner is not None and owner() is not None and not part.empty:
             raise ValueError(
                 f"the cache's layer {layer_idx} was filled by another layer of that layer_idx: give every layer of "
@@ -119,10 +120,7 @@ class HyperCache:
     @property
     def lengths(self) -> Tensor | None:
         """Tokens each row has from its first valid one, ``[B]`` int64; None while empty."""
-        for layer in self.layers.values():
-            if layer.length:
-                return layer.lengths
-        return None
+        return next((layer.lengths for layer in self.layers.values() if layer.length), None)
 
     @property
     def nbytes(self) -> int:
@@ -140,13 +138,12 @@ class HyperCache:
             _check_integers("lengths", lengths)
         else:
             lengths = _integer("lengths", lengths, None)
-        wanted = {}
-        for index, layer in self.layers.items():  # all can, or none does
-            whole = isinstance(lengths, int) and lengths < 0
-            wanted[index] = layer.length + lengths if whole else lengths
-            layer.check_crop(wanted[index])
-        for index, layer in self.layers.items():
-            layer.crop(wanted[index])
+        dropped = isinstance(lengths, int) and lengths < 0
+        wanted = [(layer, layer.length + lengths if dropped else lengths) for layer in self.layers.values()]
+        for layer, kept in wanted:  # all can, or none does
+            layer.check_crop(kept)
+        for layer, kept in wanted:
+            layer.crop(kept)
 
     def reorder(self, indices: Tensor) -> None:
         """Row ``b`` becomes what row ``indices[b]`` was (beam search); ``[B]`` int64."""
@@ -218,7 +215,7 @@ class HyperCache:
             layers[layer_idx].load(tensors)
         self.layers, self._owners, self._latest = layers, {}, None
 
-    def _new(self, spec: CacheSpec) -> LayerCache | StaticLayerCache:
+    def _new(self, spec: CacheSpec) -> Part:
         if self.static and self.max_length is not None:
             return StaticLayerCache(spec, self.max_length)
         return LayerCache(spec, self.max_crop, self.max_length)

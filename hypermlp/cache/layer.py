@@ -32,7 +32,8 @@ class LayerCache:
         self.start: Tensor | None = None
         self._rings: dict[str, Ring] = {}
         # until the window is full every crop is possible, which needs every hidden state; 0 does without
-        self._all_inputs = bool(spec.taps and max_crop)
+        self._crops_freely = bool(spec.taps and max_crop)
+        self._all_inputs = self._crops_freely
 
     @property
     def empty(self) -> bool:
@@ -139,14 +140,10 @@ class LayerCache:
 
     def append(self, k: Tensor, v: Tensor, x: Tensor, valid: Tensor | None) -> None:
         """Take in keys ``[B, m, S*H, K]``, values ``[B, m, H, V]``, hidden states ``[B, m, D]``, valid ``[B, m]``."""
+        batch, new = k.shape[:2]
         rows = {"keys": k.transpose(1, 2), "values": v.transpose(1, 2)}
         if self.spec.taps:
             rows["inputs"] = x
-        self._append(rows, valid)
-
-    def _append(self, rows: dict[str, Tensor], valid: Tensor | None) -> None:
-        """Take in ``[B, ..., m, width]`` of each kind."""
-        batch, new = rows["keys"].shape[0], rows["keys"].shape[2]
         if valid is not None or "valid" in self._rings:
             self._mark(valid, batch, new)
         for name, part in rows.items():
@@ -201,7 +198,7 @@ class LayerCache:
         self._rings.pop("valid", None)
         for ring in self._rings.values():
             ring.oldest = 0
-        if self.spec.taps and not self._all_inputs and "inputs" in self._rings:
+        if self._crops_freely and not self._all_inputs and "inputs" in self._rings:
             self._all_inputs = True
             self._rings["inputs"] = self._new_ring("inputs", self._rings["inputs"].data)
 
@@ -223,7 +220,7 @@ class LayerCache:
         if not self.length:
             return
         self.start = tensors["start"].clone() if "start" in tensors else None
-        self._all_inputs = bool(self.spec.taps) and not int(tensors["inputs.oldest"])
+        self._all_inputs = self._crops_freely and not int(tensors["inputs.oldest"])
         for name in ("keys", "values", "inputs", "valid"):
             if name in tensors:
                 self._rings[name] = self._new_ring(name, tensors[name])
@@ -278,15 +275,13 @@ class LayerCache:
         if not 0 <= dropped <= self.length:
             raise ValueError(f"crop must keep 0 to {self.length} tokens, got {self.length - dropped}")
         # tokens that the next one reads must not have been overwritten, also by ones dropped before
-        spare = min((self.length - self._reach(name) - ring.oldest for name, ring in self._wrapped()), default=dropped)
+        wrapped = ((name, ring) for name, ring in self._rings.items() if ring.oldest)
+        spare = min((self.length - self._reach(name) - ring.oldest for name, ring in wrapped), default=dropped)
         if spare < dropped < self.length:
             raise ValueError(
                 f"crop would drop {dropped} tokens and only the last {max(0, spare)} can be: "
                 "older ones have been overwritten; make the cache with a larger max_crop"
             )
-
-    def _wrapped(self) -> list[tuple[str, Ring]]:
-        return [(name, ring) for name, ring in self._rings.items() if ring.oldest]
 
     def _reach(self, name: str) -> int:
         """Past tokens that the next one reads, in a ring that can wrap."""

@@ -44,7 +44,8 @@ def before_chunks(x: Tensor, reach: int, group: dist.ProcessGroup) -> Tensor:
     if not reach:
         return chunks
     ends = chunks[:, :, chunks.shape[2] - reach :]
-    before: tuple[Tensor, Tensor] = _Before.apply(ends[:, 0], ends[:, 1], group)  # type: ignore[no-untyped-call]
+    # the chunk after the first one lies on the next process, that after the second one on the previous
+    before: tuple[Tensor, Tensor] = _Swap.apply(ends[:, 1], ends[:, 0], group)  # type: ignore[no-untyped-call]
     return torch.cat((torch.stack(before, dim=1), chunks), dim=2)
 
 
@@ -77,43 +78,24 @@ class _ReduceScatter(torch.autograd.Function):
         return _Gather.apply(grad, ctx.group), None  # type: ignore[no-untyped-call]
 
 
-class _Whole(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        return _all_gather(x, group)
-
+class _Whole(_Gather):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return chunk_part(grad, ctx.group.rank(), ctx.group.size()), None
 
 
-class _Before(torch.autograd.Function):
-    """The last tokens of the chunks before, of what each process has last in its own two chunks."""
+class _Swap(torch.autograd.Function):
+    """:func:`_swap`, which is its own gradient: what came from a neighbour has its gradient sent back to it."""
 
     @staticmethod
-    def forward(ctx: Any, first: Tensor, second: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, to_previous: Tensor, to_next: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Tensor]:
         ctx.group = group
-        return _swap(second, first, group)
+        return _swap(to_previous, to_next, group)
 
     @staticmethod
-    def backward(ctx: Any, grad_first: Tensor, grad_second: Tensor) -> tuple[Tensor, Tensor, None]:
-        return *_Back.apply(grad_first, grad_second, ctx.group), None  # type: ignore[no-untyped-call]
-
-
-class _Back(torch.autograd.Function):
-    """Its gradient: the way back."""
-
-    @staticmethod
-    def forward(ctx: Any, first: Tensor, second: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Tensor]:
-        ctx.group = group
-        of_second, of_first = _swap(first, second, group)
-        return of_first, of_second
-
-    @staticmethod
-    def backward(ctx: Any, grad_first: Tensor, grad_second: Tensor) -> tuple[Tensor, Tensor, None]:
-        return *_Before.apply(grad_first, grad_second, ctx.group), None  # type: ignore[no-untyped-call]
+    def backward(ctx: Any, from_previous: Tensor, from_next: Tensor) -> tuple[Tensor, Tensor, None]:
+        return *_Swap.apply(from_previous, from_next, ctx.group), None  # type: ignore[no-untyped-call]
 
 
 def _all_gather(x: Tensor, group: dist.ProcessGroup) -> Tensor:

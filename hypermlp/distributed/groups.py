@@ -65,3 +65,11 @@ def process_group(group: DeviceMesh | dist.ProcessGroup | None) -> dist.ProcessG
 
 def attention_layers(module: nn.Module) -> Iterator[tuple[str, AttentionLayer]]:
     return ((name, layer) for name, layer in module.named_modules() if isinstance(layer, AttentionLayer))
+
+
+def layers_to_shard(module: nn.Module) -> dict[str, AttentionLayer]:
+    """The attention layers by their path; ValueError where there is none."""
+    layers = dict(attention_layers(module))
+    if not layers:
+        raise ValueError(f"{type(module).__name__} has no attention layer of hypermlp: swap or build them first")
+    return layers

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from hypermlp.config import HyperConfig
-from hypermlp.distributed.groups import Group, attention_layers, copied, process_group, summed
+from hypermlp.distributed.groups import Group, copied, layers_to_shard, process_group, summed
 from hypermlp.layers import AttentionLayer
 from hypermlp.layers.sequence_mixing import LagMixing
 from hypermlp.layers.short_conv import ShortConv
@@ -55,12 +55,10 @@ def shard_heads(module: nn.Module, group: DeviceMesh | dist.ProcessGroup | None 
         >>> shard_heads(model, mesh)
     """
     group = process_group(group)
-    layers = list(attention_layers(module))
-    if not layers:
-        raise ValueError(f"{type(module).__name__} has no attention layer of hypermlp: swap or build them first")
-    for name, layer in layers:
+    layers = layers_to_shard(module)
+    for name, layer in layers.items():
         _check(name or type(layer).__name__, layer, group)
-    for _, layer in layers:
+    for layer in layers.values():
         _shard(layer, group)
 
 

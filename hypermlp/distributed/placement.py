@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Shard
+
+from hypermlp.distributed.groups import process_group
 
 
 def along_lags(mesh: DeviceMesh | None = None) -> Callable[[nn.Parameter], Shard | None]:
@@ -24,16 +25,11 @@ def along_lags(mesh: DeviceMesh | None = None) -> Callable[[nn.Parameter], Shard
     Example:
         >>> fully_shard(block, mesh=mesh, shard_placement_fn=along_lags(mesh))
     """
-    if mesh is None:
-        if not dist.is_initialized():
-            raise ValueError("there is no process group: call torch.distributed.init_process_group first")
-        world = dist.get_world_size()
-    elif not isinstance(mesh, DeviceMesh):
+    if mesh is not None and not isinstance(mesh, DeviceMesh):
         raise TypeError(f"mesh must be a DeviceMesh or None, got {type(mesh).__name__}: make one by init_device_mesh")
-    elif mesh.ndim > 2:
+    if mesh is not None and mesh.ndim > 2:
         raise ValueError(f"mesh must have one dimension, or two for HSDP, got {mesh.ndim}: choose those of fully_shard")
-    else:
-        world = mesh.size(-1)
+    world = process_group(None).size() if mesh is None else mesh.size(-1)
 
     def placement(parameter: nn.Parameter) -> Shard | None:
         shape = parameter.shape

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from hypermlp.distributed.exchange import before_chunks, chunk_part, gathered, whole_of_parts
-from hypermlp.distributed.groups import attention_layers, process_group
+from hypermlp.distributed.groups import layers_to_shard, process_group
 from hypermlp.layers import AttentionLayer
 from hypermlp.layers.feature_mixing import Gates
 from hypermlp.ops import checks
-from hypermlp.ops.varlen import ALL_TOKENS, Tokens, sequence_origins, within_bounds, zero_padded
+from hypermlp.ops.varlen import ALL_TOKENS, Tokens, sequence_origins, zero_padded
 
 
 def shard_sequence(module: nn.Module, group: DeviceMesh | dist.ProcessGroup | None = None) -> None:
@@ -55,10 +55,8 @@ def shard_sequence(module: nn.Module, group: DeviceMesh | dist.ProcessGroup | No
         >>> loss = next_token_loss(logits, sequence_part(targets, mesh))
     """
     group = process_group(group)
-    layers = list(attention_layers(module))
-    if not layers:
-        raise ValueError(f"{type(module).__name__} has no attention layer of hypermlp: swap or build them first")
-    for path, layer in layers:
+    layers = layers_to_shard(module)
+    for path, layer in layers.items():
         name = path or type(layer).__name__
         if layer.over_processes is not None:
             raise ValueError(f"the sequence of {name} is sharded already")
@@ -72,7 +70,7 @@ def shard_sequence(module: nn.Module, group: DeviceMesh | dist.ProcessGroup | No
                 f"{name} stands in a swapped model, which numbers positions and makes masks for rows of its own: build "
                 "a LanguageModel, or one of the Hugging Face family (hypermlp.models)"
             )
-    for _, layer in layers:
+    for layer in layers.values():
         layer.over_processes = _Rows(group)
 
 
@@ -217,11 +215,7 @@ class _Place:
 
     def kept(self, tokens: Tokens) -> Tensor | None:
         """Which of the own rows are no padding, bool ``[B or 1, 2 c]``; None: all."""
-        inside = within_bounds(2 * self.world * self.size, tokens.cu_seqlens, self.device)
-        if inside is None or tokens.valid is None:
-            kept = tokens.valid if inside is None else inside
-        else:
-            kept = tokens.valid & inside
+        kept = tokens.kept(2 * self.world * self.size, self.device)
         return None if kept is None else kept[:, self.positions()]
 
     def offset(self, layer: AttentionLayer, positions: Tensor, tokens: Tokens, batch: int) -> int | Tensor:

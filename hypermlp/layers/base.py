@@ -9,7 +9,7 @@ from typing import Any
 from einops import rearrange
 from torch import Tensor
 
-from hypermlp.cache import CacheSpec, HyperCache, LayerCache, StaticLayerCache
+from hypermlp.cache import CacheSpec, HyperCache, LayerCache, Part, StaticLayerCache
 from hypermlp.cache.state import refuse_gradients
 from hypermlp.config import HyperConfig
 from hypermlp.layers.feature_mixing import Gates
@@ -104,7 +104,7 @@ class AttentionLayer(Projections, ABC):
                 part.append(*rows)
         return tokens.zeroed(self.output(rearrange(o, "b t h v -> b t (h v)"), gates))  # (o * phi(x Wm2 + b)) Wo
 
-    def cache_part(self, cache: HyperCache | LayerCache | StaticLayerCache) -> LayerCache | StaticLayerCache:
+    def cache_part(self, cache: HyperCache | Part) -> Part:
         """This layer's part of ``cache``, or ``cache`` where it is that; ValueError for a bidirectional layer."""
         if traced():
             raise RuntimeError(
@@ -123,7 +123,7 @@ class AttentionLayer(Projections, ABC):
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
-        part: LayerCache | StaticLayerCache | None = None,
+        part: Part | None = None,
     ) -> Tokens:
         """Who is there of ``hidden_states``, after what the cache's ``part`` holds: the door, where all is checked."""
         self.check_input(hidden_states)
@@ -140,9 +140,7 @@ class AttentionLayer(Projections, ABC):
                 attention_mask = newest(attention_mask, hidden_states.shape[1], part.known_length)
         return checks.tokens(hidden_states, attention_mask, cu_seqlens)
 
-    def streams(
-        self, x: Tensor, tokens: Tokens = ALL_TOKENS, part: LayerCache | StaticLayerCache | None = None
-    ) -> Streams:
+    def streams(self, x: Tensor, tokens: Tokens = ALL_TOKENS, part: Part | None = None) -> Streams:
         """What heads read of hidden states ``[B, T, hidden_size]``, zero at padding; ``part`` stays as it is."""
         earlier = None if part is None or part.empty else part
         offset = self._offset(x, tokens, earlier)
@@ -154,7 +152,7 @@ class AttentionLayer(Projections, ABC):
         k, v = self.keys_values(x, tokens, offset, past)  # conv(x) Wk, conv'(x) Wv
         return Streams(q, k, v, gates)
 
-    def _offset(self, x: Tensor, tokens: Tokens, earlier: LayerCache | StaticLayerCache | None) -> int | Tensor:
+    def _offset(self, x: Tensor, tokens: Tokens, earlier: Part | None) -> int | Tensor:
         """Angles count from each sequence's first valid token: a gate after the rotation feels where they start."""
         if not self._config.rope:
             return 0
@@ -162,7 +160,7 @@ class AttentionLayer(Projections, ABC):
             return earlier.offset(tokens.valid)
         return 0 if tokens.one_sequence_a_row else -sequence_origins(tokens, x.shape[0], x.shape[1], x.device)
 
-    def _step(self, x: Tensor, valid: Tensor | None, part: LayerCache | StaticLayerCache) -> Tensor:
+    def _step(self, x: Tensor, valid: Tensor | None, part: Part) -> Tensor:
         """One token a row after a cache, ``[B, hidden_size]`` to the same: heads and time have no dimensions here."""
         if valid is not None:
             x = zero_padded(x, valid)

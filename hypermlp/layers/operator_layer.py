@@ -10,7 +10,7 @@ from hypermlp.layers.feature_mixing import Gates
 from hypermlp.ops.arguments import OperatorArgs, Options, SequenceMix
 from hypermlp.ops.attention import attend
 from hypermlp.ops.checks import check_plain
-from hypermlp.ops.decode import Past, decode_block, decode_step
+from hypermlp.ops.decode import Past, StepArgs, decode_block, decode_step
 from hypermlp.ops.modes import autocast_enabled, without_autocast
 from hypermlp.ops.paths import choose
 from hypermlp.ops.varlen import Tokens
@@ -39,13 +39,13 @@ class OperatorLayer(AttentionLayer):
     def attend_step(self, q: Tensor, gates: Gates, past: Past) -> Tensor:
         path = choose(self.backend, q)
         step = decode_step if path is None else path.step
-        mixes = self.mixes(q, gates)
+        x = StepArgs(q, past, *self.mixes(q, gates), self._options)
         if autocast_enabled(q.device.type):
             with without_autocast(q.device.type):
-                return step(q, past, *mixes, self._options)
-        return step(q, past, *mixes, self._options)
+                return step(x)
+        return step(x)
 
     def attend_block(self, q: Tensor, gates: Gates, past: Past) -> Tensor:
         with without_autocast(q.device.type):
             path = choose(self.backend, q)
-            return decode_block(q, past, *self.mixes(q, gates), self._options, path)
+            return decode_block(StepArgs(q, past, *self.mixes(q, gates), self._options), path)

@@ -13,13 +13,12 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from hypermlp.ops import checks
+from hypermlp.ops import checks, reference
 from hypermlp.ops.arguments import OperatorArgs, Options, SequenceMix
 from hypermlp.ops.checked import NAME
 from hypermlp.ops.library import PATHS, Path, cast_for_autocast, run
 from hypermlp.ops.modes import autocast_enabled, without_autocast
 from hypermlp.ops.paths import choose
-from hypermlp.ops.reference import hyper_attention_reference
 from hypermlp.ops.varlen import ALL_TOKENS
 
 Selection = Literal["glu", "relu"]
@@ -144,10 +143,7 @@ def _by(path: Path | None, x: OperatorArgs) -> Tensor:
     if path is not None:
         return run(path, x)
     with without_autocast(x.q.device.type):
-        return hyper_attention_reference(
-            x.q, x.k, x.v, x.routing_mix, x.readout_mix, **x.options._asdict(),
-            attention_mask=x.tokens.valid, cu_seqlens=x.tokens.cu_seqlens,
-        )  # fmt: skip
+        return reference.forward(x)
 
 
 def _resolve_layout(layout: str | None, causal: bool) -> str:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from hypermlp.ops import chunked, decode, triton
-from hypermlp.ops.arguments import Gradients, Needs, OperatorArgs, Options, Outputs, SequenceMix
-from hypermlp.ops.decode import Past
+from hypermlp.ops.arguments import Gradients, Needs, OperatorArgs, Outputs
+from hypermlp.ops.decode import StepArgs
 from hypermlp.ops.modes import captured, values_readable
 from hypermlp.ops.self_check import trusted
 from hypermlp.ops.self_check_cases import backward_errors, backward_family, forward_errors, forward_family
@@ -48,18 +48,15 @@ def _forward_trusted(x: OperatorArgs) -> bool:
     return unavailable(x.q) is None and trusted(forward_family(x), lambda: forward_errors(x))
 
 
-def decode_step(q: Tensor, past: Past, routing_mix: SequenceMix, readout_mix: SequenceMix, options: Options) -> Tensor:
+def decode_step(x: StepArgs) -> Tensor:
     """``o`` ``[B, H*V]`` of the newest token, as :func:`hypermlp.ops.decode.decode_step`; no gradient."""
-    if values_readable(q, wait=True):
-        return _step(q, past, routing_mix, readout_mix, options)
-    return triton.run_step(_operator, q, past, routing_mix, readout_mix, options)
+    return _step(x) if values_readable(x.q, wait=True) else triton.run_step(_operator, x)
 
 
-def _step(q: Tensor, past: Past, routing_mix: SequenceMix, readout_mix: SequenceMix, options: Options) -> Tensor:
-    step = (q, past, routing_mix, readout_mix, options)
-    if q.shape[0] and unavailable(q) is None and trusted(step_family(*step), lambda: step_errors(*step)):
-        return triton.decode_step(*step)
-    return decode.decode_step(*step)
+def _step(x: StepArgs) -> Tensor:
+    if x.q.shape[0] and unavailable(x.q) is None and trusted(step_family(x), lambda: step_errors(x)):
+        return triton.decode_step(x)
+    return decode.decode_step(x)
 
 
 _operator = triton.step_operator("checked_decode", _step)

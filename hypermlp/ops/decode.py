@@ -13,10 +13,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from hypermlp.ops import reference
 from hypermlp.ops.arguments import OperatorArgs, Options, SequenceMix
 from hypermlp.ops.library import PATHS, Path, run
 from hypermlp.ops.modes import needs_plain_operators
-from hypermlp.ops.reference import hyper_attention_reference
 from hypermlp.ops.softplus import softplus
 from hypermlp.ops.varlen import Tokens
 
@@ -44,6 +44,23 @@ class Past(NamedTuple):
     length: Tensor | None = None
 
 
+class StepArgs(NamedTuple):
+    """What the operator computes with for the newest token against a cache, or for a block of the newest ones.
+
+    Attributes:
+        q: ``[B, S*H*K]``; of a block ``[B, m, S*H, K]``.
+        past: keys and values, those of the new tokens among them; hidden tokens hold zeros.
+        routing_mix, readout_mix: cores ``[B, heads, R]``; of a block ``[B, m, heads, R]``.
+        options: as everywhere.
+    """
+
+    q: Tensor
+    past: Past
+    routing_mix: SequenceMix
+    readout_mix: SequenceMix
+    options: Options
+
+
 class _Columns(NamedTuple):
     """How the slots of the cache stand beside the rows of the tables, for one new token.
 
@@ -58,15 +75,9 @@ class _Columns(NamedTuple):
     readable: Tensor
 
 
-def decode_step(q: Tensor, past: Past, routing_mix: SequenceMix, readout_mix: SequenceMix, options: Options) -> Tensor:
-    """``o`` ``[B, H*V]`` of the newest token, which ``past`` includes, computed in float32 or better as everywhere.
-
-    Args:
-        q: ``[B, S*H*K]``.
-        past: keys and values; hidden tokens hold zeros.
-        routing_mix, readout_mix: cores ``[B, heads, R]``.
-        options: as everywhere.
-    """
+def decode_step(x: StepArgs) -> Tensor:
+    """``o`` ``[B, H*V]`` of the newest token, computed in float32 or better as everywhere."""
+    q, past, routing_mix, readout_mix, options = x
     columns = _columns(past)
     batch, keys, values = q.shape[0], past.keys, past.values
     if not batch:
@@ -215,19 +226,13 @@ def _ring_columns(length: Tensor, capacity: int, valid: Tensor | None) -> _Colum
     return _Columns(other, visible, other, readable)
 
 
-def decode_block(
-    q: Tensor,
-    past: Past,
-    routing_mix: SequenceMix,
-    readout_mix: SequenceMix,
-    options: Options,
-    path: Path | None = None,
-) -> Tensor:
-    """``o`` ``[B, m, H, V]`` of the ``m`` newest tokens, which ``past`` includes.
+def decode_block(block: StepArgs, path: Path | None = None) -> Tensor:
+    """``o`` ``[B, m, H, V]`` of the ``m`` newest tokens.
 
     The last rows of a ``path``'s, by default the chunked path's; segments are joined once for the whole block.
     Its backward leaves hidden keys' gradients to the door: what is to be differentiated takes the reference.
     """
+    q, past, routing_mix, readout_mix, options = block
     batch, maps = q.shape[0], q.shape[2]
     joined = torch.cat(list(past.keys), dim=2).mT, torch.cat(list(past.values), dim=1)
     keys, values = (
@@ -237,5 +242,5 @@ def decode_block(
     x = OperatorArgs(q, keys, values, routing_mix, readout_mix, Tokens(past.valid), options)
     differentiated = torch.is_grad_enabled() and any(y is not None and y.requires_grad for y in x.tensors)
     if differentiated or needs_plain_operators():
-        return hyper_attention_reference(*x[:5], **x.options._asdict(), attention_mask=past.valid)
+        return reference.forward(x)
     return run(PATHS["chunked"] if path is None or not path.takes_blocks else path, x)

@@ -16,22 +16,12 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from hypermlp.ops.arguments import (
-    DIFFERENTIABLE,
-    SCHEMA,
-    Gradients,
-    Needs,
-    OperatorArgs,
-    Options,
-    Outputs,
-    SequenceMix,
-    signature,
-)
+from hypermlp.ops.arguments import DIFFERENTIABLE, SCHEMA, Gradients, Needs, OperatorArgs, Outputs, signature
 from hypermlp.ops.flops import backward_flops, forward_flops, visible_pairs
 from hypermlp.ops.modes import values_readable
 
 if TYPE_CHECKING:
-    from hypermlp.ops.decode import Past
+    from hypermlp.ops.decode import StepArgs
 
 
 class Path(NamedTuple):
@@ -51,7 +41,7 @@ class Path(NamedTuple):
     forward: Callable[[OperatorArgs], Outputs]
     backward: Callable[[Tensor, Outputs, OperatorArgs, Needs], Gradients]
     unavailable: Callable[[Tensor], str | None]
-    step: Callable[[Tensor, Past, SequenceMix, SequenceMix, Options], Tensor]
+    step: Callable[[StepArgs], Tensor]
     takes_blocks: bool = False
     short_conv: Callable[[], ModuleType] | None = None
 

@@ -46,6 +46,11 @@ def captured(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
+def on_device(device: torch.device) -> AbstractContextManager[object]:
+    """``device`` as the current one, whose CUDA streams, events and graphs are meant where nobody says which."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
 def require(condition: Tensor, message: str) -> None:
     """ValueError where ``condition``, a bool of no dimensions, does not hold; a recorded call fails when it runs.
 

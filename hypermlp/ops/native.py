@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from hypermlp.ops import chunked, decode
-from hypermlp.ops.arguments import Gradients, Needs, OperatorArgs, Options, Outputs, SequenceMix
-from hypermlp.ops.decode import Past
+from hypermlp.ops.arguments import Gradients, Needs, OperatorArgs, Outputs
+from hypermlp.ops.decode import StepArgs
 from hypermlp.ops.modes import values_readable
 from hypermlp.ops.nonfinite import made_finite
 from hypermlp.ops.varlen import segments
@@ -93,13 +93,14 @@ def short_conv() -> ModuleType:
     return launch_conv
 
 
-def decode_step(q: Tensor, past: Past, routing_mix: SequenceMix, readout_mix: SequenceMix, options: Options) -> Tensor:
+def decode_step(x: StepArgs) -> Tensor:
     """``o`` ``[B, H*V]`` of the newest token, as :func:`hypermlp.ops.decode.decode_step`; no gradient.
 
     A compiled graph takes PyTorch's own operators, as does whatever has no values to compute with.
     """
+    q, past, routing_mix, readout_mix, options = x
     if not q.shape[0] or not values_readable(q, *past.keys, *past.values):
-        return decode.decode_step(q, past, routing_mix, readout_mix, options)
+        return decode.decode_step(x)
     from hypermlp_kernels.native import launch_step
 
     return launch_step.step(

@@ -38,17 +38,20 @@ def hyper_attention_reference(
     cu_seqlens: Tensor | None = None,
     compute_dtype: torch.dtype | None = None,
 ) -> Tensor:
+    """:func:`forward` of arguments by name, those of :func:`hypermlp.ops.hyper_attention` with their meaning."""
+    options, tokens = Options(selection, norm, eps, causal, layout, max_lag), Tokens(attention_mask, cu_seqlens)
+    return forward(OperatorArgs(q, k, v, routing_mix, readout_mix, tokens, options), compute_dtype)
+
+
+def forward(x: OperatorArgs, compute_dtype: torch.dtype | None = None) -> Tensor:
     """``o`` of the operator, ``[B, T, H, V]``, by materialising every map.
 
-    Takes what :func:`hypermlp.ops.hyper_attention` has checked, with its meaning; padded tokens
-    hold zeros. ``q`` and the cores may be of the last tokens alone. ``compute_dtype`` is the precision
-    of the computation: by default the input's, and at least float32, so that the statistics never
-    lose more.
+    Takes what :func:`hypermlp.ops.hyper_attention` has checked; padded tokens hold zeros. ``q`` and the cores may be of
+    the last tokens alone. ``compute_dtype`` is the precision of the computation: by default the input's, and at least
+    float32, so that the statistics never lose more.
     """
-    out_dtype = q.dtype
-    dtype = compute_dtype or torch.promote_types(q.dtype, torch.float32)
-    options, tokens = Options(selection, norm, eps, causal, layout, max_lag), Tokens(attention_mask, cu_seqlens)
-    x = OperatorArgs(q, k, v, routing_mix, readout_mix, tokens, options)
+    out_dtype, length = x.q.dtype, x.k.shape[1]
+    dtype = compute_dtype or torch.promote_types(out_dtype, torch.float32)
     span = x.spans()
     marked = rows_that_see_nonfinite(x, *span)
     x = x.map_streams(lambda stream: finite(stream).to(dtype))
@@ -56,7 +59,7 @@ def hyper_attention_reference(
 
     # back from columns to key positions; hidden columns carry zeros
     w = maps.weights
-    weights = w.new_zeros(*w.shape[:3], k.shape[1]).scatter_add(-1, maps.keys.expand_as(w), w)
+    weights = w.new_zeros(*w.shape[:3], length).scatter_add(-1, maps.keys.expand_as(w), w)
     o = torch.einsum("bhij,bjhv->bihv", weights, x.v)
     if maps.norm is not None:
         o = o / rearrange(maps.norm, "b h i 1 -> b i h 1")

@@ -10,13 +10,12 @@ import threading
 import warnings
 from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from hypermlp.ops.modes import captured
+from hypermlp.ops.modes import captured, on_device
 
 _DRAWS = 4
 
@@ -110,7 +109,7 @@ def alone(check: Callable[[], Errors], device: torch.device) -> Errors:
     """
 
     def run() -> Errors:
-        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        with on_device(device):
             return check()
 
     with ThreadPoolExecutor(1) as pool:

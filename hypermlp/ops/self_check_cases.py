@@ -6,15 +6,14 @@ sequences, padding on both sides and inside, sequences of one token and of none.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from hypermlp.ops import triton
+from hypermlp.ops import reference, triton
 from hypermlp.ops.arguments import DIFFERENTIABLE, Gradients, Needs, OperatorArgs, SequenceMix
-from hypermlp.ops.reference import hyper_attention_reference
 from hypermlp.ops.self_check import Change, Errors, Family, Measure, euclidean, judge, largest
 from hypermlp.ops.varlen import Tokens
 
@@ -34,7 +33,7 @@ def backward_family(x: OperatorArgs, needs: Needs) -> Family:
 
 
 def forward_errors(x: OperatorArgs) -> Errors:
-    """Of both designs of the forward, on inputs like those of ``x``."""
+    """Of both designs of the forward, on inputs like those of ``x``, at tokens that are no padding."""
     from hypermlp_kernels import launch
     from hypermlp_kernels.autotune import TUNED
 
@@ -44,11 +43,11 @@ def forward_errors(x: OperatorArgs) -> Errors:
     with TUNED.searching(False):
         for design in ("recompute", "store"):
             o = launch.forward(*_arguments(there), **triton.keywords(there), design=design)[0]
-            found[f"o ({design})"] = _visible(twin, o.to(x.q.dtype).cpu())
+            found[f"o ({design})"] = twin.tokens.zeroed(o.to(x.q.dtype).cpu())
 
     def evaluate(precision: torch.dtype, change: Change) -> Mapping[str, Tensor]:
-        o = _visible(twin, _reference(mapped(twin, change), precision))
-        return dict.fromkeys(found, o)
+        o = _reference(mapped(twin, change), precision)
+        return dict.fromkeys(found, twin.tokens.zeroed(o))
 
     return judge(found, evaluate, precision_of(x.q.dtype), largest)
 
@@ -60,9 +59,9 @@ def backward_errors(x: OperatorArgs, needs: Needs) -> Errors:
 
     twin = like(x)
     there = _to(twin, x.q.device)
-    rng = torch.Generator().manual_seed(2)
-    grad_o = _visible(twin, torch.randn(twin.v.shape, generator=rng, dtype=torch.float64).to(x.q.dtype))
-    names = [name for name, need in zip(DIFFERENTIABLE, _flat(needs), strict=True) if need]
+    grad_o = twin.tokens.zeroed(normals(2)(*twin.v.shape, of=x.q))
+    asked = (needs.q, needs.k, needs.v, *needs.routing, *needs.readout)
+    names = [name for name, need in zip(DIFFERENTIABLE, asked, strict=True) if need]
     found: dict[str, Tensor] = {}
     with TUNED.searching(False):
         o, z1, rho, z2 = launch.forward(*_arguments(there), **triton.keywords(there))
@@ -89,15 +88,12 @@ def backward_errors(x: OperatorArgs, needs: Needs) -> Errors:
 
 def like(x: OperatorArgs) -> OperatorArgs:
     """Small random inputs on the CPU, of the widths, dtypes and switches of ``x``."""
-    rng = torch.Generator().manual_seed(1)
+    normal = normals(1)
     packed, (maps, width), (heads, values) = x.tokens.cu_seqlens is not None, x.q.shape[2:], x.v.shape[2:]
     batch = 1 if packed else 2
     window = x.options.window is not None or x.options.by_lag
     rows = WINDOW if window else LENGTH + 7
     has_tables = any(table is not None for mix in (x.routing_mix, x.readout_mix) for table in mix.tables)
-
-    def normal(*shape: int, size: float = 1.0, of: Tensor) -> Tensor:
-        return (size * torch.randn(shape, generator=rng, dtype=torch.float64)).to(of.dtype)
 
     def stream(y: Tensor, count: int, width: int, size: float) -> Tensor:
         # a column more and not a view of it: rows then begin where those of the call do, at multiples of 16 or not
@@ -118,6 +114,16 @@ def like(x: OperatorArgs) -> OperatorArgs:
     routing, readout = mixing(x.routing_mix, maps), mixing(x.readout_mix, heads)
     twin = OperatorArgs(q, k, stream(x.v, heads, values, 1.0), routing, readout, tokens, options)
     return twin.map_streams(lambda y: tokens.zeroed(y))
+
+
+def normals(seed: int) -> Callable[..., Tensor]:
+    """What draws ``size`` times normal numbers of a shape, in the dtype of a tensor."""
+    rng = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int, size: float = 1.0, of: Tensor) -> Tensor:
+        return (size * torch.randn(shape, generator=rng, dtype=torch.float64)).to(of.dtype)
+
+    return normal
 
 
 def mapped(x: OperatorArgs, change: Change) -> OperatorArgs:
@@ -205,24 +211,12 @@ def _arguments(x: OperatorArgs) -> tuple[Tensor, Tensor, Tensor, SequenceMix, Se
     return x.q, x.k, x.v, x.routing_mix, x.readout_mix
 
 
-def _flat(needs: Needs) -> Sequence[bool]:
-    return (needs.q, needs.k, needs.v, *needs.routing, *needs.readout)
-
-
 def _named(grads: Gradients, x: OperatorArgs, name: str) -> dict[str, Tensor]:
     named = zip(DIFFERENTIABLE, grads.flat, x.tensors, strict=True)
     return {name.format(key): g.to(y.dtype).cpu() for key, g, y in named if g is not None and y is not None}
 
 
-def _visible(x: OperatorArgs, y: Tensor) -> Tensor:
-    """``y`` with zeros at padded tokens, whose output means nothing."""
-    return x.tokens.zeroed(y)
-
-
 def _reference(x: OperatorArgs, precision: torch.dtype) -> Tensor:
     # an eps that is zero in float16 would make padded rows 0 / 0
-    options = x.options._replace(eps=max(x.options.eps, torch.finfo(precision).smallest_normal))
-    return hyper_attention_reference(
-        *_arguments(x), **options._asdict(), attention_mask=x.tokens.valid, cu_seqlens=x.tokens.cu_seqlens,
-        compute_dtype=precision,
-    )  # fmt: skip
+    eps = max(x.options.eps, torch.finfo(precision).smallest_normal)
+    return reference.forward(x._replace(options=x.options._replace(eps=eps)), precision)

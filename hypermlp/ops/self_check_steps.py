@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from hypermlp.ops import decode, triton
-from hypermlp.ops.arguments import Options, SequenceMix
-from hypermlp.ops.decode import Past
+from hypermlp.ops.arguments import SequenceMix
+from hypermlp.ops.decode import Past, StepArgs
 from hypermlp.ops.self_check import Change, Errors, Family, euclidean, judge, largest
-from hypermlp.ops.self_check_cases import LENGTH, Table, map_mix
+from hypermlp.ops.self_check_cases import LENGTH, Table, map_mix, normals
 
 _HALVES = (torch.float16, torch.bfloat16)
 # tokens that have come to a ring of LENGTH slots: it has room left, and it has gone round
@@ -19,8 +19,9 @@ _RING_LENGTHS = (LENGTH - 23, LENGTH + 37)
 Plain = Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
 
 
-def step_family(q: Tensor, past: Past, routing_mix: SequenceMix, readout_mix: SequenceMix, options: Options) -> Family:
+def step_family(x: StepArgs) -> Family:
     """Of a step like this one."""
+    q, past, routing_mix, readout_mix, options = x
     batch = q.shape[0]
     keys, values = past.keys[0], past.values[0]
     traits = (
@@ -31,15 +32,13 @@ def step_family(q: Tensor, past: Past, routing_mix: SequenceMix, readout_mix: Se
     return Family("decode", q.device, q.dtype, traits)
 
 
-def step_errors(q: Tensor, past: Past, routing_mix: SequenceMix, readout_mix: SequenceMix, options: Options) -> Errors:
+def step_errors(x: StepArgs) -> Errors:
     """Of a step with a cache of few tokens, and otherwise like this one."""
-    rng = torch.Generator().manual_seed(1)
+    q, past, routing_mix, readout_mix, options = x
+    normal = normals(1)
     batch = min(q.shape[0], 2)
     heads = (past.keys[0].shape[0] // q.shape[0], past.values[0].shape[0] // q.shape[0])
     width, values = past.keys[0].shape[1], past.values[0].shape[2]
-
-    def normal(*shape: int, size: float = 1.0, of: Tensor) -> Tensor:
-        return (size * torch.randn(shape, generator=rng, dtype=torch.float64)).to(of.dtype)
 
     def mixing(mix: SequenceMix, count: int) -> SequenceMix:
         core = None if mix.core is None else normal(batch, count, mix.rank, of=mix.core)
@@ -67,7 +66,7 @@ def step_errors(q: Tensor, past: Past, routing_mix: SequenceMix, readout_mix: Se
         ]
         routing, readout = (map_mix(mix, lambda x: change(x).to(device)) for mix in mixes)
         held_there = Past(segments[0], segments[1], there(valid), there(start), ring)
-        return compute(change(query).to(device), held_there, routing, readout, options)
+        return compute(StepArgs(change(query).to(device), held_there, routing, readout, options))
 
     lengths = (None,) if past.length is None else _RING_LENGTHS
     name = {length: "o" if length is None else f"o after {length} tokens" for length in lengths}
@@ -118,12 +117,11 @@ def conv_errors(x: Tensor, taps: Tensor, packed: bool, past: int, needs: tuple[b
     from hypermlp.ops.varlen import sequence_starts, sequence_stops
 
     kernels = triton.short_conv()
-    rng = torch.Generator().manual_seed(1)
+    normal = normals(1)
     batch, channels = 1 if packed else 2, x.shape[2]
-    wide = torch.randn(batch, past + LENGTH, channels, generator=rng, dtype=torch.float64).to(x.dtype)
-    weights = torch.randn(taps.shape, generator=rng, dtype=torch.float64).to(taps.dtype)
+    wide, weights = normal(batch, past + LENGTH, channels, of=x), normal(*taps.shape, of=taps)
     dtype = torch.promote_types(x.dtype, taps.dtype)
-    grad_y = torch.randn(batch, LENGTH, channels, generator=rng, dtype=torch.float64).to(dtype)
+    grad_y = normal(batch, LENGTH, channels, of=x.new_empty(0, dtype=dtype))
     bounds = torch.tensor([2, 3, LENGTH // 2 + 1, LENGTH // 2 + 1, LENGTH - 3]) if packed else None
 
     there = [y.to(x.device) for y in (wide, weights, grad_y)]

@@ -14,18 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hypermlp.ops.arguments import (
-    SCHEMA,
-    Gradients,
-    Needs,
-    OperatorArgs,
-    Options,
-    Outputs,
-    SequenceMix,
-    mixing,
-    signature,
-)
-from hypermlp.ops.decode import Past
+from hypermlp.ops.arguments import SCHEMA, Gradients, Needs, OperatorArgs, Options, Outputs, mixing, signature
+from hypermlp.ops.decode import Past, StepArgs
 from hypermlp.ops.modes import values_readable
 
 # tensor cores for bfloat16, and asynchronous copies to shared memory
@@ -107,7 +97,7 @@ def short_conv() -> ModuleType:
     return launch_short_conv
 
 
-Step = Callable[[Tensor, Past, SequenceMix, SequenceMix, Options], Tensor]
+Step = Callable[[StepArgs], Tensor]
 _PLACES = {"valid": "Tensor?", "start": "Tensor?", "length": "Tensor?"}
 # a step is causal, and knows its layout by the places
 _STEP = {"q": "Tensor", "keys": "Tensor[]", "values": "Tensor[]", **_PLACES} | {
@@ -115,17 +105,16 @@ _STEP = {"q": "Tensor", "keys": "Tensor[]", "values": "Tensor[]", **_PLACES} | {
 } | {name: SCHEMA[name] for name in ("selection", "norm", "eps", "max_lag")}  # fmt: skip
 
 
-def decode_step(q: Tensor, past: Past, routing_mix: SequenceMix, readout_mix: SequenceMix, options: Options) -> Tensor:
+def decode_step(x: StepArgs) -> Tensor:
     """``o`` ``[B, H*V]`` of the newest token, as :func:`hypermlp.ops.decode.decode_step`; no gradient."""
     # the operator is for tracing: called directly, a step is spared its dispatch
-    if values_readable(q, wait=True):
-        return _decode(q, past, routing_mix, readout_mix, options)
-    return run_step(triton_decode, q, past, routing_mix, readout_mix, options)
+    return _decode(x) if values_readable(x.q, wait=True) else run_step(triton_decode, x)
 
 
-def _decode(q: Tensor, past: Past, routing_mix: SequenceMix, readout_mix: SequenceMix, options: Options) -> Tensor:
+def _decode(x: StepArgs) -> Tensor:
     from hypermlp_kernels.launch_decode import decode
 
+    q, past, routing_mix, readout_mix, options = x
     batch, width = q.shape[0], past.keys[0].shape[1]
     # the kernels take dimensions of their own for heads and time
     routing_mix, readout_mix = (
@@ -156,7 +145,7 @@ def step_operator(name: str, compute: Step) -> Any:
         past = Past(named["keys"], named["values"], *(named[place] for place in _PLACES))
         layout = "lag" if past.start is None else "position"
         options = Options(named["selection"], named["norm"], named["eps"], True, layout, named["max_lag"])
-        return compute(named["q"], past, mixing(named, "routing"), mixing(named, "readout"), options)
+        return compute(StepArgs(named["q"], past, mixing(named, "routing"), mixing(named, "readout"), options))
 
     operator = torch.library.custom_op(
         f"hypermlp::{name}", flat_step, mutates_args=(), schema=f"({signature(_STEP)}) -> Tensor"
@@ -169,10 +158,9 @@ def step_operator(name: str, compute: Step) -> Any:
     return operator
 
 
-def run_step(
-    operator: Any, q: Tensor, past: Past, routing_mix: SequenceMix, readout_mix: SequenceMix, options: Options
-) -> Tensor:
+def run_step(operator: Any, x: StepArgs) -> Tensor:
     """What ``operator`` makes of a step."""
+    q, past, routing_mix, readout_mix, options = x
     o: Tensor = operator(
         q, past.keys, past.values, past.valid, past.start, past.length, *routing_mix.tensors, *readout_mix.tensors,
         routing_mix.identity, readout_mix.identity, options.selection, options.norm, options.eps, options.max_lag,

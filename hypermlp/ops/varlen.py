@@ -36,16 +36,19 @@ class Tokens(NamedTuple):
         """Whether every row is one sequence, of which every token counts."""
         return self.valid is None and self.cu_seqlens is None
 
+    def kept(self, length: int, device: torch.device) -> Tensor | None:
+        """Which tokens are no padding, neither masked nor of no sequence, bool ``[B or 1, T]``; None: all."""
+        inside = within_bounds(length, self.cu_seqlens, device)
+        if inside is None or self.valid is None:
+            return self.valid if inside is None else inside
+        return self.valid & inside
+
     def zeroed(self, x: Tensor, past: int = 0) -> Tensor:
         """``x`` ``[B, T, ...]`` with zeros for every token that is padding: masked, or of no sequence.
 
         Of the first ``past`` tokens it has nothing.
         """
-        inside = within_bounds(past + x.shape[1], self.cu_seqlens, x.device)
-        if inside is None or self.valid is None:
-            kept = self.valid if inside is None else inside
-        else:
-            kept = self.valid & inside
+        kept = self.kept(past + x.shape[1], x.device)
         return zero_padded(x, kept[:, past:] if past and kept is not None else kept)
 
     def masked_zeroed(self, x: Tensor, past: int = 0) -> Tensor:
@@ -99,10 +102,7 @@ def sequence_starts(length: int, cu_seqlens: Tensor | None, device: torch.device
     """First position of the sequence each position belongs to, ``[T]`` int64; ``T`` where it belongs to none."""
     if cu_seqlens is None:
         return torch.zeros(length, dtype=torch.long, device=device)
-    bounds = cu_seqlens.to(device=device, dtype=torch.long)
-    positions = torch.arange(length, device=device)
-    after = torch.searchsorted(bounds, positions, right=True)
-    inside = (after > 0) & (after < bounds.shape[0])
+    bounds, after, inside = _bounds_around(length, cu_seqlens, device)
     return torch.where(inside, bounds[(after - 1).clamp_min(0)], length)
 
 
@@ -110,11 +110,15 @@ def sequence_stops(length: int, cu_seqlens: Tensor | None, device: torch.device)
     """One past the last position of the sequence each position belongs to, ``[T]`` int64; 0 where it has none."""
     if cu_seqlens is None:
         return torch.full((length,), length, dtype=torch.long, device=device)
-    bounds = cu_seqlens.to(device=device, dtype=torch.long)
-    positions = torch.arange(length, device=device)
-    after = torch.searchsorted(bounds, positions, right=True)
-    inside = (after > 0) & (after < bounds.shape[0])
+    bounds, after, inside = _bounds_around(length, cu_seqlens, device)
     return torch.where(inside, bounds[after.clamp_max(bounds.shape[0] - 1)], 0)
+
+
+def _bounds_around(length: int, cu_seqlens: Tensor, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """The bounds ``[N + 1]`` and, for each position, which of them is the first after it, and if a sequence has it."""
+    bounds = cu_seqlens.to(device=device, dtype=torch.long)
+    after = torch.searchsorted(bounds, torch.arange(length, device=device), right=True)
+    return bounds, after, (after > 0) & (after < bounds.shape[0])
 
 
 def key_spans(

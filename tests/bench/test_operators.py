@@ -234,6 +234,28 @@ def test_cuda_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     assert timer.free_bytes() == 7
 
 
+def test_what_is_measured_on_a_device_has_it_as_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Events and graphs go to the current device, which tensors on another one do not change."""
+    entered: list[torch.device] = []
+    current: list[bool] = []
+
+    @contextmanager
+    def device(which: torch.device):
+        entered.append(which)
+        current.append(True)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    benchmark = OperatorBenchmark([], SHORT)
+    monkeypatch.setattr(benchmark, "facts", lambda: {"current": bool(current)})
+    assert not run(benchmark, log=lambda line: None)["current"]
+    assert not entered
+    benchmark.device = torch.device("cuda", 1)
+    assert run(benchmark, log=lambda line: None)["current"]
+    assert entered == [torch.device("cuda", 1)]
+
+
 def test_what_no_graph_can_hold_is_timed_without(monkeypatch: pytest.MonkeyPatch) -> None:
     class Reluctant(clock.HostClock):
         def prepare(self, call: Callable[[], object], graph: bool) -> tuple[Callable[[], object], str]:

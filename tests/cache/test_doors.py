@@ -143,6 +143,22 @@ def test_a_cache_that_is_never_cropped_keeps_what_convolutions_read_alone() -> N
     unchanged(cache, lambda: cache.crop(-2), ValueError, "larger max_crop")
 
 
+@pytest.mark.parametrize("window", [None, 40])
+@pytest.mark.parametrize("again", ["reset", "loaded"])
+def test_nor_does_it_after_a_reset_or_when_it_is_loaded(window: int | None, again: str) -> None:
+    layer = make(window, mixer="softmax", conv_size=4)
+    cache = filled(layer, 2, max_crop=0)
+    if again == "reset":
+        cache.reset()
+    else:
+        state, cache = cache.state_dict(), HyperCache(max_crop=0)
+        cache.load_state_dict(state, {0: CacheSpec.of(layer.config)})
+    for token in tokens(30).split(1, dim=1):
+        layer(token, cache=cache)
+    # three tokens for the next one's convolutions, and that one
+    assert cache.state_dict()["layers.0.inputs"].shape == (3, 4, WIDTH)
+
+
 @pytest.mark.parametrize("single", [False, True])
 def test_hidden_states_go_when_the_window_is_full_and_come_back_with_a_reset(single: bool) -> None:
     layer, cache = make(20), HyperCache(max_crop=2)

@@ -96,7 +96,7 @@ def test_generate_mistakes_get_one_line(command, trained, arguments, message):
 
 
 def test_out_of_memory_is_one_line(command, trained, monkeypatch):
-    monkeypatch.setattr("hypermlp_lab.commands.load_model", lambda *args, **options: torch.empty(10**15))
+    monkeypatch.setattr("hypermlp_lab.commands.load_byte_model", lambda *args, **options: torch.empty(10**15))
     result = command("generate", trained)
     assert result.exit_code == 2
     assert "out of memory" in result.output

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hypermlp.ops.arguments import Options
-from hypermlp.ops.decode import Past, decode_block
+from hypermlp.ops.decode import Past, StepArgs, decode_block
 from tests.helpers import STREAMS, assert_close, make_case
 
 QUERIES = ("q", "routing.core", "readout.core")
@@ -29,7 +29,7 @@ def test_a_block_is_the_last_rows_of_the_whole(layout, masked):
     options = Options("glu", True, 1e-12, True, layout, LENGTH)
 
     def run():
-        out = decode_block(block.tensors["q"], past, *block.mixes(), options)
+        out = decode_block(StepArgs(block.tensors["q"], past, *block.mixes(), options))
         return out if mask is None else out * mask[:, -NEW:, None, None]
 
     with torch.no_grad():

@@ -7,7 +7,7 @@ import torch
 
 from hypermlp.ops import SequenceMix, hyper_attention
 from hypermlp.ops.arguments import Options
-from hypermlp.ops.decode import Past, decode_block
+from hypermlp.ops.decode import Past, StepArgs, decode_block
 from hypermlp.ops.library import PATHS
 from tests.helpers import BACKENDS, evaluate, make_case, tiles
 
@@ -91,13 +91,13 @@ def step(case, backend, segments=1):
     mixes = [m if m.core is None else m._replace(core=m.core[:, 0]) for m in mixes]
     cuts = [keys.shape[2]] if segments == 1 else [11, keys.shape[2] - 11]
     past = Past(list(keys.split(cuts, 2)), list(values.split(cuts, 1)), None)
-    o = PATHS["native" if backend == "native" else "chunked"].step(q.flatten(1), past, *mixes, options)
+    o = PATHS["native" if backend == "native" else "chunked"].step(StepArgs(q.flatten(1), past, *mixes, options))
     return o.view(q.shape[0], *case.tensors["v"].shape[2:])
 
 
 def block(case, backend):
     q, keys, values, mixes, options = past_of(case, 5)
-    return decode_block(q, Past([keys], [values], None), *mixes, options, PATHS[backend])[:, -1]
+    return decode_block(StepArgs(q, Past([keys], [values], None), *mixes, options), PATHS[backend])[:, -1]
 
 
 STEPS = {"step": step, "step over two segments": lambda c, backend: step(c, backend, 2), "block": block}

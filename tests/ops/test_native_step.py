@@ -9,7 +9,7 @@ import torch
 
 from hypermlp.ops import SequenceMix, decode, native
 from hypermlp.ops.arguments import Options
-from hypermlp.ops.decode import Past
+from hypermlp.ops.decode import Past, StepArgs
 
 pytestmark = pytest.mark.usefixtures("native_path")
 B, H, K, R = 2, 2, 5, 3
@@ -67,8 +67,8 @@ PASTS = {
 
 
 def compare(q, past, routing, readout, options):
-    expected = decode.decode_step(q, past, routing, readout, options)
-    torch.testing.assert_close(native.decode_step(q, past, routing, readout, options), expected, rtol=1e-10, atol=1e-10)
+    step = StepArgs(q, past, routing, readout, options)
+    torch.testing.assert_close(native.decode_step(step), decode.decode_step(step), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("native_case", CASES.values(), ids=CASES.keys())
@@ -106,16 +106,16 @@ def test_other_types_are_widened_as_they_are_read(dtype, transpose):
 
     past = past._replace(keys=[stored(x) for x in past.keys], values=[stored(x) for x in past.values])
     routing, readout = (SequenceMix(*map(narrow, mix[:4])) for mix in (routing, readout))
-    o = native.decode_step(narrow(q), past, routing, readout, options)
+    o = native.decode_step(StepArgs(narrow(q), past, routing, readout, options))
     assert o.dtype == dtype
     wide = past._replace(keys=[x.double() for x in past.keys], values=[x.double() for x in past.values])
     mixes = [SequenceMix(*(x.double() for x in mix[:4])) for mix in (routing, readout)]
-    expected = decode.decode_step(narrow(q).double(), wide, *mixes, options)
+    expected = decode.decode_step(StepArgs(narrow(q).double(), wide, *mixes, options))
     step = max(torch.finfo(dtype).eps, 1e-5)
     torch.testing.assert_close(o.double(), expected, rtol=step, atol=step * float(expected.abs().max()))
 
 
 def test_a_row_with_no_visible_key_is_zero():
     q, past, *rest = case()
-    o = native.decode_step(q, hidden(past, torch.zeros(B, 21, dtype=torch.bool)), *rest)
+    o = native.decode_step(StepArgs(q, hidden(past, torch.zeros(B, 21, dtype=torch.bool)), *rest))
     assert not o.any()

@@ -39,9 +39,9 @@ def record(run: Run, score: float, **more: Any) -> dict[str, Any]:
     } | more  # fmt: skip
 
 
-def study(score: Callable[[Run], float], *, most: int | None = None) -> Results:
-    """A study, whole or of the first ``most`` runs."""
-    plan = small()
+def study(score: Callable[[Run], float], *, most: int | None = None, **options: Any) -> Results:
+    """A study, whole or of the first ``most`` runs; ``options`` of its preset."""
+    plan = replace(small(), **options)
     records: dict[Run, dict[str, Any]] = {}
     while queue := pending(plan, (*plan.tasks, plan.text), records)[0]:
         for run in queue:

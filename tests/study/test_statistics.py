@@ -129,6 +129,17 @@ def test_results_of_a_whole_study() -> None:
     assert len(answer.sweep_table(results).rows) == len(swept)
 
 
+def test_the_sweep_is_listed_in_one_order() -> None:
+    """Whatever order a set gives its members in, which is another in every process."""
+    results = study(fake_score, weight_decays=(0.0, 0.1))
+    for job in results.jobs:
+        runs = [run for run, _ in results.swept(job)]
+        assert {run.weight_decay for run in runs} == {0.0, 0.1}
+        assert runs == sorted(
+            runs, key=lambda run: (run.label, run.start, run.lr, run.table_lr, run.weight_decay, run.heads)
+        )
+
+
 def test_where_softmax_wins_it_says_so() -> None:
     results = study(lambda run: fake_score(run) + (0.5 if run.label == "S-pc" else 0.0))
     assert "HyperGLU is worse" in answer.headline(results)[0]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from typing import Protocol
 
 import torch
 
@@ -15,38 +14,26 @@ _CACHE_BYTES = 64 << 20
 _WARM_UPS = 3
 
 
-class Clock(Protocol):
-    """Times calls on one device."""
-
-    how: str
-
-    def prepare(self, call: Callable[[], object], graph: bool) -> tuple[Callable[[], object], str]:
-        """The call to time, warmed up, and how it is launched: ``"eager"`` or ``"graph"``."""
-
-    def seconds(self, call: Callable[[], object]) -> float:
-        """Of one call."""
-
-    def free_bytes(self) -> int | None:
-        """Memory for tensors, once what nobody uses is given back; None where it is not limited."""
-
-
 class HostClock:
-    """A CPU's: the wall clock."""
+    """Times calls on a CPU, by the wall clock."""
 
     how = "wall clock"
 
     def prepare(self, call: Callable[[], object], graph: bool) -> tuple[Callable[[], object], str]:
+        """The call to time, warmed up, and how it is launched: ``"eager"`` or ``"graph"``."""
         call()
         return call, "eager"
 
     def seconds(self, call: Callable[[], object]) -> float:
+        """Of one call."""
         return wall_seconds(call, torch.device("cpu"))
 
     def free_bytes(self) -> int | None:
+        """Memory for tensors, once what nobody uses is given back; None where it is not limited."""
         return None
 
 
-class CudaClock:
+class CudaClock(HostClock):
     """Events around the call, on a device whose second-level cache holds none of its inputs."""
 
     how = "CUDA events, L2 flushed before every call"
@@ -90,5 +77,5 @@ class CudaClock:
         return int(torch.cuda.mem_get_info(self._device)[0])
 
 
-def clock_for(device: torch.device) -> Clock:
+def clock_for(device: torch.device) -> HostClock:
     return CudaClock(device) if device.type == "cuda" else HostClock()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from importlib.util import find_spec
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast, get_args
 
@@ -24,9 +24,9 @@ from hypermlp_lab.bench.layers import ATTENTION_PROVIDERS, LAYER_PROVIDERS_ON_GP
 from hypermlp_lab.bench.measure import MODES
 from hypermlp_lab.bench.models import MODEL_PROVIDERS, ModelBenchmark, ModelCase, Size
 from hypermlp_lab.bench.operators import OPERATOR_PROVIDERS, OperatorBenchmark, OperatorCase
-from hypermlp_lab.bench.run import Benchmark, Case, Provider, Settings, passed, run
-from hypermlp_lab.console import chosen_device, user_errors
-from hypermlp_lab.training.files import check_place
+from hypermlp_lab.bench.run import Benchmark, Case, Provider, Settings, passed, present, run
+from hypermlp_lab.console import chosen_device, require, say, user_errors
+from hypermlp_lab.training.files import check_place, write_json
 
 app = typer.Typer(help="Measure speed and memory, after checking that what is measured is correct.")
 
@@ -90,7 +90,8 @@ def attention(
     On the CPU whole layers are compared, on a GPU the operators alone. Each is first checked, values and
     gradients, against a float64 computation. One that fails is not timed, and the command exits with status 1.
     """
-    on_gpu = torch.device(_device(device)).type == "cuda"
+    there = _device(device)
+    on_gpu = there.type == "cuda"
     operators = _is_operator(level, on_gpu)
     contexts = _lengths((_OPERATOR_LENGTHS if operators else _LAYER_LENGTHS) if lengths is None else lengths)
     sizes: dict[str, Any] = {
@@ -107,9 +108,9 @@ def attention(
     }  # fmt: skip
     out, plot = _places("attention", device, out, plot)
     if operators:
-        here = [p for p in OPERATOR_PROVIDERS if p.device in (None, torch.device(device).type)]
+        chosen = _chosen(present(OPERATOR_PROVIDERS, there), only)
         settings = Settings(OperatorCase(**sizes).at(*contexts), **limits, longest_call=_LONGEST_CALL)
-        _run(OperatorBenchmark(_chosen(here, only), settings), out, plot)
+        _run(OperatorBenchmark(chosen, settings), out, plot)
     else:
         providers = _chosen(LAYER_PROVIDERS_ON_GPU if on_gpu else ATTENTION_PROVIDERS, only)
         _run(LayerBenchmark(providers, Settings(LayerCase(**sizes).at(*contexts), **limits)), out, plot)
@@ -145,7 +146,7 @@ def decode(
     Decoded outputs are first checked against a float64 run over the whole context. A layer that
     fails is not timed, and the command exits with status 1.
     """
-    on_gpu = torch.device(_device(device)).type == "cuda"
+    on_gpu = _device(device).type == "cuda"
     seconds = _finite(seconds, "--seconds")
     out, plot = _places("decode", device, out, plot)
     providers = DECODE_PROVIDERS_ON_GPU if on_gpu else DECODE_PROVIDERS
@@ -183,7 +184,7 @@ def models(
     Each is first checked, loss and gradient, against the dense path in float32. One that fails is not timed, and
     the command exits with status 1.
     """
-    here = [p for p in MODEL_PROVIDERS if p.device in (None, torch.device(_device(device)).type)]
+    here = present(MODEL_PROVIDERS, _device(device))
     if size not in get_args(Size):
         raise typer.BadParameter(f"{size!r} is none of {', '.join(get_args(Size))}", param_hint="--size")
     if dtype not in ("float32", "bfloat16"):
@@ -200,16 +201,14 @@ def _run(benchmark: Benchmark[_P, _C], out: Path, picture: Path) -> None:
     # piped output has no width of its own, and a wrapped table is no table
     console = Console() if sys.stdout.isatty() else Console(width=_PIPED_WIDTH)
 
-    def log(line: str) -> None:
-        console.print(line, highlight=False, markup=False)
-
+    log = partial(say, console)
     report = run(benchmark, log)
     for table in results.rich_tables(report):
         console.print(table)
     if all(row["skipped"] for row in report["rows"]):
         log(f"nothing was measured, for the reasons above: {out} and {picture} are as they were")
         raise typer.Exit(1)
-    results.write_json(report, out)
+    write_json(out, report, indent=1)
     results.plot(report, picture)
     log(f"written: {out} and {picture}")
     if not passed(report):
@@ -239,14 +238,13 @@ def _dtype(name: str) -> torch.dtype:
     return _DTYPES[name]
 
 
-def _device(name: str) -> str:
+def _device(name: str) -> torch.device:
     kind = name.split(":")[0]
     if kind not in ("cpu", "cuda"):
         raise typer.BadParameter(f"{name!r} is neither cpu nor cuda", param_hint="--device")
     if kind == "cuda" and not torch.cuda.is_available():
         raise typer.BadParameter("this PyTorch sees no CUDA device: use cpu", param_hint="--device")
-    chosen_device(name)
-    return name
+    return chosen_device(name)
 
 
 def _finite(value: float, option: str) -> float:
@@ -257,8 +255,7 @@ def _finite(value: float, option: str) -> float:
 
 def _places(name: str, device: str, out: Path | None, plot: Path | None) -> tuple[Path, Path]:
     """Where to write, which is tried before minutes of measuring, not after."""
-    if find_spec("matplotlib") is None:
-        raise ValueError('a benchmark draws with matplotlib, which is missing: in a clone, pip install -e ".[lab]"')
+    require("a benchmark", "matplotlib")
     out = out or RESULTS / f"{name}-{torch.device(device).type}.json"
     plot = plot or out.with_name(f"{out.stem}.png")
     if plot.suffix not in results.PICTURES:

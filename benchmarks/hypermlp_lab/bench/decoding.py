@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hypermlp.cache import CacheSpec, HyperCache, StaticLayerCache
 from hypermlp.layers import AttentionLayer, HyperGLU
-from hypermlp_lab.bench.gate import Errors, Trials, compare
+from hypermlp_lab.bench.gate import Errors, compare
 from hypermlp_lab.bench.layers import (
     LayerCase,
     LayerProvider,
@@ -79,9 +79,8 @@ class Session:
             with torch.inference_mode():
                 keys, values = layer.keys_values(past)
                 layer.cache_part(self.cache).append(keys, values, past, None)
-        self._start: dict[str, Tensor] | None = None
-        if self.cache is not None and compiled:
-            self._start = {name: tensor.clone() for name, tensor in self._memory().items()}
+        # a static cache cannot be cropped, and its memory must stay where it is
+        self._start = {name: tensor.clone() for name, tensor in self._memory().items()} if compiled else None
 
     def seconds(self) -> float:
         """Of one token, on average over those decoded; then it is back where it began."""
@@ -100,14 +99,11 @@ class Session:
     @torch.inference_mode()
     def rewind(self) -> None:
         """Back to where it began."""
-        if self.cache is None:
-            return
-        if self._start is None:
+        if self._start is not None:
+            for name, tensor in self._memory().items():
+                tensor.copy_(self._start[name])
+        elif self.cache is not None:
             self.cache.crop(-self.steps)
-            return
-        # a static cache cannot be cropped, and its memory must stay where it is
-        for name, tensor in self._memory().items():
-            tensor.copy_(self._start[name])
 
     def _memory(self) -> dict[str, Tensor]:
         """Of the static cache."""
@@ -141,9 +137,26 @@ class DecodeBenchmark(Benchmark[DecodeProvider, DecodeCase]):
         # every context compiles anew, and PyTorch keeps few compiled forms of one function
         torch.compiler.reset()
 
-    def trials(self, provider: DecodeProvider) -> Trials:
-        case = replace(self.settings.cases[0], window=_GATE_WINDOW, steps=_GATE_STEPS)
-        return {f"T = {n}": partial(errors, provider, replace(case, length=n)) for n in self.settings.gate_lengths}
+    def gate_cases(self) -> dict[str, DecodeCase]:
+        cases = super().gate_cases()
+        return {where: replace(case, window=_GATE_WINDOW, steps=_GATE_STEPS) for where, case in cases.items()}
+
+    def errors(self, provider: DecodeProvider, case: DecodeCase) -> Errors:
+        """Of decoded outputs, against a run over the whole context. Decoded twice: going back is checked, too."""
+        layer, draw = randomised(provider, case)
+        x = draw(case.batch, case.length, case.hidden_size)
+        session = Session(layer, x, case.steps, cached=provider.cached, compiled=provider.compiled)
+
+        @torch.no_grad()
+        def evaluate(exact_in: torch.dtype | None) -> dict[str, Tensor]:
+            if exact_in is not None:
+                output = provider.exact(deepcopy(layer).to(exact_in), x.to(exact_in))
+                return {"output": output[:, -session.steps :]}
+            session.decode()
+            session.rewind()
+            return {"output": session.decode()}
+
+        return compare(evaluate, case.dtype)
 
     def prepare(self, provider: DecodeProvider, case: DecodeCase, mode: str) -> Prepared:
         if not provider.cached and case.length > case.recompute_limit:
@@ -165,60 +178,37 @@ class DecodeBenchmark(Benchmark[DecodeProvider, DecodeCase]):
         return Prepared(session.seconds, figures)
 
 
-def errors(provider: DecodeProvider, case: DecodeCase) -> Errors:
-    """Of decoded outputs, against a run over the whole context. Decodes twice, so that going back is checked too."""
-    layer, draw = randomised(provider, case)
-    x = draw(case.batch, case.length, case.hidden_size)
-    session = Session(layer, x, case.steps, cached=provider.cached, compiled=provider.compiled)
-
-    @torch.no_grad()
-    def evaluate(exact_in: torch.dtype | None) -> dict[str, Tensor]:
-        if exact_in is not None:
-            output = provider.exact(deepcopy(layer).to(exact_in), x.to(exact_in))
-            return {"output": output[:, -session.steps :]}
-        session.decode()
-        session.rewind()
-        return {"output": session.decode()}
-
-    return compare(evaluate, case.dtype)
-
-
 def _hyperglu_window(case: DecodeCase) -> AttentionLayer:
     return HyperGLU(case.hidden_size, case.num_heads, max_lag=case.window, layer_idx=0, **case.factory)
 
 
-def _ours(name: str, description: str, build: Callable[..., AttentionLayer], **options: Any) -> DecodeProvider:
-    return DecodeProvider(
-        name=name, description=f"HyperGLU {description}", build=build, exact=by_reference, **options
-    )  # fmt: skip
-
-
-def _baseline(name: str, description: str, build: Callable[..., AttentionLayer], **options: Any) -> DecodeProvider:
-    return DecodeProvider(
-        name=name, description=description, build=build, exact=by_dense_softmax, baseline=True, **options
-    )
-
-
+_ours = partial(DecodeProvider, exact=by_reference)
+_baseline = partial(DecodeProvider, exact=by_dense_softmax, baseline=True)
 DECODE_PROVIDERS = (
-    _ours("hyperglu", "with a cache, max_lag = the context", hyperglu("auto")),
-    _ours("hyperglu-window", "with a cache and a window", _hyperglu_window),
+    _ours("hyperglu", "HyperGLU with a cache, max_lag = the context", build=hyperglu("auto")),
+    _ours("hyperglu-window", "HyperGLU with a cache and a window", build=_hyperglu_window),
     _ours(
-        "hyperglu-recompute", "over the whole context for every token", hyperglu("auto"), baseline=True, cached=False
+        "hyperglu-recompute", "HyperGLU over the whole context for every token",
+        build=hyperglu("auto"), baseline=True, cached=False,
     ),
-    _baseline("softmax", "softmax (SDPA) with a cache, same hidden size", softmax),
-    _baseline("softmax-wide", "softmax with a cache, widened to the parameters of hyperglu", softmax_wide),
-)
+    _baseline("softmax", "softmax (SDPA) with a cache, same hidden size", build=softmax),
+    _baseline("softmax-wide", "softmax with a cache, widened to the parameters of hyperglu", build=softmax_wide),
+)  # fmt: skip
 # a minute of compiling for every context
 COMPILED_PROVIDERS = (
     _ours(
-        "hyperglu-compiled", "with max_lag = the context, compiled with a static cache", hyperglu("auto"), compiled=True
+        "hyperglu-compiled", "HyperGLU with max_lag = the context, compiled with a static cache",
+        build=hyperglu("auto"), compiled=True,
     ),
-    _ours("hyperglu-window-compiled", "with a window, compiled with a static cache", _hyperglu_window, compiled=True),
+    _ours(
+        "hyperglu-window-compiled", "HyperGLU with a window, compiled with a static cache",
+        build=_hyperglu_window, compiled=True,
+    ),
     _baseline(
-        "softmax-wide-compiled", "softmax-wide, compiled with a static cache", softmax_wide, compiled=True
+        "softmax-wide-compiled", "softmax-wide, compiled with a static cache", build=softmax_wide, compiled=True
     ),
 )  # fmt: skip
 DECODE_PROVIDERS_ON_GPU = (
-    _ours("hyperglu-triton", "with a cache, fused kernels", hyperglu("triton")),
+    _ours("hyperglu-triton", "HyperGLU with a cache, fused kernels", build=hyperglu("triton")),
     *DECODE_PROVIDERS,
 )

@@ -81,6 +81,17 @@ def judge(name: str, trial: Callable[[], Errors]) -> Verdict:
     return Verdict(name, not wrong, errors[output][0], gradient_error, worst, "; ".join(wrong) or None)
 
 
+def with_gradients(
+    call: Callable[[Tensor], Tensor], module: torch.nn.Module, x: Tensor, pull: Tensor
+) -> dict[str, Tensor]:
+    """The output of ``call(x)`` and, for ``pull``, the gradients of ``x`` and of ``module``'s parameters, by name."""
+    states = x.detach().requires_grad_()
+    output = call(states)
+    names, parameters = zip(*module.named_parameters(), strict=True)
+    gradients = torch.autograd.grad(output, (states, *parameters), pull.to(output))
+    return {"output": output.detach(), **dict(zip(("hidden_states", *names), gradients, strict=True))}
+
+
 def compare(evaluate: Callable[[torch.dtype | None], Mapping[str, Tensor]], dtype: torch.dtype) -> Errors:
     """Errors against float64, by what the exact route loses in the precision measured.
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from hypermlp.budget import match_parameters
 from hypermlp.config import HyperConfig
 from hypermlp.layers import AttentionLayer, HyperGLU, HyperMLP, SoftmaxAttention, build_layer
-from hypermlp_lab.bench.gate import Errors, Trials, compare
+from hypermlp_lab.bench.gate import Errors, compare, with_gradients
 from hypermlp_lab.bench.measure import extra_peak_bytes, wall_seconds
 from hypermlp_lab.bench.run import Benchmark, Case, Prepared, Provider, throughput
 
@@ -81,9 +81,18 @@ class LayerBenchmark(Benchmark[LayerProvider, LayerCase]):
 
     name = "attention"
 
-    def trials(self, provider: LayerProvider) -> Trials:
-        cases = self.settings.cases[0].at(*self.settings.gate_lengths)
-        return {f"T = {case.length}": partial(errors, provider, case) for case in cases}
+    def errors(self, provider: LayerProvider, case: LayerCase) -> Errors:
+        """Of the output and of every gradient, by the parameter's name."""
+        layer, draw = randomised(provider, case)
+        x, pull = (draw(case.batch, case.length, case.hidden_size) for _ in range(2))
+
+        def evaluate(exact_in: torch.dtype | None) -> dict[str, Tensor]:
+            if exact_in is None:
+                return with_gradients(layer, layer, x, pull)
+            module = deepcopy(layer).to(exact_in)
+            return with_gradients(partial(provider.exact, module), module, x.to(exact_in), pull)
+
+        return compare(evaluate, case.dtype)
 
     def prepare(self, provider: LayerProvider, case: LayerCase, mode: str) -> Prepared:
         states = torch.randn(case.batch, case.length, case.hidden_size, **case.factory)
@@ -92,23 +101,6 @@ class LayerBenchmark(Benchmark[LayerProvider, LayerCase]):
         peak = extra_peak_bytes(partial(contestant.call, mode), self.device)
         contestant.clear()
         return Prepared(partial(contestant.seconds, mode), throughput(contestant.layer, case, peak))
-
-
-def errors(provider: LayerProvider, case: LayerCase) -> Errors:
-    """Of the output and of every gradient, by the parameter's name."""
-    layer, draw = randomised(provider, case)
-    x, pull = (draw(case.batch, case.length, case.hidden_size) for _ in range(2))
-
-    def evaluate(exact_in: torch.dtype | None) -> dict[str, Tensor]:
-        dtype = exact_in or case.dtype
-        module = layer if exact_in is None else deepcopy(layer).to(dtype)
-        states = x.to(dtype).detach().requires_grad_()
-        output = module(states) if exact_in is None else provider.exact(module, states)
-        names, parameters = zip(*module.named_parameters(), strict=True)
-        gradients = torch.autograd.grad(output, (states, *parameters), pull.to(dtype))
-        return {"output": output.detach(), **dict(zip(("hidden_states", *names), gradients, strict=True))}
-
-    return compare(evaluate, case.dtype)
 
 
 @torch.no_grad()
@@ -173,27 +165,18 @@ def reference_bytes(case: LayerCase) -> int:
     return REFERENCE_MAPS * case.batch * num_maps * case.num_heads * case.length**2 * itemsize
 
 
-def _ours(backend: str, description: str, **options: Any) -> LayerProvider:
-    return LayerProvider(
-        name=f"hyperglu-{backend}", description=f"HyperGLU, {description}", build=hyperglu(backend),
-        exact=by_reference, **options,
-    )  # fmt: skip
-
-
-def _baseline(name: str, description: str, build: Callable[[LayerCase], AttentionLayer]) -> LayerProvider:
-    return LayerProvider(name=name, description=description, build=build, exact=by_dense_softmax, baseline=True)
-
-
+_ours = partial(LayerProvider, exact=by_reference)
+_baseline = partial(LayerProvider, exact=by_dense_softmax, baseline=True)
 ATTENTION_PROVIDERS = (
-    _ours("auto", "as it comes: the native path where there is a compiler"),
-    _ours("chunked", "chunked path"),
-    _ours("reference", "dense reference", peak_bytes=reference_bytes),
-    _baseline("softmax", "softmax (SDPA), same hidden size", softmax),
-    _baseline("softmax-pc", "softmax with RoPE and convolutions (S-pc)", _softmax_pc),
-    _baseline("softmax-wide", "softmax widened to HyperGLU's parameters", softmax_wide),
+    _ours("hyperglu-auto", "HyperGLU, as it comes: the native path where there is a compiler", build=hyperglu("auto")),
+    _ours("hyperglu-chunked", "HyperGLU, chunked path", build=hyperglu("chunked")),
+    _ours("hyperglu-reference", "HyperGLU, dense reference", build=hyperglu("reference"), peak_bytes=reference_bytes),
+    _baseline("softmax", "softmax (SDPA), same hidden size", build=softmax),
+    _baseline("softmax-pc", "softmax with RoPE and convolutions (S-pc)", build=_softmax_pc),
+    _baseline("softmax-wide", "softmax widened to HyperGLU's parameters", build=softmax_wide),
 )
 # what a GPU is for: the fused kernels, and no dense maps
 LAYER_PROVIDERS_ON_GPU = (
-    _ours("triton", "fused kernels"),
+    _ours("hyperglu-triton", "HyperGLU, fused kernels", build=hyperglu("triton")),
     *(provider for provider in ATTENTION_PROVIDERS[1:] if provider.peak_bytes is None),
 )

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from operator import itemgetter
+from itertools import accumulate
 from typing import Literal, TypeVar
 
 import torch
@@ -74,11 +74,8 @@ def extra_peak_bytes(call: Callable[[], object], device: torch.device) -> int:
         call()
     results = profiler.kineto_results
     assert results is not None
-    changes = [(event.start_ns(), event.nbytes()) for event in results.events() if event.name() == "[memory]"]
-    level = peak = 0
-    for _, change in sorted(changes, key=itemgetter(0)):
-        level += change
-        peak = max(peak, level)
+    events = sorted((e for e in results.events() if e.name() == "[memory]"), key=lambda event: event.start_ns())
+    peak: int = max(accumulate((event.nbytes() for event in events), initial=0))
     return peak
 
 

@@ -17,7 +17,7 @@ from hypermlp.config import HyperConfig
 from hypermlp.layers import AttentionLayer
 from hypermlp.models import LanguageModel, LanguageModelConfig
 from hypermlp.ops.attention import Backend
-from hypermlp_lab.bench.gate import Errors, Trials
+from hypermlp_lab.bench.gate import Errors
 from hypermlp_lab.bench.measure import extra_peak_bytes
 from hypermlp_lab.bench.run import Benchmark, Case, Prepared, Provider, throughput
 from hypermlp_lab.training.recipe import byte_model, match_parameters
@@ -71,16 +71,12 @@ class ModelProvider(Provider):
 
 MODEL_PROVIDERS = (
     ModelProvider(
-        name="hyperglu-auto", description="HyperGLU, as it comes: the native path where there is a compiler",
+        "hyperglu-auto", "HyperGLU, as it comes: the native path where there is a compiler",
         mixer="hyperglu", backend="auto", device="cpu",
     ),
-    ModelProvider(
-        name="hyperglu-triton", description="HyperGLU, fused kernels", mixer="hyperglu", backend="triton", device="cuda"
-    ),
-    ModelProvider(
-        name="hyperglu-chunked", description="HyperGLU, chunked path", mixer="hyperglu", backend="chunked", device="cpu"
-    ),
-    ModelProvider(name="softmax", description="softmax (SDPA)", mixer="softmax", backend="auto", baseline=True),
+    ModelProvider("hyperglu-triton", "HyperGLU, fused kernels", mixer="hyperglu", backend="triton", device="cuda"),
+    ModelProvider("hyperglu-chunked", "HyperGLU, chunked path", mixer="hyperglu", backend="chunked", device="cpu"),
+    ModelProvider("softmax", "softmax (SDPA)", mixer="softmax", backend="auto", baseline=True),
 )  # fmt: skip
 
 
@@ -117,32 +113,31 @@ class ModelBenchmark(Benchmark[ModelProvider, ModelCase]):
     def modes(self, case: ModelCase) -> Sequence[str]:
         return (case.name,)
 
-    def trials(self, provider: ModelProvider) -> Trials:
+    def gate_cases(self) -> dict[str, ModelCase]:
         sizes = {case.size: case for case in sorted(self.settings.cases, key=lambda case: case.length)}
         return {
-            f"{size}, T = {small.length}": partial(errors, provider, small)
+            f"{size}, T = {small.length}": small
             for size, case in sizes.items()
             for small in replace(case, batch=_GATE_BATCH).at(*(min(n, case.length) for n in self.settings.gate_lengths))
         }
+
+    def errors(self, provider: ModelProvider, case: ModelCase) -> Errors:
+        """Of the loss and the gradient's norm of one batch, against the dense reference path in float32."""
+        got = _loss_and_gradient(TrainingStep(case, provider))
+        exact = TrainingStep(replace(case, dtype=torch.float32), provider)
+        for module in exact.model.modules():
+            if isinstance(module, AttentionLayer):
+                module.backend = "reference"
+        want = _loss_and_gradient(exact)
+        allowed = _LOSS_TOLERANCE[case.dtype]
+        loss, norm = (abs(a - b) / abs(b) for a, b in zip(got, want, strict=True))
+        return {"loss": (loss, allowed), "norm of the gradient": (norm, 5 * allowed)}
 
     def prepare(self, provider: ModelProvider, case: ModelCase, mode: str) -> Prepared:
         step = TrainingStep(case, provider)
         step()  # the optimiser makes its state in the first one
         peak = extra_peak_bytes(step, self.device)
         return Prepared(partial(self.clock.seconds, step), throughput(step.model, case, peak))
-
-
-def errors(provider: ModelProvider, case: ModelCase) -> Errors:
-    """Of the loss and the gradient's norm of one batch, against the dense reference path in float32."""
-    got = _loss_and_gradient(TrainingStep(case, provider))
-    exact = TrainingStep(replace(case, dtype=torch.float32), provider)
-    for module in exact.model.modules():
-        if isinstance(module, AttentionLayer):
-            module.backend = "reference"
-    want = _loss_and_gradient(exact)
-    allowed = _LOSS_TOLERANCE[case.dtype]
-    loss, norm = (abs(a - b) / abs(b) for a, b in zip(got, want, strict=True))
-    return {"loss": (loss, allowed), "norm of the gradient": (norm, 5 * allowed)}
 
 
 def _loss_and_gradient(step: TrainingStep) -> tuple[float, float]:

@@ -15,8 +15,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hypermlp.ops import SequenceMix, hyper_attention
 from hypermlp.ops.flops import backward_flops, forward_flops, visible_pairs
-from hypermlp_lab.bench.clock import Clock
-from hypermlp_lab.bench.gate import Errors, Trials, compare
+from hypermlp_lab.bench.clock import HostClock
+from hypermlp_lab.bench.gate import Errors, compare
 from hypermlp_lab.bench.layers import LayerCase, dense_softmax, reference_bytes
 from hypermlp_lab.bench.measure import extra_peak_bytes, out_of_memory, quartiles
 from hypermlp_lab.bench.run import Benchmark, Prepared, Provider
@@ -86,10 +86,23 @@ class OperatorBenchmark(Benchmark[OperatorProvider, OperatorCase]):
         self.ceilings = ceilings(self.clock, self.settings.cases[0])
         return {"ceilings": self.ceilings}
 
-    def trials(self, provider: OperatorProvider) -> Trials:
-        cases = self.settings.cases[0].at(*self.settings.gate_lengths)
-        gradients = self.settings.modes != ("forward",)
-        return {f"T = {case.length}": partial(errors, provider, case, gradients) for case in cases}
+    def errors(self, provider: OperatorProvider, case: OperatorCase) -> Errors:
+        """Of the output and, where a backward is measured, of the gradient of every input."""
+        inputs, gradients = provider.inputs(case), self.settings.modes != ("forward",)
+
+        def evaluate(exact_in: torch.dtype | None) -> dict[str, Tensor]:
+            call = provider.build(case) if exact_in is None else provider.exact
+            tensors = [x.detach().to(exact_in or case.dtype).requires_grad_(gradients) for x in inputs]
+            output = call(tensors)
+            found = {"output": output.detach()}
+            if gradients:
+                pull = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)).to(output)
+                grads = torch.autograd.grad(output, tensors, pull.to(case.dtype).to(output.dtype))
+                found |= {f"gradient of input {index}": grad for index, grad in enumerate(grads)}
+            return found
+
+        with torch.set_grad_enabled(gradients):
+            return compare(evaluate, case.dtype)
 
     def prepare(self, provider: OperatorProvider, case: OperatorCase, mode: str) -> Prepared:
         backward = mode != "forward"
@@ -134,26 +147,7 @@ class OperatorBenchmark(Benchmark[OperatorProvider, OperatorCase]):
             return launch, f"{launched}, no graph: {why}"
 
 
-def errors(provider: OperatorProvider, case: OperatorCase, gradients: bool) -> Errors:
-    """Of the output and, where a backward is measured, of the gradient of every input."""
-    inputs = provider.inputs(case)
-
-    def evaluate(exact_in: torch.dtype | None) -> dict[str, Tensor]:
-        call = provider.build(case) if exact_in is None else provider.exact
-        tensors = [x.detach().to(exact_in or case.dtype).requires_grad_(gradients) for x in inputs]
-        output = call(tensors)
-        found = {"output": output.detach()}
-        if gradients:
-            pull = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)).to(output)
-            grads = torch.autograd.grad(output, tensors, pull.to(case.dtype).to(output.dtype))
-            found |= {f"gradient of input {index}": grad for index, grad in enumerate(grads)}
-        return found
-
-    with torch.set_grad_enabled(gradients):
-        return compare(evaluate, case.dtype)
-
-
-def ceilings(clock: Clock, case: OperatorCase) -> dict[str, Any]:
+def ceilings(clock: HostClock, case: OperatorCase) -> dict[str, Any]:
     """What this device does at best: a large matrix product and a large copy."""
     on_gpu = torch.device(case.device).type == "cuda"
     size, count = (8192, 1 << 29) if on_gpu else (256, 1 << 20)
@@ -247,7 +241,7 @@ def _flex(case: OperatorCase) -> Call:
 def _ours(backend: str, description: str, **options: Any) -> OperatorProvider:
     call = partial(_hyperglu, backend)
     return OperatorProvider(
-        name=backend, description=f"HyperGLU, {description}", inputs=_hyperglu_inputs, build=lambda case: call,
+        backend, f"HyperGLU, {description}", inputs=_hyperglu_inputs, build=lambda case: call,
         exact=partial(_hyperglu, "reference"), flops=_hyperglu_flops, **options,
     )  # fmt: skip
 
@@ -256,7 +250,7 @@ def _softmax(
     name: str, description: str, build: Callable[[OperatorCase], Call], device: str | None = "cuda"
 ) -> OperatorProvider:
     return OperatorProvider(
-        name=name, description=f"softmax, {description}", inputs=_softmax_inputs, build=build, exact=_dense_softmax,
+        name, f"softmax, {description}", inputs=_softmax_inputs, build=build, exact=_dense_softmax,
         flops=_softmax_flops, device=device, baseline=True,
     )  # fmt: skip
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hypermlp_lab.bench.run import Report, Row
+from hypermlp_lab.page import blank, saved
 from hypermlp_lab.training.files import replace_file
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-Report = dict[str, Any]
-Row = dict[str, Any]
 _MIB = 2**20
 PICTURES = (".png", ".svg", ".pdf")
 _SIZES = {"hidden_size": "width", "num_heads": "heads", "batch": "batch"}
@@ -70,10 +70,6 @@ class Presentation:
     note: Callable[[Report], str] | None = None
 
 
-def write_json(report: Report, path: Path) -> None:
-    replace_file(path, (json.dumps(report, indent=1) + "\n").encode())
-
-
 def modes(report: Report) -> list[str]:
     return list(dict.fromkeys(row["mode"] for row in report["rows"]))
 
@@ -83,23 +79,21 @@ def columns(report: Report) -> list[Column]:
     layout = LAYOUTS[report["benchmark"]]
     named = {name for row in report["rows"] for name in row.get("time_ratio", {})}
 
-    def ratio(name: str) -> Column:
-        def cell(row: Row) -> str:
-            return format(row["time_ratio"][name], layout.ratio) if name in row["time_ratio"] else ""
-
-        return Column(f"x {name}", cell)
+    def ratio(name: str, row: Row) -> str:
+        return format(row["time_ratio"][name], layout.ratio) if name in row["time_ratio"] else ""
 
     start = [
         Column(layout.length, lambda row: str(row["length"])),
         Column(layout.provider, lambda row: row["provider"]),
     ]
-    return [*start, *layout.before, *(ratio(name) for name in report["providers"] if name in named), *layout.after]
+    ratios = [Column(f"x {name}", partial(ratio, name)) for name in report["providers"] if name in named]
+    return [*start, *layout.before, *ratios, *layout.after]
 
 
 def table_rows(report: Report, mode: str) -> Iterator[list[str]]:
     """One line of text cells for each row of a mode, by length; a skipped one says so in place of its time."""
     shown = columns(report)
-    for row in sorted((row for row in report["rows"] if row["mode"] == mode), key=lambda row: int(row["length"])):
+    for row in sorted((row for row in report["rows"] if row["mode"] == mode), key=itemgetter("length")):
         if row["skipped"] is None:
             yield [column.cell(row) for column in shown]
         else:
@@ -164,13 +158,9 @@ def markdown(report: Report) -> str:
 
 def plot(report: Report, path: Path) -> None:
     """A column for each mode and a row for each panel (beside each other for one mode), a curve for each provider."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     panels, shown = LAYOUTS[report["benchmark"]].panels, modes(report)
     across, down = (len(shown), len(panels)) if len(shown) > 1 else (len(panels), 1)
-    figure = Figure(figsize=(5 * across, 1 + 3 * down), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank(1 + 3 * down, width=5 * across)
     axes = figure.subplots(down, across, sharex=True, squeeze=False)
     for column, mode in enumerate(shown):
         for row, panel in enumerate(panels):
@@ -180,19 +170,14 @@ def plot(report: Report, path: Path) -> None:
                 drawn.set_title(mode)
     axes[0, 0].legend(fontsize="small")
     figure.suptitle(conditions(report), fontsize="x-small", wrap=True)
-    picture = io.BytesIO()
-    figure.savefig(picture, format=path.suffix[1:], dpi=120)
-    replace_file(path, picture.getvalue())
+    replace_file(path, saved(figure, path.suffix[1:], dpi=120))
 
 
 def _draw(axes: Any, panel: Panel, report: Report, mode: str) -> None:
     ticks = sorted({row["length"] for row in report["rows"]})
     for index, name in enumerate(report["providers"]):
-        rows = sorted(
-            (r for r in report["rows"] if (r["provider"], r["mode"], r["skipped"]) == (name, mode, None)),
-            key=lambda row: int(row["length"]),
-        )
-        rows = [row for row in rows if panel.value(row) is not None]
+        measured = (r for r in report["rows"] if (r["provider"], r["mode"], r["skipped"]) == (name, mode, None))
+        rows = [row for row in sorted(measured, key=itemgetter("length")) if panel.value(row) is not None]
         if not rows:
             continue
         lengths = [row["length"] for row in rows]
@@ -219,6 +204,10 @@ def _times(head: str, spec: str) -> tuple[Column, Column]:
         return " to ".join(format(value, spec) for value in row["quartiles_ms"])
 
     return _number(head, "median_ms", spec), Column("quartiles", quartiles)
+
+
+def _time_panel(label: str) -> Panel:
+    return Panel(label, lambda row: float(row["median_ms"]), lambda row: list(row["quartiles_ms"]))
 
 
 def _ceilings(report: Report) -> str:
@@ -260,7 +249,7 @@ LAYOUTS = {
             Column("launched", lambda row: str(row["launched"]).split(",")[0]),
         ),
         (
-            Panel("ms", lambda row: float(row["median_ms"]), lambda row: list(row["quartiles_ms"])),
+            _time_panel("ms"),
             Panel(
                 "TFLOP/s", lambda row: float(row["tflops"]),
                 ceiling=lambda report: (report["ceilings"]["matmul_tflops"], "matrix product"),
@@ -276,7 +265,7 @@ LAYOUTS = {
             _number("cache MiB", "cache_bytes", ".1f", 1 / _MIB),
         ),
         (
-            Panel("ms per token", lambda row: float(row["median_ms"]), lambda row: list(row["quartiles_ms"])),
+            _time_panel("ms per token"),
             Panel("cache of one layer (MiB)", _cache_mib),
         ),
         ratio=".3g",

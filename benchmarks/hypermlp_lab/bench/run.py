@@ -5,15 +5,17 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import KW_ONLY, asdict, dataclass, replace
+from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 
 from hypermlp.checks import check_number, check_size
+from hypermlp.ops.modes import on_device
 from hypermlp_lab.bench.clock import clock_for
 from hypermlp_lab.bench.environment import describe
-from hypermlp_lab.bench.gate import GATE_LENGTH, Trials, check
+from hypermlp_lab.bench.gate import GATE_LENGTH, Errors, Trials, check
 from hypermlp_lab.bench.measure import MODES, Mode, out_of_memory, quartiles, rounds, threads
 
 SCHEMA = 2
@@ -43,7 +45,7 @@ class Case:
         return {"device": self.device, "dtype": self.dtype}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Provider:
     """Something to measure.
 
@@ -58,6 +60,7 @@ class Provider:
 
     name: str
     description: str
+    _: KW_ONLY
     peak_bytes: Callable[[Any], int] | None = None
     device: str | None = None
     baseline: bool = False
@@ -148,9 +151,17 @@ class Benchmark(ABC, Generic[P, C]):
         self.device = torch.device(settings.cases[0].device)
         self.clock = clock_for(self.device)
 
+    def gate_cases(self) -> dict[str, C]:
+        """Where every provider is checked first, by what is said of it."""
+        return {f"T = {case.length}": case for case in self.settings.cases[0].at(*self.settings.gate_lengths)}
+
     @abstractmethod
+    def errors(self, provider: P, case: C) -> Errors:
+        """Of what a provider computes, against the same computed exactly."""
+
     def trials(self, provider: P) -> Trials:
         """Of the gate."""
+        return {where: partial(self.errors, provider, case) for where, case in self.gate_cases().items()}
 
     @abstractmethod
     def prepare(self, provider: P, case: C, mode: str) -> Prepared:
@@ -167,6 +178,11 @@ class Benchmark(ABC, Generic[P, C]):
         return {}
 
 
+def present(providers: Sequence[P], device: torch.device) -> list[P]:
+    """Those that can be measured on ``device``."""
+    return [provider for provider in providers if provider.device in (None, device.type)]
+
+
 def run(benchmark: Benchmark[P, C], log: Log = print, save: Callable[[Report], None] = lambda report: None) -> Report:
     """Check, then measure, every provider at every case.
 
@@ -181,12 +197,12 @@ def run(benchmark: Benchmark[P, C], log: Log = print, save: Callable[[Report], N
         measured has ``skipped``, which says why.
     """
     settings, start = benchmark.settings, time.monotonic()
-    present = [provider for provider in benchmark.providers if provider.device in (None, benchmark.device.type)]
+    here = present(benchmark.providers, benchmark.device)
     for provider in benchmark.providers:
-        if provider not in present:
+        if provider not in here:
             log(f"{provider.name}: left out, it needs {provider.device}")
     modes = list(dict.fromkeys(mode for case in settings.cases for mode in benchmark.modes(case)))
-    with threads(settings.threads):
+    with threads(settings.threads), on_device(benchmark.device):
         torch.manual_seed(settings.seed)
         report: Report = {
             "schema": SCHEMA,
@@ -195,13 +211,13 @@ def run(benchmark: Benchmark[P, C], log: Log = print, save: Callable[[Report], N
             # before measuring: the checkout may move on meanwhile
             "environment": describe(settings.cases[0].device),
             "timing": benchmark.timing,
-            "providers": {provider.name: provider.description for provider in present},
+            "providers": {provider.name: provider.description for provider in here},
             **benchmark.facts(),
             "gate": [],
             "rows": [],
         }
         correct = []
-        for provider in present:
+        for provider in here:
             verdict = check(provider.name, benchmark.trials(provider))
             report["gate"].append(asdict(verdict))
             log(f"gate: {provider.name}: " + ("correct" if verdict.passed else f"FAILED, {verdict.reason}"))
@@ -220,7 +236,7 @@ def run(benchmark: Benchmark[P, C], log: Log = print, save: Callable[[Report], N
                     if row["skipped"] is not None:
                         log(f"  {row['provider']}: skipped, {row['skipped']}")
                 report["rows"] += rows
-            add_ratios(report["rows"], [provider.name for provider in present if provider.baseline])
+            add_ratios(report["rows"], [provider.name for provider in here if provider.baseline])
             save(report)
     return report
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -10,13 +9,12 @@ import torch
 import typer
 
 from hypermlp.inspect import record
-from hypermlp_lab.console import chosen_device, user_errors
+from hypermlp_lab.console import Device, chosen_device, require, user_errors
 from hypermlp_lab.inspect.report import PAGE, write
 from hypermlp_lab.inspect.views import view
 from hypermlp_lab.text import decode
-from hypermlp_lab.training.checkpoint import load_model
-from hypermlp_lab.training.files import check_place, naming
-from hypermlp_lab.training.recipe import BYTE_VOCAB
+from hypermlp_lab.training.checkpoint import load_byte_model
+from hypermlp_lab.training.files import check_folder, naming
 
 
 @user_errors()
@@ -27,24 +25,19 @@ def inspect(
     length: Annotated[int, typer.Option(min=1, help="Bytes to take; maps grow with their square.")] = 256,
     out: Annotated[Path, typer.Option(help="Folder for the page and its pictures.")] = Path("runs/inspect"),
     fresh: Annotated[bool, typer.Option("--fresh", help="Write over an earlier page in --out.")] = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.")] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Draw what the heads of a trained model do over a text, on one HTML page."""
-    missing = [name for name in ("jinja2", "matplotlib") if find_spec(name) is None]
-    if missing:
-        raise ValueError(f'a page needs {", ".join(missing)}: in a clone, pip install -e ".[lab]"')
+    require("a page", "jinja2", "matplotlib")
     if out.exists() and not fresh and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is there already: choose another --out, or add --fresh to write over an earlier page")
-    check_place(out, folder=True)
-    check_place(out / PAGE)
+    check_folder(out, PAGE)
     with naming(text, "cannot be read"):
         content = text.read_bytes()
     taken = content[start : start + length]
     if not taken:
         raise ValueError(f"{text} has {len(content)} bytes, none of them from --start {start} on: give more text")
-    model = load_model(checkpoint, device=chosen_device(device))
-    if model.config.vocab_size != BYTE_VOCAB:
-        raise ValueError(f"{checkpoint} has {model.config.vocab_size} tokens and not {BYTE_VOCAB}, one a byte")
+    model = load_byte_model(checkpoint, device=chosen_device(device))
     tokens = torch.tensor([list(taken)], device=next(model.parameters()).device)
     views = [view(call) for call in record(model, tokens)]
     c = model.config

@@ -90,11 +90,7 @@ def _active(layer: LayerView, _: int) -> _Lines:
 
 def _diagonals(layer: LayerView, side: int) -> _Lines:
     response = layer.responses[side]
-    return (
-        []
-        if response is None
-        else [(y, name, False) for y, name in zip(response.diag, _names(layer, side), strict=True)]
-    )
+    return [] if response is None else _lines(response.diag, _names(layer, side))
 
 
 def _low_ranks(layer: LayerView, side: int) -> _Lines:

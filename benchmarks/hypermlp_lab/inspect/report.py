@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hypermlp_lab.inspect import figures
 from hypermlp_lab.inspect.views import LayerView, heads_table
-from hypermlp_lab.page import inline, png, render, svg
+from hypermlp_lab.page import drawn, render
 from hypermlp_lab.training.files import replace_file
 
 PAGE = "index.html"
@@ -25,14 +25,9 @@ def write(views: list[LayerView], folder: Path, *, model: str, source: str, text
     Returns:
         The page's file.
     """
-    drawn: dict[str, dict[str, str]] = {}
-    files: dict[str, bytes] = {}
-    for name, (caption, figure) in figures.figures(views).items():
-        picture = svg(figure, name)
-        files |= {f"{name}.svg": picture.encode(), f"{name}.png": png(figure)}
-        drawn[name] = {"text": caption, "svg": inline(picture, name)}
+    shown, files = drawn(figures.figures(views))
     template = Path(__file__).parent / "report.html.j2"
-    page = render(template, figures=drawn, heads=heads_table(views), model=model, source=source, text=text)
+    page = render(template, figures=shown, heads=heads_table(views), model=model, source=source, text=text)
     for name, content in {**files, PAGE: page.encode()}.items():
         replace_file(folder / name, content)
     return folder / PAGE

@@ -41,8 +41,8 @@ def claims_table(results: Results) -> Table:
             paper = claim.published(measure)
             who = f"{claim.better} against {claim.other}"
             common = _difference(results.advantage(claim.better, claim.other, measure, COMMON), measure)
-            here = [_signed(paper, measure), _difference(found, measure), said, common]
-            rows.append([claim.text, who, NAMES[measure], *here])
+            quoted = _NONE if paper is None else format(paper, "+.4f" if measure == TEXT else "+.2f")
+            rows.append([claim.text, who, NAMES[measure], quoted, _difference(found, measure), said, common])
     caption = (
         "The paper's claims. Figures are advantages of the first variant, percent points more right answers on tasks "
         "and nats less on text, with 95 % bootstrap intervals over seeds. A verdict is on the best settings, and needs "
@@ -129,17 +129,10 @@ def sweep_table(results: Results) -> Table:
     rows = []
     for job in results.jobs:
         for run, record in results.swept(job):
-            setting = [
-                run.label,
-                run.start,
-                f"{run.lr:g}",
-                f"{run.table_lr:g}",
-                f"{run.weight_decay:g}",
-                str(run.heads),
-            ]
+            numbers = [f"{x:g}" for x in (run.lr, run.table_lr, run.weight_decay, run.heads)]
             ended = f" (diverged at step {record['diverged_at']})" if record["diverged_at"] else ""
             score = f"{100 * record['selection']:.1f} %" if job.higher_is_better else f"{record['selection']:.4f}"
-            rows.append([job.name, *setting, score + ended])
+            rows.append([job.name, run.label, run.start, *numbers, score + ended])
     caption = "The sweep, scored on the split that settings are chosen on and with a seed that is not reported."
     return Table(
         caption, ["task", "variant", "start", "learning rate", "of tables, times", "decay", "heads", "score"], rows
@@ -168,30 +161,23 @@ def _sentence(results: Results, claim: Claim, measure: str) -> str:
         found.sign, f"between {who} and {than} it is not decided at this size"
     )
     said = said[0].upper() + said[1:]
-    seeds = (
-        f"{found.count} of {results.seeds(measure)} seeds"
-        if found.count < results.seeds(measure)
-        else f"{found.count} seeds"
-    )
-    return f"On {NAMES[measure]}: {said}: {_difference(found, measure, seeds=False)}, {seeds}."
+    planned = results.seeds(measure)
+    seeds = f"{found.count} of {planned}" if found.count < planned else f"{found.count}"
+    return f"On {NAMES[measure]}: {said}: {_difference(found, measure, seeds=False)}, {seeds} seeds."
 
 
 def _difference(found: Estimate | None, measure: str, *, seeds: bool = True) -> str:
     if found is None:
         return "no data"
-    digits = 4 if measure == TEXT else 1
     unit = "nats" if measure == TEXT else "points"
-    text = f"{found.mean:+.{digits}f}"
-    if found.count > 1:
-        text += f" [{found.low:+.{digits}f}, {found.high:+.{digits}f}]"
+    text = _with_interval(found, "+" + _format(measure))
     return f"{text} ({found.count} seeds)" if seeds else f"{text} {unit}"
 
 
 def _range(values: list[float], measure: str) -> str:
     if not values:
         return "no data"
-    digits = 4 if measure == TEXT else 1
-    low, middle, high = (f"{value:+.{digits}f}" for value in (min(values), median(values), max(values)))
+    low, middle, high = (format(x, "+" + _format(measure)) for x in (min(values), median(values), max(values)))
     return f"{middle} ({low} to {high}, {len(values)} variants)"
 
 
@@ -199,17 +185,18 @@ def _mean(results: Results, variant: str, measure: str, which: str) -> str:
     found = estimate(list(results.scores(variant, measure, which).values()))
     if found is None:
         return "no data"
-    digits = 4 if measure == TEXT else 1
-    text = f"{found.mean:.{digits}f}"
-    if found.count > 1:
-        text += f" [{found.low:.{digits}f}, {found.high:.{digits}f}]"
-    return (
-        text if found.count == results.seeds(measure) else f"{text} ({found.count} of {results.seeds(measure)} seeds)"
-    )
+    text, planned = _with_interval(found, _format(measure)), results.seeds(measure)
+    return text if found.count == planned else f"{text} ({found.count} of {planned} seeds)"
 
 
-def _signed(value: float | None, measure: str) -> str:
-    return _NONE if value is None else f"{value:+.{4 if measure == TEXT else 2}f}"
+def _with_interval(found: Estimate, spec: str) -> str:
+    mean, low, high = (format(value, spec) for value in (found.mean, found.low, found.high))
+    return f"{mean} [{low}, {high}]" if found.count > 1 else mean
+
+
+def _format(measure: str) -> str:
+    """Of nats, or of percent points."""
+    return ".4f" if measure == TEXT else ".1f"
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -52,13 +52,18 @@ class Claim:
     level: bool = False
 
     def published(self, measure: str) -> float | None:
-        """The paper's advantage of ``better``: percent points of accuracy, or nats less of loss."""
-        first, second = PUBLISHED.get(self.better), PUBLISHED.get(self.other)
-        if first is None or second is None:
-            return None
-        if measure == "text":
-            return second.text - first.text
-        return None if first.tasks is None or second.tasks is None else first.tasks - second.tasks
+        """The paper's advantage of ``better``, see :func:`published`."""
+        return published(self.better, self.other, measure)
+
+
+def published(better: str, other: str, measure: str) -> float | None:
+    """The paper's advantage of ``better``: percent points of accuracy, or nats less of loss; None if not known."""
+    first, second = PUBLISHED.get(better), PUBLISHED.get(other)
+    if first is None or second is None:
+        return None
+    if measure == "text":
+        return second.text - first.text
+    return None if first.tasks is None or second.tasks is None else first.tasks - second.tasks
 
 
 # of a claim that two variants are level: percent points, nats

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from importlib.util import find_spec
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from hypermlp_lab.console import chosen_device, user_errors
+from hypermlp_lab.console import INTERRUPTED, Data, Device, chosen_device, require, say, user_errors
 from hypermlp_lab.study.answer import headline
 from hypermlp_lab.study.models import budget
 from hypermlp_lab.study.plan import pending
@@ -20,19 +20,16 @@ from hypermlp_lab.study.report import PAGE, write
 from hypermlp_lab.study.results import Results
 from hypermlp_lab.study.runner import Runner
 from hypermlp_lab.study.runs import TEXT, Job, corpus_of, halves
-from hypermlp_lab.training.files import check_place
+from hypermlp_lab.training.files import check_folder
 
 app = typer.Typer(help="The paper's study again: variants of attention on small tasks and text, with seeds.")
 
-_INTERRUPTED = 130
 RESULTS = Path("runs/study")
 
 PresetName = Annotated[str, typer.Option("--preset", help="smoke (a minute), cpu (hours on 2 cores), full (a GPU).")]
 Out = Annotated[Path | None, typer.Option(help="Folder of the records. Default: runs/study/PRESET.")]
 Processes = Annotated[int, typer.Option(min=1, max=256, help="Runs at a time.")]
 Threads = Annotated[int, typer.Option(min=1, max=256, help="CPU threads of each run.")]
-Data = Annotated[Path | None, typer.Option(help="Text file or folder. Default: Python's standard library.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.")]
 
 
 @app.command()
@@ -79,14 +76,12 @@ def report(
     pictures: Annotated[Path | None, typer.Option(help="Folder that gets the pictures as SVG, too.")] = None,
 ) -> None:
     """One HTML page and pictures of what is done so far, in the folder `report` beside the records."""
-    missing = [name for name in ("scipy", "jinja2", "matplotlib") if find_spec(name) is None]
-    if missing:
-        raise ValueError(f'a report needs {", ".join(missing)}: in a clone, pip install -e ".[lab]"')
+    require("a report", "scipy", "jinja2", "matplotlib")
     chosen = preset_of(preset, data=None if data is None else str(data), device=str(chosen_device(device)))
     out = RESULTS / preset if out is None else out
-    for folder in (out / "report", *([pictures] if pictures else ())):
-        check_place(folder, folder=True)
-    check_place(out / "report" / PAGE)
+    check_folder(out / "report", PAGE)
+    if pictures is not None:
+        check_folder(pictures)
     results = Results.read(chosen, out)
     if not results.records:
         raise ValueError(f"no records in {out}: run hypermlp study mad or text with {_same(preset, out)} first")
@@ -97,15 +92,10 @@ def report(
 
 
 def _run(preset: Preset, name: str, jobs: tuple[Job, ...], out: Path | None, processes: int, threads: int) -> None:
-    console = Console(soft_wrap=True)
+    log = partial(say, Console())
     out = RESULTS / preset.name if out is None else out
     file = out / f"{name}.jsonl"
-    check_place(out, folder=True)
-    check_place(file)
-
-    def log(line: str) -> None:
-        console.print(line, highlight=False, markup=False)
-
+    check_folder(out, file.name)
     log(f"Parameters on {jobs[0].name}:")
     for line in dict.fromkeys(
         budget(run.label, run.job.size, run.heads) for run in pending(preset, jobs[:1], {})[0] if run.seed == 0
@@ -113,7 +103,7 @@ def _run(preset: Preset, name: str, jobs: tuple[Job, ...], out: Path | None, pro
         log(line)
     if not Runner(preset, jobs, file, processes, threads, log).run():
         log("Stopped. The same command goes on from here.")
-        raise typer.Exit(_INTERRUPTED)
+        raise typer.Exit(INTERRUPTED)
     log(f"All runs are done: {file}. Next: hypermlp study report {_same(preset.name, out)}")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from hypermlp_lab.page import blank
-from hypermlp_lab.study.claims import COMPONENTS, PUBLISHED
+from hypermlp_lab.study.claims import COMPONENTS, published
 from hypermlp_lab.study.plan import Variant
 from hypermlp_lab.study.results import TASKS_MEASURE, Results
 from hypermlp_lab.study.runs import TEXT
@@ -55,9 +55,9 @@ def forest(results: Results, measure: str) -> Figure:
     axes.axvline(0, color="black", linewidth=0.8)
     for row, (_, better, other) in enumerate(COMPONENTS):
         _interval(axes, row, results.advantage(better, other, measure), "#0072b2")
-        published = _published(better, other, measure)
-        if published is not None and measure == TASKS_MEASURE:
-            axes.plot(published, row, "x", color="#d55e00", markersize=5)
+        paper = published(better, other, TASKS_MEASURE) if measure == TASKS_MEASURE else None
+        if paper is not None:
+            axes.plot(paper, row, "x", color="#d55e00", markersize=5)
     if measure == TASKS_MEASURE:
         axes.plot([], [], "x", color="#d55e00", label="the paper (its own tasks' sizes, one run)")
         axes.legend(loc="lower right", fontsize=7)
@@ -105,13 +105,6 @@ def task_curves(results: Results) -> Figure:
     figure.supxlabel("training step", fontsize=9)
     figure.supylabel("% of the answers right", fontsize=9)
     return figure
-
-
-def _published(better: str, other: str, measure: str) -> float | None:
-    if better not in PUBLISHED or other not in PUBLISHED or measure != TASKS_MEASURE:
-        return None
-    first, second = PUBLISHED[better].tasks, PUBLISHED[other].tasks
-    return None if first is None or second is None else first - second
 
 
 def _interval(axes: Any, row: int, found: Estimate | None, color: str) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from hypermlp_lab.study.runs import Run
-from hypermlp_lab.training.files import make_folder, naming, replace_file
+from hypermlp_lab.training.files import make_folder, naming, replace_file, write_synced
 
 
 def read(file: Path) -> dict[Run, dict[str, Any]]:
@@ -36,11 +35,7 @@ def mend(file: Path) -> None:
 def append(file: Path, record: dict[str, Any]) -> None:
     """Add one record, and wait until it is on the disk."""
     make_folder(file.parent)
-    line = json.dumps(record, separators=(",", ":")).encode() + b"\n"
-    with naming(file, "cannot be written"), file.open("ab") as handle:
-        handle.write(line)
-        handle.flush()
-        os.fsync(handle.fileno())
+    write_synced(file, json.dumps(record, separators=(",", ":")).encode() + b"\n", append=True)
 
 
 def _record(file: Path, number: int, line: bytes) -> tuple[Run, dict[str, Any]]:

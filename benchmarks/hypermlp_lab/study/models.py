@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from hypermlp.models import LanguageModel, LanguageModelConfig
 from hypermlp_lab.training.recipe import parameter_count
 
 Start = Literal["reset", "gpt", "paper"]
-STARTS: tuple[Start, ...] = ("reset", "gpt", "paper")
+STARTS: tuple[Start, ...] = get_args(Start)
 # the label whose layer, with an MLP of the usual width, sets the budget
 REFERENCE = "S-pc"
 _REFERENCE_HEADS = 4
@@ -45,17 +45,13 @@ def paper_label(label: str) -> str:
 
 def layer_config(label: str, size: Size, heads: int, *, paper_conv: bool = False) -> HyperConfig:
     """The attention layer that ``label`` names, see :meth:`hypermlp.HyperConfig.from_label` and :func:`paper_label`."""
-    named = HyperConfig.from_label(paper_label(label), size.hidden_size, num_heads=heads)
-    hyper = named.mixer in ("hyperglu", "hypermlp")
-    return HyperConfig.from_label(
-        paper_label(label),
-        size.hidden_size,
-        num_heads=heads,
-        qk_dim=named.qk_dim if label == paper_label(label) else size.hidden_size // 2,
-        mix_rank=size.mix_rank,
-        max_lag=size.seq_len if hyper else None,
+    named = HyperConfig.from_label(
+        paper_label(label), size.hidden_size, num_heads=heads, mix_rank=size.mix_rank,
         conv_init="paper" if paper_conv else "identity",
-    )
+    )  # fmt: skip
+    hyper = named.mixer in ("hyperglu", "hypermlp")
+    qk_dim = named.qk_dim if label == paper_label(label) else size.hidden_size // 2
+    return replace(named, qk_dim=qk_dim, max_lag=size.seq_len if hyper else None)
 
 
 def model_config(label: str, size: Size, heads: int, *, paper_conv: bool = False) -> LanguageModelConfig:

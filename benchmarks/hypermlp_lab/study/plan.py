@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import chain
 from typing import Any
 
@@ -30,7 +31,7 @@ class Variant:
     name: str
 
     def __post_init__(self) -> None:
-        HyperConfig.from_label(paper_label(self.label), 64)
+        _ = self.config  # ValueError for what is no label
         if self.fixed_start not in (None, *STARTS):
             raise ValueError(f"variant {self.name!r}: the start after @ must be one of {STARTS}")
 
@@ -42,23 +43,27 @@ class Variant:
     def fixed_start(self) -> Start | None:
         return self.name.split("@")[1] if "@" in self.name else None  # type: ignore[return-value]
 
+    @cached_property
+    def config(self) -> HyperConfig:
+        """Its layer, at some width."""
+        return HyperConfig.from_label(paper_label(self.label), 64)
+
     @property
     def hyper(self) -> bool:
         """Whether it has sequence mixing or two maps, and so heads of its own kind."""
-        return HyperConfig.from_label(paper_label(self.label), 64).mixer in ("hyperglu", "hypermlp")
+        return self.config.mixer in ("hyperglu", "hypermlp")
 
     @property
     def tables_apart(self) -> bool:
         """Whether other learning rates of tables are tried: not where variants are compared by their start alone."""
-        config = HyperConfig.from_label(paper_label(self.label), 64)
-        return self.fixed_start is None and bool(config.routing_mix or config.readout_mix)
+        return self.fixed_start is None and bool(self.config.routing_mix or self.config.readout_mix)
 
     @property
     def starts(self) -> tuple[Start, ...]:
         """Those that differ: without convolutions the authors' start is that of GPT-2."""
         if self.fixed_start is not None:
             return (self.fixed_start,)
-        return STARTS if HyperConfig.from_label(paper_label(self.label), 64).conv_size else STARTS[:2]
+        return STARTS if self.config.conv_size else STARTS[:2]
 
 
 # those that the paper's main claim is about come first, so that a part of the study is already an answer

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hypermlp_lab.page import Table, inline, png, render, svg
+from hypermlp_lab.page import Table, drawn, render
 from hypermlp_lab.study import answer, figures
 from hypermlp_lab.study.plan import BEST, COMMON
 from hypermlp_lab.study.results import Results
@@ -20,27 +20,23 @@ def write(results: Results, folder: Path, pictures: Path | None = None) -> Path:
     Returns:
         The page's file.
     """
-    drawn = {}
-    files: dict[Path, bytes] = {}
-    for name, (text, figure) in figures.figures(results).items():
-        picture = svg(figure, name)
-        files |= {folder / f"{name}.svg": picture.encode(), folder / f"{name}.png": png(figure)}
-        if pictures is not None:
-            files[pictures / f"study-{name}.svg"] = picture.encode()
-        drawn[name] = {"text": text, "svg": inline(picture, name)}
+    shown, files = drawn(figures.figures(results))
+    written = {folder / name: content for name, content in files.items()}
+    if pictures is not None:
+        written |= {pictures / f"study-{name}": files[name] for name in files if name.endswith(".svg")}
     # all is drawn before anything is written over
-    for file, content in {**files, folder / PAGE: page(results, drawn).encode()}.items():
+    for file, content in {**written, folder / PAGE: page(results, shown).encode()}.items():
         replace_file(file, content)
     return folder / PAGE
 
 
-def page(results: Results, drawn: dict[str, dict[str, str]]) -> str:
-    """The HTML page, with ``drawn`` pictures in it."""
+def page(results: Results, pictures: dict[str, dict[str, str]]) -> str:
+    """The HTML page, with these pictures in it."""
     preset = results.preset
     return render(
         Path(__file__).parent / "report.html.j2",
         preset=preset.name,
-        figures=drawn,
+        figures=pictures,
         headline=answer.headline(results),
         claims=answer.claims_table(results),
         components=answer.components_table(results),

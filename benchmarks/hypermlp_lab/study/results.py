@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypermlp_lab.study import ledger
 from hypermlp_lab.study.plan import BEST, COMMON, Cell, Records, Variant, cells, chosen, pending, reported, search
 from hypermlp_lab.study.presets import MAD, Preset
 from hypermlp_lab.study.runs import TEXT, Job, Run
-from hypermlp_lab.study.statistics import Estimate, estimate
+from hypermlp_lab.study.statistics import Estimate, paired
 
 # all tasks together: the mean over tasks, of each the mean over its settings
 TASKS_MEASURE = "tasks"
@@ -112,8 +113,7 @@ class Results:
     def advantage(self, first: str, second: str, measure: str, which: str = BEST) -> Estimate | None:
         """By how much ``first`` is better than ``second``, by seed: percent points, or nats less."""
         a, b = self.scores(first, measure, which), self.scores(second, measure, which)
-        sign = -1 if measure == TEXT else 1
-        return estimate([sign * (a[seed] - b[seed]) for seed in sorted(a.keys() & b.keys())])
+        return paired(b, a) if measure == TEXT else paired(a, b)
 
     def seeds(self, measure: str) -> int:
         """How many are planned."""
@@ -130,15 +130,10 @@ class Results:
 
     def swept(self, job: Job) -> list[tuple[Run, dict[str, Any]]]:
         """Every run that a setting was chosen by."""
-        seed = self.preset.sweep_seed
-        found = [
-            (run, self.records[run])
-            for run in self.planned & self.records.keys()
-            if run.job == job and run.seed == seed
-        ]
-        return sorted(
-            found, key=lambda item: (item[0].label, item[0].start, item[0].lr, item[0].table_lr, item[0].heads)
-        )
+        runs = self.planned & self.records.keys()
+        order = attrgetter("label", "start", "lr", "table_lr", "weight_decay", "heads")
+        swept = sorted((run for run in runs if run.job == job and run.seed == self.preset.sweep_seed), key=order)
+        return [(run, self.records[run]) for run in swept]
 
     def of_slower_tables(self, job: Job) -> list[float]:
         """By how much a tenth of the learning rate for tables was better in the sweep, all else equal, by variant."""
@@ -173,8 +168,4 @@ def _mean(parts: list[dict[int, float]]) -> dict[int, float]:
     if not parts:
         return {}
     seeds = set.intersection(*(set(part) for part in parts))
-    sums: defaultdict[int, float] = defaultdict(float)
-    for part in parts:
-        for seed in seeds:
-            sums[seed] += part[seed] / len(parts)
-    return dict(sorted(sums.items()))
+    return {seed: sum(part[seed] / len(parts) for part in parts) for seed in sorted(seeds)}

@@ -6,10 +6,10 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from hypermlp_lab.study.models import Size, Start, build_model, model_config, sc
 from hypermlp_lab.study.tasks import Examples, Task
 from hypermlp_lab.training import Corpus, Trainer, TrainingConfig, load_corpus
 from hypermlp_lab.training.config import Precision
-from hypermlp_lab.training.optimizer import build_optimizer, learning_rate, set_learning_rate
+from hypermlp_lab.training.optimizer import build_optimizer, descend, learning_rate
 
 TEXT = "text"
 # parts of a task's data, beside the seed
@@ -121,13 +121,11 @@ class Run:
         )  # fmt: skip
 
 
-@dataclass
-class _Learner:
+class _Learner(NamedTuple):
     """What the loop needs to know of a model in training."""
 
     step: Callable[[], float]
     evaluate: Callable[[int], dict[str, float]]
-    curve: list[dict[str, float]] = field(default_factory=list)
 
 
 def perform(run: Run) -> dict[str, Any]:
@@ -143,7 +141,8 @@ def perform(run: Run) -> dict[str, Any]:
     model = build_model(run.label, job.size, run.heads, run.start, autoencoder=job.name == "compression")
     learner = _text_learner(run, model) if job.task is None else _task_learner(run, job.task, model)
     config = model_config(run.label, job.size, run.heads)
-    learner.curve.append({"step": 0, "cpu_seconds": 0.0} | learner.evaluate(_REPORT))
+    attention = config.attention
+    curve = [{"step": 0, "cpu_seconds": 0.0} | learner.evaluate(_REPORT)]
     spent, losses, diverged_at = 0.0, [], None
     points = {round(job.steps * (i + 1) / job.evaluations) for i in range(job.evaluations)} | {job.steps}
     for step in range(1, job.steps + 1):
@@ -156,7 +155,7 @@ def perform(run: Run) -> dict[str, Any]:
         spent += time.process_time() - before
         if step in points:
             trained = {"step": step, "cpu_seconds": round(spent, 3), "train_loss": sum(losses) / len(losses)}
-            learner.curve.append(trained | learner.evaluate(_REPORT))
+            curve.append(trained | learner.evaluate(_REPORT))
             losses.clear()
     report, selection = learner.evaluate(_REPORT), learner.evaluate(_SELECTION)
     return {
@@ -165,19 +164,17 @@ def perform(run: Run) -> dict[str, Any]:
         "selection": selection["score"],
         "details": {"report": report, "selection": selection},
         "diverged_at": diverged_at,
-        "curve": learner.curve,
+        "curve": curve,
         "tokens": (diverged_at - 1 if diverged_at else job.steps) * job.batch_size * job.seq_len,
         "cpu_seconds": round(spent, 3),
         "total_cpu_seconds": round(time.process_time() - began, 3),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "layer_parameters": count_parameters(config.attention).total,
+        "layer_parameters": count_parameters(attention).total,
         "widths": {
-            "qk_dim": config.attention.qk_dim,
-            "v_dim": config.attention.v_dim,
-            "mix_rank": config.attention.mix_rank,
+            "qk_dim": attention.qk_dim, "v_dim": attention.v_dim, "mix_rank": attention.mix_rank,
             "intermediate_size": config.intermediate_size,
         },
-    }
+    }  # fmt: skip
 
 
 def _task_learner(run: Run, task: Task, model: nn.Module) -> _Learner:
@@ -194,19 +191,13 @@ def _task_learner(run: Run, task: Task, model: nn.Module) -> _Learner:
     def step() -> float:
         nonlocal done
         model.train()
-        set_learning_rate(optimizer, config.lr if job.schedule == "constant" else learning_rate(done, config))
         inputs, targets = (part.to(device) for part in next(batches))
         with torch.autocast(device.type, torch.bfloat16, enabled=job.dtype == "bfloat16"):
             logits = model(inputs)
-        loss = scored_loss(logits, targets)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
-        if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
-            raise FloatingPointError(f"in step {done + 1} the loss or the gradient is not finite")
-        optimizer.step()
+        rate = config.lr if job.schedule == "constant" else learning_rate(done, config)
+        loss = descend(model, optimizer, scored_loss(logits, targets), rate, config.grad_clip, done + 1)
         done += 1
-        return loss.item()
+        return loss
 
     return _Learner(step, lambda split: accuracy(model, splits[split], job.batch_size))
 

@@ -43,11 +43,15 @@ class Estimate:
         Both, as a bootstrap of three to five values gives intervals that are too short: it never reaches beyond
         the smallest and the largest of them.
         """
+        low, high = self.widest
         if self.count < FEWEST:
             return 0
-        if min(self.low, self.t_low) > 0:
-            return 1
-        return -1 if max(self.high, self.t_high) < 0 else 0
+        return 1 if low > 0 else -1 if high < 0 else 0
+
+    @property
+    def widest(self) -> tuple[float, float]:
+        """What both intervals lie in."""
+        return min(self.low, self.t_low), max(self.high, self.t_high)
 
 
 def estimate(values: Sequence[float]) -> Estimate | None:
@@ -93,7 +97,7 @@ def verdict_on_level(difference: Estimate | None, margin: float) -> Verdict:
     """On the claim that ``difference`` is between ``-margin`` and ``margin``."""
     if difference is None:
         return "no data"
-    low, high = min(difference.low, difference.t_low), max(difference.high, difference.t_high)
+    low, high = difference.widest
     if difference.count < FEWEST:
         return "not decided at this size"
     if -margin < low and high < margin:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -20,8 +20,8 @@ from hypermlp_lab.study.motifs import fuzzy_recall
 
 # target of a token that is not scored, as torch.nn.functional.cross_entropy has it
 IGNORED = -100
-TASKS = ("recall", "noisy-recall", "fuzzy-recall", "selective-copying", "memorization", "compression")
 TaskName = Literal["recall", "noisy-recall", "fuzzy-recall", "selective-copying", "memorization", "compression"]
+TASKS = get_args(TaskName)
 # the map to memorise belongs to the task and not to a seed: training and evaluation share it
 _MAP_SEED = 12345
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from hypermlp.models import LanguageModel, LanguageModelConfig
 from hypermlp.ops.attention import Backend
 from hypermlp_lab.training.files import make_folder, naming, read_json, sync_folder, write_synced
-from hypermlp_lab.training.recipe import parameter_count
+from hypermlp_lab.training.recipe import BYTE_VOCAB, parameter_count
 
 _WEIGHTS, _CONFIG, TRAINER = "model.safetensors", "config.json", "trainer.pt"
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -121,6 +121,16 @@ def load_model(
     weights = read_weights(folder, config)
     model = LanguageModel(config, backend=backend, device=device)
     model.load_state_dict(weights)
+    return model
+
+
+def load_byte_model(
+    path: str | os.PathLike[str], *, backend: Backend = "auto", device: torch.device | str = "cpu"
+) -> LanguageModel:
+    """:func:`load_model` of a model over bytes; ValueError for any other."""
+    model = load_model(path, backend=backend, device=device)
+    if model.config.vocab_size != BYTE_VOCAB:
+        raise ValueError(f"{path} has {model.config.vocab_size} tokens and not {BYTE_VOCAB}, one a byte")
     return model
 
 

@@ -103,15 +103,10 @@ def load_corpus(path: str | os.PathLike[str] | None = None, *, validation_fracti
     if len(texts) == 1:
         only = next(iter(texts))
         return _split_file(root / only, str(root / only), validation_fraction)
-    validation = _choose_validation({file: len(text) for file, text in texts.items()}, validation_fraction)
-    train = tuple(file for file in texts if file not in validation)
-    return Corpus(
-        name,
-        _tokens(texts[file] for file in train),
-        _tokens(texts[file] for file in sorted(validation)),
-        train,
-        tuple(sorted(validation)),
-    )
+    chosen = _choose_validation({file: len(text) for file, text in texts.items()}, validation_fraction)
+    train, validation = tuple(file for file in texts if file not in chosen), tuple(sorted(chosen))
+    learnt, unseen = (_tokens(texts[file] for file in files) for files in (train, validation))
+    return Corpus(name, learnt, unseen, train, validation)
 
 
 def _read_folder(root: Path, *, only_python: bool) -> Iterator[tuple[str, bytes]]:

@@ -11,18 +11,18 @@ from rich.console import Console
 from hypermlp.generation import generate
 from hypermlp.models import LanguageModel, LanguageModelConfig
 from hypermlp.ops.attention import Backend
+from hypermlp_lab.console import say
 from hypermlp_lab.text import decode
 from hypermlp_lab.training import run_report
 from hypermlp_lab.training.checkpoint import delete_checkpoints, latest_checkpoint
 from hypermlp_lab.training.config import TrainingConfig
 from hypermlp_lab.training.data import Corpus
-from hypermlp_lab.training.display import TrainingDisplay
-from hypermlp_lab.training.files import FolderLock, check_place, naming
+from hypermlp_lab.training.display import run_shown
+from hypermlp_lab.training.files import FolderLock, check_folder, delete
 from hypermlp_lab.training.memory import check_memory
 from hypermlp_lab.training.recipe import byte_model, match_parameters, parameter_count
 from hypermlp_lab.training.trainer import Trainer
 
-_REPORT, _CURVES = "report.json", "curves.png"
 _REMEDY = "add --fresh (make demo FRESH=1) to delete that demo and train anew, or choose another --out"
 _MIXERS = {"hyperglu": "HyperGLU", "softmax": "softmax"}
 _PROMPT_BYTES, _SAMPLE_BYTES, _SAMPLE_TEMPERATURE, _SAMPLE_TOP_P = 64, 240, 0.8, 0.95
@@ -64,19 +64,18 @@ class Demo:
         configs = self.model_configs()
         for config in configs.values():
             check_memory(config, self.training, self.device)
-        for folder in (self.out, *(self.out / mixer for mixer in _MIXERS)):
-            check_place(folder, folder=True)
-        for name in (_REPORT, _CURVES):
-            check_place(self.out / name)
+        check_folder(self.out, *run_report.FILES)
+        for mixer in _MIXERS:
+            check_folder(self.out / mixer)
         with FolderLock(self.out):
             self._describe(console, configs)
             self._prepare(fresh)
-            ended = (self.out / _REPORT).exists()
+            ended = (self.out / run_report.REPORT).exists()
             trainers = {}
             for mixer, config in configs.items():
                 trainers[mixer] = self._trainer(mixer, config, console)
                 if ended and not trainers[mixer].finished:
-                    raise ValueError(f"{self.out / _REPORT} exists, but not all of its models: {_REMEDY}")
+                    raise ValueError(f"{self.out / run_report.REPORT} exists, but not all of its models: {_REMEDY}")
                 if not self._train(trainers[mixer], _MIXERS[mixer], console):
                     return False
             self._conclude(trainers, console, again=ended)
@@ -90,34 +89,30 @@ class Demo:
 
     def _describe(self, console: Console, configs: dict[str, LanguageModelConfig]) -> None:
         corpus, training = self.corpus, self.training
-        console.print(
+        say(
+            console,
             f"Text: {corpus.name}, {corpus.train.numel():,} bytes to train on ({len(corpus.train_files)} files), "
             f"{corpus.validation.numel():,} to validate ({len(corpus.validation_files)} files)",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
         )
-        console.print(
+        say(
+            console,
             f"{training.steps} steps of {training.batch_size} x {training.seq_len} bytes on {self.device}, "
             f"learning rate {training.lr:g}, seed {training.seed}",
-            highlight=False,
         )
         for mixer, config in configs.items():
-            console.print(
+            say(
+                console,
                 f"{_MIXERS[mixer]:<9} {parameter_count(config):,} parameters: {config.num_layers} layers, "
                 f"width {config.hidden_size}, MLP width {config.intermediate_size}",
-                highlight=False,
             )
 
     def _prepare(self, fresh: bool) -> None:
         """Empty ``out`` if asked; files that are not of a demo are not written over."""
-        files = [self.out / name for name in (_REPORT, _CURVES)]
+        files = [self.out / name for name in run_report.FILES]
         if fresh:
             for mixer in _MIXERS:
                 delete_checkpoints(self.out / mixer)
-            for file in files:
-                with naming(file, "cannot be deleted"):
-                    file.unlink(missing_ok=True)
+            delete(files)
         if any(latest_checkpoint(self.out / mixer) for mixer in _MIXERS):
             return
         for file in files:
@@ -133,20 +128,16 @@ class Demo:
         except ValueError as error:
             raise ValueError(f"{error}; {_REMEDY}") from error
         if resumed and not trainer.finished:
-            console.print(f"{_MIXERS[mixer]:<9} goes on from step {trainer.progress.step}", highlight=False)
+            say(console, f"{_MIXERS[mixer]:<9} goes on from step {trainer.progress.step}")
         return trainer
 
     def _train(self, trainer: Trainer, name: str, console: Console) -> bool:
-        with TrainingDisplay(console, name, self.training.steps, trainer.progress.step) as watcher:
-            trainer.watcher = watcher
-            finished = trainer.run()
+        finished = run_shown(trainer, name, console)
         if not finished:
-            console.print(
+            say(
+                console,
                 f"Stopped after step {trainer.progress.step} of {name}; a checkpoint is in {trainer.out}. "
                 "Give the same command again to go on.",
-                highlight=False,
-                markup=False,
-                soft_wrap=True,
             )
         return finished
 
@@ -158,34 +149,17 @@ class Demo:
                 trainer.model, prompt, _SAMPLE_BYTES, temperature=_SAMPLE_TEMPERATURE, top_p=_SAMPLE_TOP_P, seed=0
             )
             console.rule(f"{_MIXERS[mixer]} goes on from validation text")
-            console.print(printable(decode(tokens[0])), highlight=False, markup=False)
+            say(console, printable(decode(tokens[0])))
         console.rule()
         console.print(run_report.table(reports))
-        console.print(run_report.verdict(reports), highlight=False)
+        say(console, run_report.verdict(reports))
         if again:
-            console.print(
-                f"This demo had ended before: its files are in {self.out}, and --fresh trains anew.",
-                highlight=False,
-                markup=False,
-                soft_wrap=True,
-            )
+            say(console, f"This demo had ended before: its files are in {self.out}, and --fresh trains anew.")
             return
-        save_curves(self.out / _CURVES, reports, f"Byte language models on {self.corpus.name}", console)
+        run_report.save_curves(self.out, reports, f"Byte language models on {self.corpus.name}", console)
         # last: its presence says that the demo came to its end
-        run_report.write_json(self.out / _REPORT, reports, data=self.corpus.name, device=str(self.device))
-        console.print(f"Numbers in {self.out / 'report.json'}", highlight=False, markup=False)
-
-
-def save_curves(file: Path, reports: list[run_report.RunReport], title: str, console: Console) -> None:
-    """Draw the validation curves, or say what is missing to do so."""
-    try:
-        run_report.write_plot(file, reports, title)
-        message = f"Validation curves in {file}"
-    except ModuleNotFoundError as error:
-        if error.name != "matplotlib":
-            raise
-        message = 'No picture of the curves: matplotlib is missing: in a clone, pip install -e ".[lab]"'
-    console.print(message, highlight=False, markup=False)
+        run_report.write_json(self.out, reports, self.corpus, self.device)
+        say(console, f"Numbers in {self.out / run_report.REPORT}")
 
 
 def printable(text: str) -> str:

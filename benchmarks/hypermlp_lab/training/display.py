@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from hypermlp_lab.training.trainer import Trainer
 
 # seconds between plain lines
 _LINE_EVERY = 15.0
@@ -41,9 +42,7 @@ class TrainingDisplay:
         self._bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._bar.stop()
 
     def on_step(self, step: int, loss: float, tokens_per_second: float) -> None:
@@ -61,3 +60,10 @@ class TrainingDisplay:
 
     def _line(self, text: str) -> None:
         self.console.print(f"{self.name:<9} {text}", highlight=False, soft_wrap=True)
+
+
+def run_shown(trainer: Trainer, name: str, console: Console) -> bool:
+    """:meth:`Trainer.run`, shown under this name."""
+    with TrainingDisplay(console, name, trainer.config.steps, trainer.progress.step) as watcher:
+        trainer.watcher = watcher
+        return trainer.run()

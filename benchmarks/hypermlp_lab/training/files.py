@@ -7,10 +7,9 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,8 +22,6 @@ _REMEDIES = {
 }
 # of folders that some file systems do not sync, or that may be written but not read
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES)
-
-
 # how often the name of a lock's holder is looked for, and the seconds between
 _LOOKS, _PAUSE = 20, 0.05
 
@@ -67,9 +64,7 @@ class FolderLock:
                 (self.folder / _OWNER).write_text(f"process {os.getpid()} on {socket.gethostname()}")
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         assert self._lock is not None
         self._lock.release()
 
@@ -81,6 +76,13 @@ class FolderLock:
                     return owner
             time.sleep(_PAUSE)
         return "another process"
+
+
+def check_folder(folder: Path, *names: str) -> None:
+    """:func:`check_place` of a folder and of the files in it that have these names."""
+    check_place(folder, folder=True)
+    for name in names:
+        check_place(folder / name)
 
 
 def check_place(place: Path, *, folder: bool = False) -> None:
@@ -110,9 +112,9 @@ def make_folder(folder: Path) -> None:
         sync_folder(path.parent)
 
 
-def write_synced(file: Path, content: bytes) -> None:
-    """Write ``file`` and wait until it is on the disk."""
-    with naming(file, "cannot be written"), file.open("wb") as handle:
+def write_synced(file: Path, content: bytes, *, append: bool = False) -> None:
+    """Write ``file``, or more at its end, and wait until it is on the disk."""
+    with naming(file, "cannot be written"), file.open("ab" if append else "wb") as handle:
         handle.write(content)
         handle.flush()
         os.fsync(handle.fileno())
@@ -131,6 +133,18 @@ def replace_file(file: Path, content: bytes) -> None:
             temporary.unlink()
         raise
     sync_folder(file.parent)
+
+
+def write_json(file: Path, content: Any, indent: int = 2) -> None:
+    """:func:`replace_file` by JSON."""
+    replace_file(file, (json.dumps(content, indent=indent) + "\n").encode())
+
+
+def delete(files: Iterable[Path]) -> None:
+    """Those of ``files`` that are there."""
+    for file in files:
+        with naming(file, "cannot be deleted"):
+            file.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -52,22 +53,18 @@ def reset_peak_memory(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
-    try:
+    with suppress(OSError):
         _CLEAR.write_text("5")  # resets VmHWM, see proc(5)
-    except OSError:
-        return
 
 
 def peak_memory(device: torch.device) -> int | None:
     """Bytes: of tensors on a GPU, else the process's resident peak. None where it cannot be known."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    try:
+    with suppress(OSError):
         for line in _STATUS.read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
-    except OSError:
-        pass
     try:
         import resource  # not on Windows
     except ImportError:

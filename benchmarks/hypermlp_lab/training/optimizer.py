@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hypermlp import parameter_groups
 from hypermlp_lab.training.config import TrainingConfig
@@ -30,6 +30,26 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Give every group ``lr``, times its ``lr_scale``."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]
+
+
+def descend(
+    model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, lr: float, grad_clip: float, step: int
+) -> float:
+    """Step number ``step``, down ``loss``, whose value it returns; the gradient's norm is ``grad_clip`` at most.
+
+    Raises:
+        FloatingPointError: the loss or the gradient is not finite. Weights and optimizer are as they were.
+    """
+    set_learning_rate(optimizer, lr)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    norm = nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
+    found = {"loss": loss.item(), "gradient's norm": norm.item()}
+    for what, value in found.items():
+        if not math.isfinite(value):
+            raise FloatingPointError(f"in step {step} the {what} is {value}: try a smaller lr")
+    optimizer.step()
+    return found["loss"]
 
 
 def learning_rate(step: int, config: TrainingConfig) -> float:

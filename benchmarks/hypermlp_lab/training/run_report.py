@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hypermlp_lab.training.files import replace_file
+from hypermlp_lab.console import say
+from hypermlp_lab.page import blank, png
+from hypermlp_lab.training import files
+from hypermlp_lab.training.data import Corpus
 from hypermlp_lab.training.trainer import Trainer
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from rich.console import Console
     from rich.table import Table
+
+REPORT, CURVES = FILES = ("report.json", "curves.png")
 
 
 @dataclass(frozen=True)
@@ -81,27 +86,37 @@ def verdict(reports: list[RunReport]) -> str:
     return f"{first.name} ends lower than {second.name} by {gap:.4f} bits per byte (one seed)."
 
 
-def write_json(file: Path, reports: list[RunReport], **more: object) -> None:
+def write_json(out: Path, reports: list[RunReport], corpus: Corpus, device: torch.device) -> None:
     """Everything the table and the picture are made from, with versions and machine."""
     content = {
-        **more,
+        "data": corpus.name,
+        "device": str(device),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
         "models": [vars(report) for report in reports],
     }
-    replace_file(file, (json.dumps(content, indent=2) + "\n").encode())
+    files.write_json(out / REPORT, content)
 
 
-def write_plot(file: Path, reports: list[RunReport], title: str) -> None:
+def save_curves(out: Path, reports: list[RunReport], title: str, console: Console) -> None:
+    """Draw the validation curves, or say what is missing to do so."""
+    try:
+        files.replace_file(out / CURVES, png(_curves(reports, title)))
+    except ModuleNotFoundError as error:
+        if error.name != "matplotlib":
+            raise
+        say(console, 'No picture of the curves: matplotlib is missing: in a clone, pip install -e ".[lab]"')
+    else:
+        say(console, f"Validation curves in {out / CURVES}")
+
+
+def _curves(reports: list[RunReport], title: str) -> Figure:
     """Validation curves of all runs."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = blank(4.5, width=7)
     axes = figure.add_subplot(
         xlabel="training step", ylabel="validation loss (bits per byte)", title=title, yscale="log"
     )
@@ -114,6 +129,4 @@ def write_plot(file: Path, reports: list[RunReport], title: str) -> None:
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("{x:g}")
     axes.legend()
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=150)
-    replace_file(file, picture.getvalue())
+    return figure

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hypermlp.models import LanguageModel, next_token_loss
 from hypermlp_lab.training import checkpoint
@@ -19,7 +19,7 @@ from hypermlp_lab.training.data import Corpus
 from hypermlp_lab.training.files import FolderLock
 from hypermlp_lab.training.interrupt import StopRequest
 from hypermlp_lab.training.memory import peak_memory, reset_peak_memory
-from hypermlp_lab.training.optimizer import build_optimizer, learning_rate, set_learning_rate
+from hypermlp_lab.training.optimizer import build_optimizer, descend, learning_rate
 
 
 class Watcher(Protocol):
@@ -190,16 +190,9 @@ class Trainer:
             FloatingPointError: the loss or the gradient is not finite. Weights and optimizer are as they were.
         """
         self.model.train()
-        set_learning_rate(self.optimizer, learning_rate(self.progress.step, self.config))
-        inputs, targets = self.corpus.batch(self.config.batch_size, self.config.seq_len, self.generator)
-        loss = self._loss(inputs, targets)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        value = loss.item()
-        self._check_finite("loss", value)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
-        self._check_finite("gradient's norm", norm.item())
-        self.optimizer.step()
+        loss = self._loss(*self.corpus.batch(self.config.batch_size, self.config.seq_len, self.generator))
+        rate = learning_rate(self.progress.step, self.config)
+        value = descend(self.model, self.optimizer, loss, rate, self.config.grad_clip, self.progress.step + 1)
         self.progress.step += 1
         return value
 
@@ -213,10 +206,6 @@ class Trainer:
             rows = slice(start, start + self.config.batch_size)
             total += self._loss(inputs[rows], targets[rows]).item() * targets[rows].numel()
         return total / targets.numel()
-
-    def _check_finite(self, what: str, value: float) -> None:
-        if not math.isfinite(value):
-            raise FloatingPointError(f"in step {self.progress.step + 1} the {what} is {value}: try a smaller lr")
 
     def _loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
         inputs, targets = inputs.to(self.device), targets.to(self.device)

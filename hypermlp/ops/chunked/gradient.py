@@ -5,20 +5,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from hypermlp.ops.arguments import (
-    Gradients,
-    MixGradients,
-    MixNeeds,
-    Needs,
-    OperatorArgs,
-    Outputs,
-    SequenceMix,
-)
+from hypermlp.ops.arguments import Gradients, MixGradients, MixNeeds, Needs, OperatorArgs, Outputs, SequenceMix
 from hypermlp.ops.chunked.attend import Head, Operands
 from hypermlp.ops.chunked.tiling import Mixing, Slab, Tables, Workspaces, slabs
 from hypermlp.ops.lag_layout import Layout, ScoreBuffer, Tile
@@ -83,20 +76,17 @@ class Grads:
         self._needs = needs
 
     def head(self, x: Operands, slab: Slab, routing: Tables, readout: Tables) -> HeadGrads:
-        def view(grad: Tensor | None, index: int) -> Tensor | None:
-            return None if grad is None else slab.queries(grad, index)
-
-        def keys(grad: Tensor | None, index: int) -> Tensor | None:
-            return None if grad is None else slab.keys(grad, index)
+        def part(grad: Tensor | None, view: Callable[[Tensor, int], Tensor], index: int) -> Tensor | None:
+            return None if grad is None else view(grad, index)
 
         def mixing(tables: Tables, core: Tensor | None, index: int) -> tuple[Tables, Tensor | None]:
-            return tables.map(lambda table: table[index]), view(core, index)
+            return tables.map(lambda table: table[index]), part(core, slab.queries, index)
 
         maps = range(slab.head, x.q.shape[2], x.num_heads)
         return HeadGrads(
-            [view(self.q, index) for index in maps],
-            [keys(self.k, index) for index in maps],
-            keys(self.v, slab.head),
+            [part(self.q, slab.queries, index) for index in maps],
+            [part(self.k, slab.keys, index) for index in maps],
+            part(self.v, slab.keys, slab.head),
             [mixing(routing, self.routing.core, index) for index in maps],
             mixing(readout, self.readout.core, slab.head),
             reaches_readout=self._needs.weights,

@@ -25,7 +25,7 @@ from hypermlp import HyperCache, HyperMLP
 from hypermlp.ops import SequenceMix, checked, hyper_attention, native, self_check, self_check_cases, self_check_steps
 from hypermlp.ops import triton as triton_path
 from hypermlp.ops.arguments import Needs, OperatorArgs, Options
-from hypermlp.ops.decode import Past
+from hypermlp.ops.decode import Past, StepArgs
 from hypermlp.ops.self_check import Errors
 from hypermlp.ops.short_conv import by_operators, short_conv
 from hypermlp.ops.varlen import Tokens
@@ -131,20 +131,20 @@ def test_each_backward_kernel_is_judged(name: str, monkeypatch: pytest.MonkeyPat
     assert not all_right(self_check_cases.backward_errors(arguments(), ALL))
 
 
-def step_arguments() -> tuple[torch.Tensor, Past, SequenceMix, SequenceMix, Options]:
+def step_arguments() -> StepArgs:
     x = arguments()
     mixes = (
         self_check_cases.map_mix(mix._replace(core=mix.core[:, -1]), torch.Tensor.detach)
         for mix in (x.routing_mix, x.readout_mix)
     )
     past = Past([x.k.detach()[0].permute(1, 2, 0).contiguous()], [x.v.detach()[0].transpose(0, 1)], None)
-    return (x.q.detach()[:, -1].flatten(1), past, *mixes, x.options)
+    return StepArgs(x.q.detach()[:, -1].flatten(1), past, *mixes, x.options)
 
 
 @pytest.mark.parametrize("name", DECODE)
 def test_each_decoding_kernel_is_judged(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     broken(launch_decode, name, "does nothing")(monkeypatch)
-    assert not all_right(self_check_steps.step_errors(*step_arguments()))
+    assert not all_right(self_check_steps.step_errors(step_arguments()))
 
 
 @pytest.mark.parametrize("name", ["short_conv", "short_conv_backward"])
@@ -184,7 +184,7 @@ def test_sound_steps_pass(kind: str) -> None:
             keys=[x[..., part] for x in past.keys for part in (slice(3), slice(3, None))],
             values=[x[:, part] for x in past.values for part in (slice(3), slice(3, None))],
         )
-    assert all_right(self_check_steps.step_errors(q, past, *rest))
+    assert all_right(self_check_steps.step_errors(StepArgs(q, past, *rest)))
 
 
 @pytest.mark.parametrize("options", [{"packed": True, "past": 0}, {"packed": False, "past": 2}], ids=str)

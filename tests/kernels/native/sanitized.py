@@ -10,6 +10,7 @@ import itertools
 import torch
 
 from hypermlp.ops import decode, native
+from hypermlp.ops.decode import StepArgs
 from hypermlp.ops.short_conv import short_conv
 from hypermlp_kernels.native import build
 from tests.helpers import FULL, Case, evaluate, make_case
@@ -55,10 +56,10 @@ def main() -> None:
     for q, past, routing, readout, options in steps.CASES.values():
         for order in steps.PASTS.values():
             if past.keys[0].shape[2] + sum(k.shape[2] for k in past.keys[1:]) == 21:
-                native.decode_step(q, order(past), routing, readout, options)
+                native.decode_step(StepArgs(q, order(past), routing, readout, options))
         torch.testing.assert_close(
-            native.decode_step(q, past, routing, readout, options),
-            decode.decode_step(q, past, routing, readout, options),
+            native.decode_step(StepArgs(q, past, routing, readout, options)),
+            decode.decode_step(StepArgs(q, past, routing, readout, options)),
         )
     print("sanitized")
 

@@ -26,7 +26,7 @@ from hypermlp.models import LanguageModel
 from hypermlp_lab.bench.environment import describe
 from hypermlp_lab.training import Trainer, TrainingConfig, load_corpus
 from hypermlp_lab.training.data import Corpus
-from hypermlp_lab.training.files import write_json
+from hypermlp_lab.training.files import check_place, write_json
 from hypermlp_lab.training.recipe import byte_model
 
 OUT = Path(__file__).parent / "results" / "context-cpu.json"
@@ -112,6 +112,10 @@ def main() -> None:
     parser.add_argument("--show", action="store_true", help="print the tables of --out")
     arguments = parser.parse_args()
     if not arguments.show:
+        try:
+            check_place(arguments.out)
+        except OSError as error:
+            parser.error(f"--out {error}")
         environment = describe() | {"threads": torch.get_num_threads()}
         report = measure(SETTINGS, load_corpus()) | {"environment": environment}
         write_json(arguments.out, report, indent=1)

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
+from random import Random
 from typing import Annotated, Any
 
 import torch
@@ -177,7 +178,8 @@ def generate(
         # in groups: any number of samples fits into memory, and the first come early
         for first in range(0, samples, _SAMPLES_AT_ONCE):
             count = min(_SAMPLES_AT_ONCE, samples - first)
-            own_seed = None if seed is None else seed + first // _SAMPLES_AT_ONCE
+            # of later groups from words, not numbers: the neighbouring seed's first group is another
+            own_seed = seed if seed is None or not first else Random(f"{seed}, from {first}").getrandbits(63)
             steps = stream_tokens(model, prompt_ids, max_new_tokens, num_samples=count, seed=own_seed, **options)
             _print_samples(prompt_ids.expand(count, -1), steps, max_new_tokens)
 

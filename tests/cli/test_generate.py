@@ -49,6 +49,8 @@ def test_samples_come_in_groups_that_fit_into_memory(command, trained, monkeypat
     lines = command(*arguments, "--samples", 5).output
     assert lines == command(*arguments, "--samples", 5).output
     assert lines.startswith(command(*arguments, "--samples", 2).output)
+    neighbour = command(*arguments[:-1], 4, "--samples", 2).output
+    assert neighbour not in lines
 
     class EnoughError(Exception):
         """Printed so far is what was wanted."""

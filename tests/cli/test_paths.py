@@ -175,6 +175,13 @@ def test_files_in_a_folder_are_tried_first(command, arguments, idle, tmp_path, n
     assert result.output.startswith(f"hypermlp: {tmp_path / file} cannot be written: there is something else")
 
 
+def test_a_folder_by_a_name_that_is_none_is_no_file(command, arguments, idle, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = command(*arguments("bench attention"), "--out", ".")
+    assert result.exit_code == 2, result.output
+    assert result.output.startswith("hypermlp: . cannot be written: there is something else")
+
+
 def test_a_demo_needs_the_folders_of_both_models(command, arguments, idle, tmp_path) -> None:
     (tmp_path / "softmax").write_text("notes")
     result = command(*arguments("demo"), "--out", tmp_path)

@@ -257,13 +257,13 @@ def _places(name: str, device: str, out: Path | None, plot: Path | None) -> tupl
     """Where to write, which is tried before minutes of measuring, not after."""
     require("a benchmark", "matplotlib")
     out = out or RESULTS / f"{name}-{torch.device(device).type}.json"
+    check_place(out)
     plot = plot or out.with_name(f"{out.stem}.png")
     if plot.suffix not in results.PICTURES:
         raise ValueError(f"--plot {plot} must end in {', '.join(results.PICTURES)}, to say what kind of picture it is")
     if plot.resolve() == out.resolve():
         raise ValueError(f"--out {out} is JSON, and the picture would be written over it: give it another name, .json")
-    for file in (out, plot):
-        check_place(file)
+    check_place(plot)
     return out, plot
 
 

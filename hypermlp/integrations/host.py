@@ -76,6 +76,12 @@ class Projections(NamedTuple):
     output: tuple[Tensor, Tensor | None] | None
     scaling: float
 
+    @classmethod
+    def of_joint(cls, weight: Tensor, bias: Tensor | None, output: Any, heads: int, scaling: float) -> Projections:
+        """With query, key and value as in :meth:`Projection.of_joint`, and a linear layer or None as ``output``."""
+        parts = Projection.of_joint(weight, bias, heads)
+        return cls(*parts, None if output is None else (output.weight, output.bias), scaling)
+
 
 @dataclass(frozen=True)
 class Host:

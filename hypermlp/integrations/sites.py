@@ -15,6 +15,7 @@ from hypermlp.layers import AttentionLayer
 
 _MARK = "_replaced_attention"
 CROSS = "cross-attention reads another sequence, and a hyper layer its own alone: it stays the host's"
+CROSS_ATTENTION = registry.Stays(CROSS)
 
 
 class Replaced(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from hypermlp.integrations.host import ALIBI, Host, Projection, Projections
 from hypermlp.integrations.huggingface.adapter import HuggingFaceAdapter, is_causal, rotary_base
@@ -42,8 +42,7 @@ class FalconAdapter(HuggingFaceAdapter):
         )
 
 
-def _projections(module: nn.Module) -> Projections:
-    attention: Any = module
+def _projections(attention: Any) -> Projections:
     linear, heads, groups = attention.query_key_value, attention.num_heads, attention.num_kv_heads
     # rows stand in groups: some queries, one key, one value
     together = Projection.of(linear.weight, linear.bias, groups)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
-
 from hypermlp.integrations.host import Host, Projection, Projections
 from hypermlp.integrations.huggingface.adapter import HuggingFaceAdapter, is_causal, rotary_base
 
@@ -26,11 +24,10 @@ class GPTNeoXAdapter(HuggingFaceAdapter):
         )
 
 
-def _projections(module: nn.Module) -> Projections:
-    attention: Any = module
-    joint = attention.query_key_value
-    query, key, value = Projection.of_heads(joint.weight, joint.bias, attention.config.num_attention_heads)
-    return Projections(query, key, value, (attention.dense.weight, attention.dense.bias), attention.scaling)
+def _projections(module: Any) -> Projections:
+    joint, dense = module.query_key_value, module.dense
+    parts = Projection.of_heads(joint.weight, joint.bias, module.config.num_attention_heads)
+    return Projections(*parts, (dense.weight, dense.bias), module.scaling)
 
 
 ADAPTER = GPTNeoXAdapter()

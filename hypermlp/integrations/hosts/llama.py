@@ -83,8 +83,7 @@ def _other_scores(module: Any) -> str:
     return ""
 
 
-def _projections(module: nn.Module) -> Projections:
-    attention: Any = module
+def _projections(attention: Any) -> Projections:
     config = attention.config
     heads = config.num_attention_heads
     key_heads = getattr(config, "num_key_value_heads", None) or heads
@@ -95,7 +94,7 @@ def _projections(module: nn.Module) -> Projections:
         last = getattr(attention, output)
         made = Projections(*_joint(attention, heads, key_heads), (last.weight, last.bias), scaling)
     else:
-        made = separate(attention, ("q_proj", "k_proj", "v_proj", output), heads, key_heads, scaling)
+        made = separate(attention, ("q_proj", "k_proj", "v_proj", output), heads, scaling, key_heads)
     if config.model_type in _NEIGHBOURS:
         made = made._replace(query=halves(made.query), key=halves(made.key))
     return made

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from hypermlp.integrations.arguments import refuse_unknown
 from hypermlp.integrations.fx import one_node
-from hypermlp.integrations.host import Host, nearest
+from hypermlp.integrations.host import Host
 from hypermlp.integrations.masks import padding, trimmed, visible
-from hypermlp.integrations.registry import Adapter
+from hypermlp.integrations.registry import Adapter, SizedAdapter, Stays
 from hypermlp.integrations.sites import CROSS
 from hypermlp.layers import AttentionLayer
 
@@ -77,23 +77,18 @@ class XTransformersAttention(nn.Module):
         return out, import_module("x_transformers.attend").Intermediates()
 
 
-class XTransformersAdapter(Adapter):
-    """``attn_layers.layers.{j}.1``, of decoders and encoders.
+class XTransformersAdapter(SizedAdapter):
+    """``attn_layers.layers.{j}.1``, of decoders and encoders."""
 
-    Args:
-        length: tokens that the model sees.
-        reason: why the module stays.
-    """
+    wrapper = XTransformersAttention
 
-    def __init__(self, length: int | None = None, reason: str | None = None) -> None:
-        self.length, self.reason = length, reason
+    @staticmethod
+    def tokens(around: Any) -> int | None:
+        return getattr(around, "max_seq_len", None) or None
 
     def at(self, model: nn.Module, name: str) -> Adapter:
-        length = nearest(model, name, lambda host: getattr(host, "max_seq_len", None) or None)
-        return XTransformersAdapter(length, _reason(model, name))
-
-    def skip(self, module: nn.Module) -> str | None:
-        return self.reason
+        reason = _reason(model, name)
+        return Stays(reason) if reason else super().at(model, name)
 
     def describe(self, module: Any) -> Host:
         if module.qkv_receive_diff_residuals:
@@ -110,9 +105,6 @@ class XTransformersAdapter(Adapter):
             output_dropout=0.0 if module.sublayer_dropout is None else module.sublayer_dropout.p,
             not_offered="its attention has many options that change its scores and values",
         )
-
-    def wrap(self, layer: AttentionLayer, module: nn.Module, host: Host) -> nn.Module:
-        return XTransformersAttention(layer, host.output_dropout)
 
     def finish(self, model: nn.Module, swaps: Sequence[Mapping[str, Any]]) -> None:
         """Models remember whether they can generate with a cache of keys and values, which hyper layers do not fill."""

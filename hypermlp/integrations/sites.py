@@ -37,6 +37,11 @@ class Replaced(NamedTuple):
     dtype: torch.dtype
 
 
+def _replaced(module: nn.Module) -> Replaced | None:
+    found: Replaced | None = module.__dict__.get(_MARK)
+    return found
+
+
 class Site(NamedTuple):
     """An attention module that is known, under all the names it has in the model."""
 
@@ -50,8 +55,7 @@ class Site(NamedTuple):
 
     @property
     def replaced(self) -> Replaced | None:
-        found: Replaced | None = self.module.__dict__.get(_MARK)
-        return found
+        return _replaced(self.module)
 
     def put(self, model: nn.Module, module: nn.Module) -> None:
         """Let ``module`` take this place in ``model``, under all its names."""
@@ -97,7 +101,7 @@ def find_sites(
     for name, module in model.named_modules(remove_duplicate=False):
         if inside and name.startswith(inside):
             continue
-        replaced: Replaced | None = module.__dict__.get(_MARK)
+        replaced = _replaced(module)
         adapter = replaced.adapter if replaced else registry.find(module, given)
         if adapter is None:
             continue
@@ -119,30 +123,28 @@ def find_sites(
 
 def given_before(model: nn.Module) -> Mapping[registry.Which, registry.Adapter]:
     """The adapters that came with swaps of this model that still stand."""
-    marks: list[Replaced] = [module.__dict__[_MARK] for module in model.modules() if _MARK in module.__dict__]
+    marks = filter(None, map(_replaced, model.modules()))
     return {which: adapter for mark in marks for which, adapter in mark.given.items()}
+
+
+def replaced_sites(model: nn.Module) -> list[tuple[Site, Replaced]]:
+    """The places where something has been replaced, with what is remembered of it."""
+    sites = find_sites(model)[0] if holds_replacements(model) else []
+    return [(site, site.replaced) for site in sites if site.replaced]
 
 
 def swaps_in(model: nn.Module) -> list[dict[str, Any]]:
     """What stands in a model: places and config of each kind of layer, as :meth:`Adapter.finish` has it."""
-    if not holds_replacements(model):
-        return []
-    groups: list[tuple[HyperConfig, list[int]]] = []
-    for place, site in enumerate(find_sites(model)[0]):
-        if not site.replaced:
-            continue
-        config = site.replaced.config
-        known = [places for other, places in groups if other == config]
-        if known:
-            known[0].append(place)
-        else:
-            groups.append((config, [place]))
-    return [{"layers": places, "config": config.to_dict()} for config, places in groups]
+    groups: dict[HyperConfig, list[int]] = {}
+    for place, site in enumerate(find_sites(model)[0] if holds_replacements(model) else []):
+        if site.replaced:
+            groups.setdefault(site.replaced.config, []).append(place)
+    return [{"layers": places, "config": config.to_dict()} for config, places in groups.items()]
 
 
 def replaced_by(module: nn.Module) -> nn.Module | None:
     """The original whose place ``module`` took, if it is kept."""
-    replaced: Replaced | None = module.__dict__.get(_MARK)
+    replaced = _replaced(module)
     return None if replaced is None else replaced.original
 
 

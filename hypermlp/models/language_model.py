@@ -22,6 +22,12 @@ from hypermlp.ops.attention import Backend
 FAMILY_NAMES = {"embedding": "model.embed_tokens", "blocks": "model.layers", "norm": "model.norm", "head": "lm_head"}
 
 
+def under_family_names(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """A :class:`LanguageModel`'s weights under the names of the Hugging Face family."""
+    parts = ((key.partition("."), x) for key, x in state_dict.items())
+    return {f"{FAMILY_NAMES[part]}.{rest}": x for (part, _, rest), x in parts}
+
+
 @dataclass(frozen=True)
 class LanguageModelConfig:
     """What a :class:`LanguageModel` computes. Frozen; every field is checked.

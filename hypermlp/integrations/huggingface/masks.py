@@ -80,8 +80,7 @@ def _checked(valid: Tensor, begins: Tensor, differs: Tensor, past: int | Tensor,
     if not packed:
         return tokens
     begins[:, 0] = True
-    starts = begins.flatten().nonzero().flatten()
-    return tokens._replace(cu_seqlens=torch.cat((starts, starts.new_tensor([begins.numel()]))))
+    return tokens._replace(cu_seqlens=_bounds(begins))
 
 
 def refuse_nested(**named: Tensor | None) -> None:
@@ -122,6 +121,11 @@ def document_bounds(
         raise ValueError(f"seq_idx must be {list(x.shape[:2])}, got {list(seq_idx.shape)}")
     begins = torch.ones_like(seq_idx, dtype=torch.bool)
     begins[:, 1:] = seq_idx.diff(dim=-1) != 0
+    return _bounds(begins)
+
+
+def _bounds(begins: Tensor) -> Tensor:
+    """``[N + 1]`` of documents in rows laid end to end, from whether each token ``[B, T]`` begins one."""
     starts = begins.flatten().nonzero().flatten()
     return torch.cat((starts, starts.new_tensor([begins.numel()])))
 

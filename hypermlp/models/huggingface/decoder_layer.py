@@ -10,7 +10,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hypermlp.integrations.huggingface.cache import join_cache
-from hypermlp.integrations.huggingface.call import Call
+from hypermlp.integrations.huggingface.call import call_layer
 from hypermlp.integrations.huggingface.names import one_cache
 from hypermlp.layers.block import TransformerBlock
 from hypermlp.models.huggingface.configuration import HyperMLPConfig
@@ -55,8 +55,8 @@ class HyperMLPDecoderLayer(GradientCheckpointingLayer, TransformerBlock):
         x = self.attention_norm(hidden_states)
         cache = one_cache(cache=cache, past_key_values=past_key_values)
         part = None if cache is None else join_cache(cache, self.attention.layer_idx, x.shape[1])
-        call = Call(self.attention, Tokens(attention_mask, cu_seqlens), part)
-        read, weights = call.read_with_map(x) if output_attentions else (call.read(x), None)
+        tokens = Tokens(attention_mask, cu_seqlens)
+        read, weights = call_layer(self.attention, x, tokens, part, want_map=output_attentions)
         hidden_states = hidden_states + read
         out: Tensor = hidden_states + self.mlp(self.mlp_norm(hidden_states))
         return (out, weights) if output_attentions else out

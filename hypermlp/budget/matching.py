@@ -13,6 +13,7 @@ from hypermlp.budget.counts import (
     count_parameters,
     mixings,
 )
+from hypermlp.checks import is_integer
 from hypermlp.config import HyperConfig, MixConfig
 
 How = Literal["widen", "narrow"]
@@ -132,7 +133,7 @@ def match_intermediate_size(
         ValueError: if no positive width is within the tolerance, naming the closest count.
     """
     check_positive(intermediate_size=intermediate_size, multiple_of=multiple_of, tolerance=tolerance)
-    if flops_at is not None and (not isinstance(flops_at, int) or isinstance(flops_at, bool)):
+    if flops_at is not None and not is_integer(flops_at):
         raise TypeError(f"flops_at must be a number of tokens, got {flops_at!r}")
     unit: Unit = "parameters" if flops_at is None else "FLOPs"
 

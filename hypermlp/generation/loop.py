@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import RLock
@@ -10,9 +10,11 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hypermlp.cache import HyperCache
+from hypermlp.checks import is_integer
 from hypermlp.generation.sampling import apply_repetition_penalty, check_sampling, sample
 from hypermlp.models import LanguageModel
 
@@ -99,39 +101,29 @@ def stream(
         return sample(logits, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
 
     reader = _CachedReader(model, text) if use_cache else _Recomputer(model, text)
-    return _continue(model, text, reader, draw, max_new_tokens, num_samples, stop, pad_token_id)
 
-
-# the decorator, unlike a with block, leaves the caller's gradient mode alone between tokens
-@torch.no_grad()
-def _continue(
-    model: LanguageModel,
-    text: _Text,
-    reader: _CachedReader | _Recomputer,
-    draw: Callable[[Tensor], Tensor],
-    max_new_tokens: int,
-    num_samples: int,
-    stop: Sequence[Sequence[int]],
-    pad_token_id: int,
-) -> Iterator[Tensor]:
-    with _evaluating(model):
+    # the decorator, unlike a with block, leaves the caller's gradient mode alone between tokens
+    @torch.no_grad()
+    def steps() -> Iterator[Tensor]:
         ended: Tensor | None = None
-        for count in range(1, max_new_tokens + 1):
-            if count == 1:
-                logits = reader.first().repeat_interleave(num_samples, dim=0)
-                text.repeat(num_samples)
-                reader.repeat(num_samples)
-            else:
+        with _evaluating(model):
+            for count in range(1, max_new_tokens + 1):
                 logits = reader.next()
-            token = draw(logits)
-            token = token if ended is None else torch.where(ended, pad_token_id, token)
-            text.append(token)
-            yield token
-            if stop:
-                ends = text.ends_with(stop, count)
-                ended = ends if ended is None else ended | ends
-                if bool(ended.all()):
-                    return
+                if count == 1:
+                    logits = logits.repeat_interleave(num_samples, dim=0)
+                    text.repeat(num_samples)
+                    reader.repeat(num_samples)
+                token = draw(logits)
+                token = token if ended is None else torch.where(ended, pad_token_id, token)
+                text.append(token)
+                yield token
+                if stop:
+                    ends = text.ends_with(stop, count)
+                    ended = ends if ended is None else ended | ends
+                    if bool(ended.all()):
+                        return
+
+    return steps()
 
 
 class _Text:
@@ -142,28 +134,25 @@ class _Text:
             # rows padded on the right move: the sort keeps the order of what it does not move
             order = valid.to(torch.int8).sort(dim=1, stable=True).indices
             tokens, valid = tokens.gather(1, order), valid.gather(1, order)
-        self.tokens, self.valid = tokens, valid
+        self.tokens, self.padded = tokens, valid is not None
+        self.valid = torch.ones_like(tokens, dtype=torch.bool) if valid is None else valid
 
     def repeat(self, times: int) -> None:
-        self.tokens = self.tokens.repeat_interleave(times, dim=0)
-        if self.valid is not None:
-            self.valid = self.valid.repeat_interleave(times, dim=0)
+        self.tokens, self.valid = (x.repeat_interleave(times, dim=0) for x in (self.tokens, self.valid))
 
     def append(self, token: Tensor) -> None:
         self.tokens = torch.cat((self.tokens, token[:, None]), dim=1)
-        if self.valid is not None:
-            self.valid = torch.cat((self.valid, torch.ones_like(self.valid[:, :1])), dim=1)
+        self.valid = F.pad(self.valid, (0, 1), value=True)
 
     def last(self, count: int | None) -> tuple[Tensor, Tensor | None]:
         """The newest ``count`` tokens of every row and which of them count; None for all."""
         first = 0 if count is None else max(0, self.tokens.shape[1] - count)
-        return self.tokens[:, first:], None if self.valid is None else self.valid[:, first:]
+        return self.tokens[:, first:], self.valid[:, first:] if self.padded else None
 
     def seen(self, vocab_size: int) -> Tensor:
         """Bool ``[B, vocab_size]``: the tokens each row has."""
-        valid = torch.ones_like(self.tokens, dtype=torch.bool) if self.valid is None else self.valid
         counts = torch.zeros(self.tokens.shape[0], vocab_size, device=self.tokens.device)
-        return counts.scatter_add_(1, self.tokens, valid.to(counts.dtype)) > 0
+        return counts.scatter_add_(1, self.tokens, self.valid.to(counts.dtype)) > 0
 
     def ends_with(self, stop: Sequence[Sequence[int]], added: int) -> Tensor:
         """Bool ``[B]``: rows whose ``added`` newest tokens end with one of ``stop``."""
@@ -181,9 +170,6 @@ class _Recomputer:
     def __init__(self, model: LanguageModel, text: _Text) -> None:
         self.model, self.text = model, text
 
-    def first(self) -> Tensor:
-        return self.next()
-
     def next(self) -> Tensor:
         logits: Tensor = self.model(*self.text.last(self.model.config.context_length))
         return logits[:, -1]
@@ -196,21 +182,21 @@ class _CachedReader:
     """Next-token logits with a cache, which starts again where the context is bounded and full."""
 
     def __init__(self, model: LanguageModel, text: _Text) -> None:
-        self.model, self.text, self.cache = model, text, HyperCache(max_crop=0)
+        self.model, self.text = model, text
+        self.cache: HyperCache | None = None
         windowed = model.config.attention.window is not None
         self.context = None if windowed else _fits(model)
 
-    def first(self) -> Tensor:
-        return self._prefill(self.context)
-
     def next(self) -> Tensor:
+        if self.cache is None:
+            return self._prefill(self.context)
         if self.context is not None and self.cache.get_seq_length() >= self.context:
             return self._prefill(max(1, self.context // 2))
         logits: Tensor = self.model(self.text.tokens[:, -1:], cache=self.cache)
         return logits[:, -1]
 
     def repeat(self, times: int) -> None:
-        if times > 1:
+        if self.cache is not None and times > 1:
             self.cache.repeat(times)
 
     def _prefill(self, count: int | None) -> Tensor:
@@ -244,7 +230,7 @@ def _check(
     if attention_mask is not None and not bool((attention_mask != 0).any(1).all()):
         raise ValueError("attention_mask leaves a row without tokens: give every prompt at least one")
     for name, value, least in (("max_new_tokens", max_new_tokens, 0), ("num_samples", num_samples, 1)):
-        if not isinstance(value, int) or isinstance(value, bool):
+        if not is_integer(value):
             raise TypeError(f"{name} must be an integer, got {value!r}")
         if value < least:
             raise ValueError(f"{name} must be >= {least}, got {value!r}")
@@ -260,13 +246,12 @@ def _generator(device: torch.device, seed: int | None) -> torch.Generator:
     generator = torch.Generator(device)
     if seed is None:
         generator.seed()
-    else:
-        if not isinstance(seed, int) or isinstance(seed, bool):
-            raise TypeError(f"seed must be an integer or None, got {seed!r}")
-        if not -(2**63) <= seed < 2**63:
-            raise ValueError(f"seed must fit into 64 bits, got {seed}: give a smaller one")
-        generator.manual_seed(seed)
-    return generator
+        return generator
+    if not is_integer(seed):
+        raise TypeError(f"seed must be an integer or None, got {seed!r}")
+    if not -(2**63) <= seed < 2**63:
+        raise ValueError(f"seed must fit into 64 bits, got {seed}: give a smaller one")
+    return generator.manual_seed(seed)
 
 
 @contextmanager

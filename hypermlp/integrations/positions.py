@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hypermlp.checks import is_integer
 from hypermlp.integrations.swap import note_changes
 from hypermlp.integrations.tables import replace_tables, rows_of
 from hypermlp.layers import HyperMLP
@@ -101,7 +102,7 @@ def fit_grid(layer: nn.Module) -> None:
 
 def _checked(name: str, grid: Grid) -> tuple[int, int]:
     sides = grid if isinstance(grid, (tuple, list)) else (1, grid)
-    if len(sides) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides):
+    if len(sides) != 2 or not all(is_integer(side) and side > 0 for side in sides):
         raise ValueError(f"{name} must be (height, width) or a length, positive integers, got {grid!r}")
     return sides[0], sides[1]
 

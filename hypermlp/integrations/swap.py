@@ -10,6 +10,7 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import nn
 
+from hypermlp.checks import check_choice, is_integer
 from hypermlp.config import HyperConfig, Mixer
 from hypermlp.integrations.from_attention import fields_from_attention, start_from_attention
 from hypermlp.integrations.hooks import hooks_left, return_hooks, share_hooks
@@ -69,8 +70,7 @@ def swap_attention(
             a layer that does not exist or is swapped already, options that do not fit, a ``max_lag`` that
             the model does not tell.
     """
-    if init not in get_args(Init):
-        raise ValueError(f"init must be one of {get_args(Init)}, got {init!r}")
+    check_choice("init", init, get_args(Init))
     for name in _FROM_HOST:
         if name in options:
             raise ValueError(f"{name} is taken from the model: leave it out")
@@ -170,7 +170,7 @@ def _chosen(layers: Iterable[int] | None, sites: list[Site]) -> list[Site]:
         return chosen
     places = list(layers)
     for place in places:
-        if not isinstance(place, int) or isinstance(place, bool) or not -len(sites) <= place < len(sites):
+        if not is_integer(place) or not -len(sites) <= place < len(sites):
             raise ValueError(f"layers must be among 0 to {len(sites) - 1} for this model, got {place!r}")
     chosen = [sites[place] for place in sorted({place % len(sites) for place in places})]
     if not chosen:

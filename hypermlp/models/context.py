@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from hypermlp.checks import check_choice, is_integer
 from hypermlp.integrations.sites import find_sites, holds_replacements, replaced_sites
 from hypermlp.integrations.swap import note_changes
 from hypermlp.integrations.tables import replace_tables, rows_of
@@ -57,10 +58,9 @@ def extend_max_lag(model: nn.Module, max_lag: int, *, fill: Fill = "identity") -
         >>> layer.routing_mix.up.shape
         torch.Size([2, 512, 16])
     """
-    if not isinstance(max_lag, int) or isinstance(max_lag, bool):
+    if not is_integer(max_lag):
         raise TypeError(f"max_lag must be an integer, got {max_lag!r}")
-    if fill not in get_args(Fill):
-        raise ValueError(f"fill must be one of {get_args(Fill)}, got {fill!r}")
+    check_choice("fill", fill, get_args(Fill))
     layers = [m for m in model.modules() if isinstance(m, HyperMLP) and m.config.layout == "lag"]
     if not layers:
         raise ValueError(f"no hyper layer of {type(model).__name__} is by lag: there is nothing to extend")

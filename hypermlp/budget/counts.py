@@ -38,16 +38,11 @@ def count_parameters(config: HyperConfig) -> Count:
     projections = c.hidden_size * (2 * c.qk_dim + 2 * c.v_dim)
     if c.bias:
         projections += 2 * c.qk_dim + c.v_dim + c.hidden_size
-    mixing = 0
-    for mix, heads in mixings(c):
-        if mix.diag:
-            mixing += heads * _table_rows(c)
-        mixing += heads * mix.rank * 2 * _table_rows(c)
     return Count(
         projections=projections,
         convolutions=2 * c.hidden_size * c.conv_size,
         gates=(c.hidden_size + 1) * sum(c.gate_widths),
-        mixing=mixing,
+        mixing=(c.max_lag or 0) * sum(heads * (mix.diag + 2 * mix.rank) for mix, heads in mixings(c)),
     )
 
 
@@ -91,8 +86,7 @@ def _count_flops(
     pairs = batch_size * visible_pairs(length, causal=c.causal, max_lag=c.max_lag)
     ranks = tuple(mix.rank if isinstance(mix, MixConfig) else 0 for mix in (c.routing_mix, c.readout_mix))
 
-    def operator(routing_rank: int, readout_rank: int) -> int:
-        ranks = (routing_rank, readout_rank)
+    def operator(*ranks: int) -> int:
         return of_pairs(pairs, num_heads=c.num_heads, num_maps=c.num_maps, qk=c.qk_width, v=c.v_width, ranks=ranks)
 
     attention = operator(0, 0)
@@ -130,10 +124,6 @@ def mixings(c: HyperConfig) -> list[tuple[MixConfig, int]]:
     """Each mixing the layer has, with the number of heads it works on."""
     mixes = ((c.routing_mix, c.num_maps * c.num_heads), (c.readout_mix, c.num_heads))
     return [(mix, heads) for mix, heads in mixes if isinstance(mix, MixConfig)]
-
-
-def _table_rows(c: HyperConfig) -> int:
-    return c.max_lag or 0
 
 
 def check_positive(**values: float) -> None:

@@ -28,7 +28,6 @@ class Replaced(NamedTuple):
     """
 
     adapter: registry.Adapter
-    was: str
     layer: AttentionLayer
     config: HyperConfig
     original: nn.Module | None
@@ -81,7 +80,7 @@ class Site(NamedTuple):
         original = self.module if keep_original else None
         # a tuple, so that the original is no submodule: its parameters are not the model's any more
         dtype = layer.v_proj.weight.dtype
-        seen = Replaced(self.adapter, self.was, layer, layer.config, original, given, window, dtype)
+        seen = Replaced(self.adapter, layer, layer.config, original, given, window, dtype)
         setattr(replacement, _MARK, seen)
 
 
@@ -161,13 +160,10 @@ def _without_adapter(model: nn.Module, known: tuple[str, ...]) -> list[Left]:
         place = f"{name}."
         apart = name and not place.startswith(taken) and not any(other.startswith(place) for other in known)
         if apart and registry.calls_itself_attention(module):
-            left.append(Left(name, type(module).__name__, _reason(type(module))))
+            was = type(module).__name__
+            left.append(Left(name, was, CROSS if "cross" in was.lower() else "no adapter is registered for its class"))
             taken += (place,)
     return left
-
-
-def _reason(cls: type) -> str:
-    return CROSS if "cross" in cls.__name__.lower() else "no adapter is registered for its class"
 
 
 def _unknown(model: nn.Module, left: list[Left]) -> str:

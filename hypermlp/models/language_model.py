@@ -64,11 +64,10 @@ class LanguageModelConfig:
             object.__setattr__(self, "attention", HyperConfig(**self.attention))
         if not isinstance(self.attention, HyperConfig):
             raise TypeError(f"attention must be a HyperConfig, got {type(self.attention).__name__}")
-        for name in ("vocab_size", "num_layers", "intermediate_size", "context_length"):
-            value = getattr(self, name)
-            if name == "context_length" and value is None:
-                continue
-            check_size(name, value)
+        for name in ("vocab_size", "num_layers", "intermediate_size"):
+            check_size(name, getattr(self, name))
+        if self.context_length is not None:
+            check_size("context_length", self.context_length)
         if self.attention.hidden_size != self.hidden_size:
             raise ValueError(
                 f"attention.hidden_size={self.attention.hidden_size} differs from hidden_size={self.hidden_size}: "

@@ -43,21 +43,9 @@ class FalconAdapter(HuggingFaceAdapter):
 
 
 def _projections(attention: Any) -> Projections:
-    linear, heads, groups = attention.query_key_value, attention.num_heads, attention.num_kv_heads
-    # rows stand in groups: some queries, one key, one value
-    together = Projection.of(linear.weight, linear.bias, groups)
-    queries = heads // groups
-
-    def part(first: int, count: int) -> Projection:
-        width = attention.head_dim
-        rows = slice(first * width, (first + count) * width)
-        weight, bias = together.weight[:, rows].reshape(groups * count, width, -1), together.bias
-        return Projection(weight, None if bias is None else bias[:, rows].reshape(groups * count, width))
-
-    dense = attention.dense
-    return Projections(
-        part(0, queries), part(queries, 1), part(queries + 1, 1), (dense.weight, dense.bias), attention.head_dim**-0.5
-    )
+    joint, dense = attention.query_key_value, attention.dense
+    parts = Projection.of_heads(joint.weight, joint.bias, attention.num_heads, attention.num_kv_heads)
+    return Projections(*parts, (dense.weight, dense.bias), attention.head_dim**-0.5)
 
 
 ADAPTER = FalconAdapter()

@@ -21,6 +21,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.torch_version import TorchVersion
 
 from hypermlp.ops import SequenceMix, hyper_attention, native, self_check, triton
 from hypermlp.ops.arguments import Needs, OperatorArgs, Options
@@ -110,11 +111,7 @@ def _is_there(need: str) -> bool:
     found = re.match(r"([\w.-]+)(?:\[[^]]*\])? *(?:>= *([\d.]+))?", need.strip())
     if found is None or (installed := _installed(found[1])) == "none":
         return False
-    return _numbers(installed) >= _numbers(found[2] or "0")
-
-
-def _numbers(release: str) -> list[int]:
-    return [int(part) for part in re.match(r"[\d.]*", release)[0].split(".") if part]  # type: ignore[index]
+    return TorchVersion(installed) >= TorchVersion(found[2] or "0")
 
 
 def _installed(package: str) -> str:

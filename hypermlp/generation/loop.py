@@ -3,33 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from threading import RLock
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from hypermlp.cache import HyperCache
 from hypermlp.checks import is_integer
+from hypermlp.evaluating import evaluating
 from hypermlp.generation.sampling import apply_repetition_penalty, check_sampling, sample
 from hypermlp.models import LanguageModel
-
-
-@dataclass
-class _Held:
-    """A model in evaluation mode: how many generate with it, and which of its modules go back to training."""
-
-    users: int = 0
-    trained: list[nn.Module] = field(default_factory=list)
-
-
-_HELD: WeakKeyDictionary[nn.Module, _Held] = WeakKeyDictionary()
-# reentrant: the garbage collector may end a forgotten iterator while its thread is in here
-_HELD_LOCK = RLock()
 
 
 def generate(model: LanguageModel, prompt_ids: Tensor, max_new_tokens: int, **options: Any) -> Tensor:
@@ -106,7 +90,7 @@ def stream(
     @torch.no_grad()
     def steps() -> Iterator[Tensor]:
         ended: Tensor | None = None
-        with _evaluating(model):
+        with evaluating(model):
             for count in range(1, max_new_tokens + 1):
                 logits = reader.next()
                 if count == 1:
@@ -252,24 +236,3 @@ def _generator(device: torch.device, seed: int | None) -> torch.Generator:
     if not -(2**63) <= seed < 2**63:
         raise ValueError(f"seed must fit into 64 bits, got {seed}: give a smaller one")
     return generator.manual_seed(seed)
-
-
-@contextmanager
-def _evaluating(model: LanguageModel) -> Iterator[None]:
-    """Evaluation mode until the last of those who generate with ``model``, in any thread, has ended."""
-    with _HELD_LOCK:
-        held = _HELD.setdefault(model, _Held())
-        held.users += 1
-        if held.users == 1:
-            held.trained = [module for module in model.modules() if module.training]
-            if held.trained:
-                model.eval()
-    try:
-        yield
-    finally:
-        with _HELD_LOCK:
-            held.users -= 1
-            if not held.users:
-                del _HELD[model]
-                for module in held.trained:
-                    module.training = True

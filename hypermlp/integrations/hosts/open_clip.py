@@ -40,7 +40,7 @@ class OpenClipAttention(nn.Module):
             seen = visible(attn_mask, "attn_mask", true_hides=True)
             if seen.shape != (x.shape[1], x.shape[1]):
                 raise ValueError(f"attn_mask must be [{x.shape[1]}, {x.shape[1]}], got {tuple(attn_mask.shape)}")
-            valid = padding(seen[None], "attn_mask", causal=config.causal, window=config.window).expand(len(x), -1)
+            valid = padding(seen[None], x, config)
         out: Tensor = self.out_drop(self.mixer(x, trimmed(valid)))
         return out
 

@@ -59,8 +59,7 @@ class TimmAttention(nn.Module):
         """What timm calls after it has started every linear layer its own way: the layer's own start."""
         self.mixer.reset_parameters()
 
-    @staticmethod
-    def _valid(x: Tensor, attn_mask: Tensor | None) -> Tensor | None:
+    def _valid(self, x: Tensor, attn_mask: Tensor | None) -> Tensor | None:
         if attn_mask is None:
             return None
         seen = visible(attn_mask, "attn_mask")
@@ -69,7 +68,7 @@ class TimmAttention(nn.Module):
         elif seen.ndim != 2:
             raise ValueError(f"attn_mask must be [N, N] or [B, 1, N, N], got {tuple(attn_mask.shape)}")
         batch, length = x.shape[:2]
-        return padding(seen.expand(batch, length, length), "attn_mask", causal=False, window=None)
+        return padding(seen.expand(batch, length, length), x, self.mixer.config)
 
 
 class _AttnLayerType(type):

@@ -202,8 +202,7 @@ class HyperSelfAttention(nn.Module):
                 f"attn_mask must be [{length}, {length}] or [{batch * self.num_heads}, {length}, {length}], "
                 f"got {tuple(attn_mask.shape)}"
             )
-        valid = padding(seen, "attn_mask", causal=config.causal, window=config.window, remedy=_remedy(config.causal))
-        return valid.expand(batch, -1)
+        return padding(seen, x, config, _remedy(config.causal))
 
     def extra_repr(self) -> str:
         return f"num_heads={self.num_heads}, batch_first={self.batch_first}"

@@ -64,12 +64,11 @@ class XTransformersAttention(nn.Module):
             raise ValueError(f"causal={causal}, and this hyper layer was made with causal={config.causal}")
         valid = mask if context_mask is None else context_mask
         if attn_mask is not None:
-            batch, length = x.shape[:2]
+            length = x.shape[1]
             if attn_mask.shape != (length, length):
                 raise ValueError(f"attn_mask must be [{length}, {length}], got {tuple(attn_mask.shape)}")
             seen = visible(attn_mask, "attn_mask")
-            seen = seen.tril() if config.causal else seen
-            shown = padding(seen[None], "attn_mask", causal=config.causal, window=config.window).expand(batch, -1)
+            shown = padding((seen.tril() if config.causal else seen)[None], x, config)
             valid = shown if valid is None else valid & shown
         out: Tensor = self.sublayer_dropout(self.mixer(x, trimmed(valid)))
         if not return_intermediates:

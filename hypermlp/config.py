@@ -258,8 +258,8 @@ class HyperConfig:
         if base == "S" and tmix:
             raise ValueError(f"label {label!r}: softmax has no sequence mixing")
         heads = options.get("num_heads", cls.num_heads)
-        for name, value in (("hidden_size", hidden_size), ("num_heads", heads)):
-            check_size(name, value)
+        check_size("hidden_size", hidden_size)
+        check_size("num_heads", heads)
         maps = 2 * heads if base == "G" else heads
         mixer = {"S": "softmax", "R": "hypermlp" if tmix else "relu", "G": "hyperglu"}[base]
         fields: dict[str, Any] = {

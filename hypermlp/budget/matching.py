@@ -6,13 +6,7 @@ from dataclasses import dataclass, replace
 from math import ceil
 from typing import Literal
 
-from hypermlp.budget.counts import (
-    check_positive,
-    count_block_flops,
-    count_block_parameters,
-    count_parameters,
-    mixings,
-)
+from hypermlp.budget.counts import check_positive, count_block_flops, count_block_parameters, count_parameters, mixings
 from hypermlp.checks import is_integer
 from hypermlp.config import HyperConfig, MixConfig
 
@@ -56,12 +50,7 @@ class Match:
 
 
 def match_parameters(
-    reference: HyperConfig,
-    other: HyperConfig,
-    *,
-    how: How,
-    tolerance: float = 0.01,
-    min_qk_width: int = 4,
+    reference: HyperConfig, other: HyperConfig, *, how: How, tolerance: float = 0.01, min_qk_width: int = 4
 ) -> Match:
     """``other`` with its widths changed until it has as many parameters as ``reference``.
 

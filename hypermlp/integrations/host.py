@@ -60,11 +60,8 @@ class Projection(NamedTuple):
         groups = key_heads or heads
         together, shares = cls.of(weight, bias, groups), [heads // groups, 1, 1]
         width = together.weight.shape[1] // sum(shares)
-        query, key, value = (
-            cls.of(part.weight.flatten(0, 1), None if part.bias is None else part.bias.flatten(), share * groups)
-            for part, share in zip(together._split([share * width for share in shares], 1), shares, strict=True)
-        )
-        return query, key, value
+        query, key, value = together._split([share * width for share in shares], 1)
+        return query.each(lambda x: x.reshape(heads, width, *x.shape[2:])), key, value
 
     def _split(self, sizes: list[int], dim: int) -> list[Projection]:
         biases = [None] * len(sizes) if self.bias is None else self.bias.split_with_sizes(sizes, dim)
@@ -73,10 +70,11 @@ class Projection(NamedTuple):
     def expanded(self, heads: int) -> Projection:
         """Each of fewer heads as often as query heads share it (grouped keys), ``heads`` in all."""
         times = heads // self.weight.shape[0]
-        if times == 1:
-            return self
-        bias = None if self.bias is None else self.bias.repeat_interleave(times, 0)
-        return Projection(self.weight.repeat_interleave(times, 0), bias)
+        return self if times == 1 else self.each(lambda x: x.repeat_interleave(times, 0))
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Projection:
+        """With ``change`` of the weight and, if there is one, of the bias."""
+        return Projection(change(self.weight), None if self.bias is None else change(self.bias))
 
 
 class Projections(NamedTuple):

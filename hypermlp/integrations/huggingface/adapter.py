@@ -116,7 +116,6 @@ def separate(
 
 def halves(projection: Projection) -> Projection:
     """Channels that are rotated in pairs of neighbours, in the order in which a hyper layer pairs them."""
-    weight, bias = projection
-    width = weight.shape[1]
-    order = torch.arange(width, device=weight.device).reshape(-1, 2).T.flatten()
-    return Projection(weight[:, order], None if bias is None else bias[:, order])
+    weight = projection.weight
+    order = torch.arange(weight.shape[1], device=weight.device).reshape(-1, 2).T.flatten()
+    return projection.each(lambda x: x[:, order])

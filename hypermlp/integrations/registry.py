@@ -109,6 +109,15 @@ class SizedAdapter(Adapter):
         return self.wrapper(layer, host.output_dropout)
 
 
+def hold_off(holder: nn.Module, name: str, off: bool) -> None:
+    """Let a switch of a host's module be False while ``off``, and afterwards what it was before."""
+    key = f"_{name}_before"
+    before = holder.__dict__.pop(key, getattr(holder, name))
+    setattr(holder, name, before and not off)
+    if off:
+        holder.__dict__[key] = before
+
+
 # in the order of their registration; the last one that fits counts
 _registered: dict[Which, Adapter] = {}
 

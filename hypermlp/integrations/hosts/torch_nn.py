@@ -17,13 +17,11 @@ from hypermlp.integrations.fx import one_node
 from hypermlp.integrations.host import Host, learned_positions
 from hypermlp.integrations.hosts import open_clip
 from hypermlp.integrations.masks import padding, trimmed, visible
-from hypermlp.integrations.registry import Adapter, Stays, path_of
+from hypermlp.integrations.registry import Adapter, Stays, hold_off, path_of
 from hypermlp.integrations.sites import CROSS_ATTENTION
 from hypermlp.layers import AttentionLayer
 from hypermlp.layers.maps import attention_map
 from hypermlp.ops.modes import require
-
-_NESTED_BEFORE = "_use_nested_tensor_before"
 
 
 class SelfAttentionAdapter(Adapter):
@@ -65,13 +63,9 @@ class SelfAttentionAdapter(Adapter):
     def finish(self, model: nn.Module, swaps: Sequence[Mapping[str, Any]]) -> None:
         """Encoders hand padded batches to their layers as nested tensors, in evaluation, unless told not to."""
         for encoder in model.modules():
-            if not isinstance(encoder, nn.TransformerEncoder):
-                continue
-            swapped = any(isinstance(module, HyperSelfAttention) for module in encoder.modules())
-            before = encoder.__dict__.pop(_NESTED_BEFORE, encoder.use_nested_tensor)
-            encoder.use_nested_tensor = before and not swapped
-            if swapped:
-                encoder.__dict__[_NESTED_BEFORE] = before
+            if isinstance(encoder, nn.TransformerEncoder):
+                swapped = any(isinstance(module, HyperSelfAttention) for module in encoder.modules())
+                hold_off(encoder, "use_nested_tensor", swapped)
 
 
 class MultiheadAdapter(SelfAttentionAdapter):

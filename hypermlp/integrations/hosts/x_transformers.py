@@ -12,13 +12,12 @@ from hypermlp.integrations.arguments import refuse_unknown
 from hypermlp.integrations.fx import one_node
 from hypermlp.integrations.host import Host
 from hypermlp.integrations.masks import padding, trimmed, visible
-from hypermlp.integrations.registry import Adapter, SizedAdapter, Stays
+from hypermlp.integrations.registry import Adapter, SizedAdapter, Stays, hold_off
 from hypermlp.integrations.sites import CROSS
 from hypermlp.layers import AttentionLayer
 
 _POSITIONS = "positions, which a hyper layer's tables know by themselves"
 _IGNORED = dict.fromkeys(("rel_pos", "rotary_pos_emb", "polar_pos_emb", "pos"), _POSITIONS)
-_CACHES_BEFORE = "_can_cache_kv_before"
 
 
 class XTransformersAttention(nn.Module):
@@ -108,14 +107,9 @@ class XTransformersAdapter(SizedAdapter):
     def finish(self, model: nn.Module, swaps: Sequence[Mapping[str, Any]]) -> None:
         """Models remember whether they can generate with a cache of keys and values, which hyper layers do not fill."""
         for holder in model.modules():
-            if isinstance(holder, XTransformersAttention) or not hasattr(holder, "can_cache_kv"):
-                continue
-            before = holder.__dict__.pop(_CACHES_BEFORE, holder.can_cache_kv)
-            swapped = any(isinstance(module, XTransformersAttention) for module in holder.modules())
             if "can_cache_kv" in vars(holder):
-                setattr(holder, "can_cache_kv", before and not swapped)  # noqa: B010
-            if swapped:
-                holder.__dict__[_CACHES_BEFORE] = before
+                swapped = any(isinstance(module, XTransformersAttention) for module in holder.modules())
+                hold_off(holder, "can_cache_kv", swapped)
 
 
 def _reason(model: nn.Module, name: str) -> str | None:

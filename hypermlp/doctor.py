@@ -122,8 +122,8 @@ def _installed(package: str) -> str:
 
 
 def _devices() -> Iterator[Line]:
-    levels = torch.backends.cpu.get_cpu_capability()
-    yield Line("cpu", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads of PyTorch, {levels}")
+    level = torch.backends.cpu.get_cpu_capability()
+    yield Line("cpu", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads of PyTorch, {level}")
     if not torch.cuda.is_available():
         built = torch.version.cuda or torch.version.hip
         yield Line("gpu", "none that PyTorch can use" + ("" if built else ", which was built without"))
@@ -143,21 +143,18 @@ def _backends() -> Iterator[Line]:
     device = _device()
     yield Line("C++ compiler", _compiler())
     yield _tried("chunked", device)
-    reason = native.unavailable(_probe("cpu", torch.float32))
-    if reason:
+    if reason := native.unavailable(_probe("cpu", torch.float32)):
         # a compiler that is there should do
         yield Line("native", f"cannot run: {_without_paths(reason)}", wrong=_compiler() != "none")
     else:
         yield _tried("native", "cpu")
-    reason = triton.unavailable(_probe(device, torch.float32))
-    if reason:
+    if reason := triton.unavailable(_probe(device, torch.float32)):
         # without a GPU nothing is missing
         yield Line("triton", f"cannot run: {_without_paths(reason)}", wrong=device == "cuda")
-    else:
-        yield Line("triton", f"judged below, on {device}" + ("" if device == "cuda" else " in Triton's interpreter"))
-    bfloat16 = triton.unavailable(_probe(device, torch.bfloat16))
-    if not reason and bfloat16:
-        yield Line("triton in bfloat16", f"cannot run: {bfloat16}", wrong=device == "cuda")
+        return
+    yield Line("triton", f"judged below, on {device}" + ("" if device == "cuda" else " in Triton's interpreter"))
+    if reason := triton.unavailable(_probe(device, torch.bfloat16)):
+        yield Line("triton in bfloat16", f"cannot run: {reason}", wrong=device == "cuda")
 
 
 def _compiler() -> str:

@@ -79,17 +79,12 @@ def stream(
     text = _Text(prompt_ids.to(device), None if attention_mask is None else attention_mask.to(device) != 0)
     generator = _generator(device, seed)
 
-    def draw(logits: Tensor) -> Tensor:
-        if repetition_penalty != 1.0:
-            logits = apply_repetition_penalty(logits, text.seen(logits.shape[-1]), repetition_penalty)
-        return sample(logits, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
-
     reader = _CachedReader(model, text) if use_cache else _Recomputer(model, text)
 
     # the decorator, unlike a with block, leaves the caller's gradient mode alone between tokens
     @torch.no_grad()
     def steps() -> Iterator[Tensor]:
-        ended: Tensor | None = None
+        ended = torch.zeros(len(prompt_ids) * num_samples, dtype=torch.bool, device=device)
         with evaluating(model):
             for count in range(1, max_new_tokens + 1):
                 logits = reader.next()
@@ -97,13 +92,15 @@ def stream(
                     logits = logits.repeat_interleave(num_samples, dim=0)
                     text.repeat(num_samples)
                     reader.repeat(num_samples)
-                token = draw(logits)
-                token = token if ended is None else torch.where(ended, pad_token_id, token)
+                if repetition_penalty != 1.0:
+                    logits = apply_repetition_penalty(logits, text.seen(logits.shape[-1]), repetition_penalty)
+                token = sample(logits, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
+                if stop:
+                    token = torch.where(ended, pad_token_id, token)
                 text.append(token)
                 yield token
                 if stop:
-                    ends = text.ends_with(stop, count)
-                    ended = ends if ended is None else ended | ends
+                    ended = ended | text.ends_with(stop, count)
                     if bool(ended.all()):
                         return
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -35,6 +36,11 @@ class Replaced(NamedTuple):
     window: int | None
     dtype: torch.dtype
 
+    @property
+    def config_now(self) -> HyperConfig:
+        """With as many lags as the layer knows now: it may have been extended or resized, alone or in its model."""
+        return replace(self.config, max_lag=self.layer.config.max_lag)
+
 
 def _replaced(module: nn.Module) -> Replaced | None:
     found: Replaced | None = module.__dict__.get(_MARK)
@@ -61,11 +67,6 @@ class Site(NamedTuple):
         for name in self.names:
             parent, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(parent), leaf, module)
-
-    def note_config(self) -> None:
-        """Take note of the layer's config, which has changed."""
-        assert self.replaced is not None
-        setattr(self.module, _MARK, self.replaced._replace(config=self.replaced.layer.config))
 
     def mark(
         self,
@@ -137,7 +138,7 @@ def swaps_in(model: nn.Module) -> list[dict[str, Any]]:
     groups: dict[HyperConfig, list[int]] = {}
     for place, site in enumerate(find_sites(model)[0] if holds_replacements(model) else []):
         if site.replaced:
-            groups.setdefault(site.replaced.config, []).append(place)
+            groups.setdefault(site.replaced.config_now, []).append(place)
     return [{"layers": places, "config": config.to_dict()} for config, places in groups.items()]
 
 

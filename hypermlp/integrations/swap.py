@@ -17,7 +17,7 @@ from hypermlp.integrations.hooks import hooks_left, return_hooks, share_hooks
 from hypermlp.integrations.host import Host, NoProjection, common_dtype, placement, weights_away
 from hypermlp.integrations.quantised import with_plain_weights
 from hypermlp.integrations.registry import Adapter, Which, as_mapping
-from hypermlp.integrations.sites import Site, find_sites, replaced_sites, swaps_in
+from hypermlp.integrations.sites import Site, find_sites, holds_replacements, replaced_sites, swaps_in
 from hypermlp.integrations.swap_report import Left, Swapped, SwapReport
 from hypermlp.layers import AttentionLayer, build_layer
 from hypermlp.layers.projection import Projection
@@ -149,10 +149,7 @@ def swapped_layers(model: nn.Module) -> dict[str, AttentionLayer]:
 
 def note_changes(model: nn.Module) -> None:
     """Tell the adapters of a swapped model that its layers' configs have changed; nothing for any other model."""
-    sites = replaced_sites(model)
-    for site, _ in sites:
-        site.note_config()
-    if sites:
+    if holds_replacements(model):
         _finish(model)
 
 

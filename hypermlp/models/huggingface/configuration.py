@@ -154,6 +154,14 @@ class HyperMLPConfig(PreTrainedConfig):
         fields = self.attention[layer_idx] if isinstance(self.attention, list) else self.attention
         return HyperConfig(**fields)
 
+    def note_max_lags(self, lags: Mapping[int, int | None]) -> None:
+        """Note how many lags some layers, by their places, know now, where that is not what is described."""
+        count = len(self.attention) if isinstance(self.attention, list) else self.num_hidden_layers
+        described = [self.attention_config(index).to_dict() for index in range(count)]
+        noted = [fields | {"max_lag": lags.get(index, fields["max_lag"])} for index, fields in enumerate(described)]
+        if noted != described:
+            self.attention = noted
+
     def extend_max_lag(self, max_lag: int) -> None:
         """Note that layers by lag know ``max_lag`` lags now: what :func:`hypermlp.extend_max_lag` calls."""
         described = self.attention if isinstance(self.attention, list) else [self.attention]

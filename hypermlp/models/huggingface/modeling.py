@@ -19,6 +19,7 @@ from hypermlp.integrations.huggingface.cache import check_cache
 from hypermlp.integrations.huggingface.masks import document_bounds, refuse_nested
 from hypermlp.integrations.huggingface.names import CACHE_NAME, CACHE_NAMES, IGNORED_BY_MODELS, one_cache
 from hypermlp.integrations.huggingface.refused import refuse_caches, refuse_continuous_batching
+from hypermlp.layers import AttentionLayer
 from hypermlp.layers.projection import Embedding, Projection, start_afresh
 from hypermlp.models.huggingface.configuration import HyperMLPConfig
 from hypermlp.models.huggingface.decoder_layer import HyperMLPDecoderLayer, mask_of_new_tokens, packed_bounds
@@ -59,6 +60,13 @@ class HyperMLPPreTrainedModel(PreTrainedModel):
             start_afresh(module)
         for parameter, value in loaded:
             parameter.data.copy_(value)
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """As it stands: single layers may have been extended since."""
+        attention = enumerate(getattr(layer, "attention", None) for layer in self.base_model.layers)
+        known = {index: layer.config.max_lag for index, layer in attention if isinstance(layer, AttentionLayer)}
+        self.config.note_max_lags(known)
+        super().save_pretrained(*args, **kwargs)
 
 
 class HyperMLPModel(HyperMLPPreTrainedModel):

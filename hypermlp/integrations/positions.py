@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hypermlp.checks import is_integer
-from hypermlp.integrations.swap import note_changes
+from hypermlp.integrations.sites import replaced_sites
+from hypermlp.integrations.swap import tell_adapters
 from hypermlp.integrations.tables import replace_tables, rows_of
 from hypermlp.layers import HyperMLP
 
@@ -74,11 +75,12 @@ def resize_positions(
             "tables by lag fit every length"
         )
     plans = {rows: _plan(rows, new, isinstance(grid, int), old_grid, prefix_tokens) for rows in map(rows_of, layers)}
+    replaced_sites(model)  # refuses, before anything changes, what is itself a replacement
     replace_tables(
         {layer: plans[rows_of(layer)].rows for layer in layers},
         lambda name, table: _resized(name, table, plans[table.shape[1]]),
     )
-    note_changes(model)
+    tell_adapters(model)
     return len(layers)
 
 

@@ -17,7 +17,7 @@ from hypermlp.integrations.hooks import hooks_left, return_hooks, share_hooks
 from hypermlp.integrations.host import Host, NoProjection, common_dtype, placement, weights_away
 from hypermlp.integrations.quantised import with_plain_weights
 from hypermlp.integrations.registry import Adapter, Which, as_mapping
-from hypermlp.integrations.sites import Site, find_sites, holds_replacements, replaced_sites, swaps_in
+from hypermlp.integrations.sites import Site, find_sites, replaced_sites, swaps_in
 from hypermlp.integrations.swap_report import Left, Swapped, SwapReport
 from hypermlp.layers import AttentionLayer, build_layer
 from hypermlp.layers.projection import Projection
@@ -89,12 +89,12 @@ def swap_attention(
         site.mark(new, layer, given, host.window, keep_original=keep_originals)
         site.put(model, new.train(site.module.training))
     try:
-        _finish(model)
+        tell_adapters(model)
     except Exception:
         for site in chosen:
             site.put(model, site.module)
         with suppress(Exception):  # of several adapters some may have been told already
-            _finish(model, [site.adapter for site in chosen])
+            tell_adapters(model, [site.adapter for site in chosen])
         raise
     swapped = tuple(
         Swapped(site.names[0], site.was, layer, _gone(site.module, new), host.differences)
@@ -138,19 +138,13 @@ def restore_attention(model: nn.Module) -> tuple[str, ...]:
         # one of several dtypes keeps them, unless the model was cast since
         cast = None if weight.dtype == known.dtype else weight.dtype
         site.put(model, known.original.to(weight.device, cast).train(site.module.training))
-    _finish(model, [known.adapter for _, known in sites])
+    tell_adapters(model, [known.adapter for _, known in sites])
     return tuple(site.names[0] for site, _ in sites)
 
 
 def swapped_layers(model: nn.Module) -> dict[str, AttentionLayer]:
     """The hyper layers that stand in a model, by the name of the module they belong to."""
     return {site.names[0]: known.layer for site, known in replaced_sites(model)}
-
-
-def note_changes(model: nn.Module) -> None:
-    """Tell the adapters of a swapped model that its layers' configs have changed; nothing for any other model."""
-    if holds_replacements(model):
-        _finish(model)
 
 
 def _check_unwrapped(model: nn.Module) -> None:
@@ -247,8 +241,8 @@ def _gone(module: nn.Module, replacement: nn.Module) -> tuple[str, ...]:
     return tuple(name for name, parameter in module.named_parameters() if id(parameter) not in kept)
 
 
-def _finish(model: nn.Module, adapters: Iterable[Adapter] = ()) -> None:
-    """Tell each adapter what stands in the model now."""
+def tell_adapters(model: nn.Module, adapters: Iterable[Adapter] = ()) -> None:
+    """Tell ``adapters``, and those of what stands in the model now, what that is; nothing for a model without."""
     swaps, standing = swaps_in(model), (known.adapter for _, known in replaced_sites(model))
     for adapter in {id(adapter): adapter for adapter in (*adapters, *standing)}.values():
         adapter.finish(model, swaps)

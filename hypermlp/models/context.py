@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hypermlp.checks import check_choice, is_integer
 from hypermlp.integrations.sites import find_sites, holds_replacements, replaced_sites
-from hypermlp.integrations.swap import note_changes
+from hypermlp.integrations.swap import tell_adapters
 from hypermlp.integrations.tables import replace_tables, rows_of
 from hypermlp.layers import HyperMLP
 from hypermlp.models.language_model import LanguageModel
@@ -96,7 +96,7 @@ def _extended(table: Tensor, max_lag: int, fill: Fill) -> Tensor:
 
 def _note(model: nn.Module, short: Collection[HyperMLP], max_lag: int) -> None:
     """Let the configs that models are saved with say what the layers are now."""
-    note_changes(model)
+    tell_adapters(model)
     family = sys.modules.get("hypermlp.models.huggingface.modeling")
     configs: dict[int, Any] = {}
     for module in model.modules():

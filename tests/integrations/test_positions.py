@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
-from hypermlp import HyperGLU, HyperMLP
+from hypermlp import HyperGLU, HyperMLP, swap_attention
 from hypermlp.integrations import resize_positions
 from hypermlp.integrations.positions import fit_grid
 from hypermlp.layers import ReLUAttention
@@ -180,6 +180,16 @@ def test_computed_tables_are_refused_before_anything_changes(change: Callable[[n
         resize_positions(model, (4, 4))
     assert all(p is before[name] for name, p in model.named_parameters())
     assert [made.config.max_lag for made in model] == [9, 9]
+
+
+def test_a_replacement_by_itself_is_refused_before_anything_changes() -> None:
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2), 1, enable_nested_tensor=False)
+    swap_attention(model, max_lag=9)
+    replacement: Any = model.layers[0].self_attn
+    with pytest.raises(ValueError, match="give the model that holds it"):
+        resize_positions(replacement, (4, 4))
+    assert replacement.mixer.config.max_lag == replacement.mixer.routing_mix.up.shape[1] == 9
+    assert resize_positions(model, (4, 4)) == 1
 
 
 def test_shared_tables_are_resized_once_and_stay_shared() -> None:

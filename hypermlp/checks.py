@@ -34,6 +34,12 @@ def check_size(name: str, value: object, least: int = 1) -> None:
         raise ValueError(f"{name} must be {kind}{bound}, got {shown(value)}")
 
 
+def check_sizes(**values: object) -> None:
+    """Positive integers, each a size."""
+    for name, value in values.items():
+        check_size(name, value)
+
+
 def check_number(name: str, value: object, *, zero: bool = False) -> None:
     """A number above 0, or at least 0 if ``zero``, that a float can be."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from hypermlp.checks import check_sizes
 from hypermlp.config import HyperConfig, MixConfig
 from hypermlp.ops.flops import backward_flops, forward_flops, visible_pairs
 
@@ -79,7 +80,7 @@ def _count_flops(
 ) -> Count:
     """``of_pairs`` counts the operator's, and all else takes ``products`` times a forward's."""
     c = config
-    check_positive(batch_size=batch_size, length=length)
+    check_sizes(batch_size=batch_size, length=length)
     if c.layout == "position" and c.mixer != "softmax" and c.max_lag is not None and length > c.max_lag:
         raise ValueError(f"length={length} is over max_lag={c.max_lag}, which the position layout does not allow")
     tokens = batch_size * length
@@ -124,9 +125,3 @@ def mixings(c: HyperConfig) -> list[tuple[MixConfig, int]]:
     """Each mixing the layer has, with the number of heads it works on."""
     mixes = ((c.routing_mix, c.num_maps * c.num_heads), (c.readout_mix, c.num_heads))
     return [(mix, heads) for mix, heads in mixes if isinstance(mix, MixConfig)]
-
-
-def check_positive(**values: float) -> None:
-    for name, value in values.items():
-        if not value > 0:
-            raise ValueError(f"{name} must be positive, got {value!r}")

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from math import ceil
 from typing import Literal
 
-from hypermlp.budget.counts import check_positive, count_block_flops, count_block_parameters, count_parameters, mixings
-from hypermlp.checks import is_integer
+from hypermlp.budget.counts import count_block_flops, count_block_parameters, count_parameters, mixings
+from hypermlp.checks import check_number, check_sizes, is_integer
 from hypermlp.config import HyperConfig, MixConfig
 
 How = Literal["widen", "narrow"]
@@ -71,7 +71,8 @@ def match_parameters(
     """
     if how not in ("widen", "narrow"):
         raise ValueError(f"how must be 'widen' or 'narrow', got {how!r}")
-    check_positive(tolerance=tolerance, min_qk_width=min_qk_width)
+    check_number("tolerance", tolerance)
+    check_sizes(min_qk_width=min_qk_width)
     target = count_parameters(reference).total
     if abs(count_parameters(other).total - target) <= tolerance * target:
         chosen = other
@@ -121,7 +122,8 @@ def match_intermediate_size(
     Raises:
         ValueError: if no positive width is within the tolerance, naming the closest count.
     """
-    check_positive(intermediate_size=intermediate_size, multiple_of=multiple_of, tolerance=tolerance)
+    check_sizes(intermediate_size=intermediate_size, multiple_of=multiple_of)
+    check_number("tolerance", tolerance)
     if flops_at is not None and not is_integer(flops_at):
         raise TypeError(f"flops_at must be a number of tokens, got {flops_at!r}")
     unit: Unit = "parameters" if flops_at is None else "FLOPs"

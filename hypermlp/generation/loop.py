@@ -21,7 +21,7 @@ def generate(model: LanguageModel, prompt_ids: Tensor, max_new_tokens: int, **op
 
     Args:
         model: is put into evaluation mode meanwhile.
-        prompt_ids: int64 ``[B, T]`` with at least one token.
+        prompt_ids: int64 or int32 ``[B, T]`` with at least one token.
         max_new_tokens: tokens to add at most, 0 or more.
         options: see :func:`stream`.
 
@@ -30,7 +30,7 @@ def generate(model: LanguageModel, prompt_ids: Tensor, max_new_tokens: int, **op
         side; rows that met a stop sequence are filled with ``pad_token_id``.
     """
     steps = list(stream(model, prompt_ids, max_new_tokens, **options))
-    prompts = prompt_ids.to(_device(model)).repeat_interleave(options.get("num_samples", 1), dim=0)
+    prompts = prompt_ids.to(_device(model), torch.int64).repeat_interleave(options.get("num_samples", 1), dim=0)
     return torch.cat((prompts, *(step[:, None] for step in steps)), dim=1)
 
 
@@ -58,7 +58,7 @@ def stream(
 
     Args:
         model: is put into evaluation mode meanwhile.
-        prompt_ids: int64 ``[B, T]`` with at least one token a row.
+        prompt_ids: int64 or int32 ``[B, T]`` with at least one token a row.
         max_new_tokens: tokens to add at most, 0 or more.
         attention_mask: bool or integer ``[B, T]``, 1 for a token of the prompt; padding may be on
             the left or on the right.
@@ -76,7 +76,7 @@ def stream(
     _check(prompt_ids, attention_mask, max_new_tokens, num_samples, stop)
     check_sampling(temperature, top_k, top_p, repetition_penalty)
     device = _device(model)
-    text = _Text(prompt_ids.to(device), None if attention_mask is None else attention_mask.to(device) != 0)
+    text = _Text(prompt_ids.to(device, torch.int64), None if attention_mask is None else attention_mask.to(device) != 0)
     generator = _generator(device, seed)
 
     reader = _CachedReader(model, text) if use_cache else _Recomputer(model, text)
@@ -204,6 +204,8 @@ def _check(
         raise ValueError(
             f"prompt_ids must be [batch, length] with at least one token, got shape {tuple(prompt_ids.shape)}"
         )
+    if prompt_ids.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"prompt_ids must be int64 or int32, got {prompt_ids.dtype}")
     if attention_mask is not None and attention_mask.shape != prompt_ids.shape:
         raise ValueError(
             f"attention_mask must be {tuple(prompt_ids.shape)} like prompt_ids, got {tuple(attention_mask.shape)}"
@@ -215,6 +217,8 @@ def _check(
             raise TypeError(f"{name} must be an integer, got {value!r}")
         if value < least:
             raise ValueError(f"{name} must be >= {least}, got {value!r}")
+    if alone := [token for token in stop if is_integer(token)]:
+        raise TypeError(f"stop must be sequences of tokens, got the token {alone[0]}: write stop=[[{alone[0]}]]")
     if any(len(sequence) == 0 for sequence in stop):
         raise ValueError("stop has an empty sequence, which every row ends with: leave it out")
 

@@ -159,6 +159,8 @@ def _chosen(layers: Iterable[int] | None, sites: list[Site]) -> list[Site]:
         if not chosen:
             raise ValueError("all attention of this model is swapped already: restore_attention(model) first")
         return chosen
+    if isinstance(layers, int):
+        raise TypeError(f"layers must be several places, got {layers!r}: write layers=[{layers!r}]")
     places = list(layers)
     for place in places:
         if not is_integer(place) or not -len(sites) <= place < len(sites):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hypermlp.cache import HyperCache
-from hypermlp.checks import check_number, check_size
+from hypermlp.checks import check_flag, check_number, check_size
 from hypermlp.config import HyperConfig
 from hypermlp.layers.base import AttentionLayer
 from hypermlp.layers.block import TransformerBlock
@@ -75,6 +75,7 @@ class LanguageModelConfig:
             )
         if not self.attention.causal:
             raise ValueError("attention.causal must be True: a language model may not see the tokens it predicts")
+        check_flag("tie_embeddings", self.tie_embeddings)
         check_number("norm_eps", self.norm_eps)
 
     def to_dict(self) -> dict[str, Any]:

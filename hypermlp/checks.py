@@ -3,16 +3,41 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
+from typing import TypeGuard
 
 _TOO_LARGE = 2**63
 
 
+def is_integer(value: object) -> TypeGuard[int]:
+    """Whether ``value`` is an integer; True and False are none."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def check_choice(name: str, value: object, choices: Collection[object]) -> None:
+    """One of ``choices``."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {tuple(choices)}, got {value!r}")
+
+
+def check_flag(name: str, value: object) -> None:
+    """True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
 def check_size(name: str, value: object, least: int = 1) -> None:
     """An integer from ``least`` on that a size of PyTorch's can be."""
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value < _TOO_LARGE:
+    if not (is_integer(value) and least <= value < _TOO_LARGE):
         kind = "a positive integer" if least == 1 else f"an integer >= {least}"
         bound = " below 2**63" if isinstance(value, int) and value >= _TOO_LARGE else ""
         raise ValueError(f"{name} must be {kind}{bound}, got {shown(value)}")
+
+
+def check_sizes(**values: object) -> None:
+    """Positive integers, each a size."""
+    for name, value in values.items():
+        check_size(name, value)
 
 
 def check_number(name: str, value: object, *, zero: bool = False) -> None:

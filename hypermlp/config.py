@@ -10,7 +10,7 @@ from typing import Any, Literal, TypedDict, get_args
 
 import torch
 
-from hypermlp.checks import check_number, check_size
+from hypermlp.checks import check_choice, check_flag, check_number, check_size
 from hypermlp.ops.attention import LagOrPosition
 from hypermlp.ops.checks import check_eps
 
@@ -36,8 +36,7 @@ class MixConfig:
     def __post_init__(self) -> None:
         check_size("rank", self.rank, 0)
         for name in ("diag", "identity"):
-            if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
+            check_flag(name, getattr(self, name))
         if not (self.rank or self.diag or self.identity):
             raise ValueError("a mixing without rank, diag and identity maps everything to zero: switch one on")
 
@@ -127,7 +126,7 @@ class HyperConfig:
     conv_init: ConvInit = "identity"
 
     def __post_init__(self) -> None:
-        self._check_choice("mixer", self.mixer, get_args(Mixer))
+        check_choice("mixer", self.mixer, get_args(Mixer))
         for name in ("hidden_size", "num_heads"):
             check_size(name, getattr(self, name))
         check_size("mix_rank", self.mix_rank, 0)
@@ -163,17 +162,16 @@ class HyperConfig:
             )
 
     def _check(self) -> None:
-        self._check_choice("layout", self.layout, get_args(LagOrPosition))
-        self._check_choice("gate_activation", self.gate_activation, get_args(GateActivation))
-        self._check_choice("conv_init", self.conv_init, get_args(ConvInit))
+        check_choice("layout", self.layout, get_args(LagOrPosition))
+        check_choice("gate_activation", self.gate_activation, get_args(GateActivation))
+        check_choice("conv_init", self.conv_init, get_args(ConvInit))
         for name in ("qk_dim", "v_dim"):
             check_size(name, getattr(self, name))
         if self.max_lag is not None:
             check_size("max_lag", self.max_lag)
         check_size("conv_size", self.conv_size, 0)
         for name in ("causal", "q_gate", "output_gate", "norm", "rope", "bias"):
-            if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
+            check_flag(name, getattr(self, name))
         for name in ("eps", "rope_theta"):
             check_number(name, getattr(self, name))
         # one config serves layers of every dtype
@@ -260,8 +258,8 @@ class HyperConfig:
         if base == "S" and tmix:
             raise ValueError(f"label {label!r}: softmax has no sequence mixing")
         heads = options.get("num_heads", cls.num_heads)
-        for name, value in (("hidden_size", hidden_size), ("num_heads", heads)):
-            check_size(name, value)
+        check_size("hidden_size", hidden_size)
+        check_size("num_heads", heads)
         maps = 2 * heads if base == "G" else heads
         mixer = {"S": "softmax", "R": "hypermlp" if tmix else "relu", "G": "hyperglu"}[base]
         fields: dict[str, Any] = {
@@ -286,11 +284,6 @@ class HyperConfig:
     def _default(self, name: str, value: object) -> None:
         if getattr(self, name) is None:
             object.__setattr__(self, name, value)
-
-    @staticmethod
-    def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-        if value not in choices:
-            raise ValueError(f"{name} must be one of {choices}, got {value!r}")
 
 
 def quarter(width: int, parts: int) -> int:

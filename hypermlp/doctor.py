@@ -21,6 +21,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.torch_version import TorchVersion
 
 from hypermlp.ops import SequenceMix, hyper_attention, native, self_check, triton
 from hypermlp.ops.arguments import Needs, OperatorArgs, Options
@@ -66,12 +67,14 @@ def lines(seconds: float = 20.0) -> Iterator[Line]:
     yield from _versions()
     yield from _devices()
     yield from _backends()
-    gpu = torch.cuda.is_available()
-    if triton.unavailable(_probe("cuda" if gpu else "cpu", torch.float32)) is None:
-        for dtype in _DTYPES:
-            yield from _kernels("cuda" if gpu else "cpu", dtype)
-    if gpu and seconds > 0:
+    for dtype in _DTYPES:
+        yield from _kernels(_device(), dtype)
+    if _device() == "cuda" and seconds > 0:
         yield from _timing(seconds)
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _versions() -> Iterator[Line]:
@@ -108,11 +111,7 @@ def _is_there(need: str) -> bool:
     found = re.match(r"([\w.-]+)(?:\[[^]]*\])? *(?:>= *([\d.]+))?", need.strip())
     if found is None or (installed := _installed(found[1])) == "none":
         return False
-    return _numbers(installed) >= _numbers(found[2] or "0")
-
-
-def _numbers(release: str) -> list[int]:
-    return [int(part) for part in re.match(r"[\d.]*", release)[0].split(".") if part]  # type: ignore[index]
+    return TorchVersion(installed) >= TorchVersion(found[2] or "0")
 
 
 def _installed(package: str) -> str:
@@ -123,8 +122,8 @@ def _installed(package: str) -> str:
 
 
 def _devices() -> Iterator[Line]:
-    levels = torch.backends.cpu.get_cpu_capability()
-    yield Line("cpu", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads of PyTorch, {levels}")
+    level = torch.backends.cpu.get_cpu_capability()
+    yield Line("cpu", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads of PyTorch, {level}")
     if not torch.cuda.is_available():
         built = torch.version.cuda or torch.version.hip
         yield Line("gpu", "none that PyTorch can use" + ("" if built else ", which was built without"))
@@ -141,24 +140,21 @@ def _devices() -> Iterator[Line]:
 
 def _backends() -> Iterator[Line]:
     """What each path can do, by trying it on few tokens."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = _device()
     yield Line("C++ compiler", _compiler())
     yield _tried("chunked", device)
-    reason = native.unavailable(_probe("cpu", torch.float32))
-    if reason:
+    if reason := native.unavailable(_probe("cpu", torch.float32)):
         # a compiler that is there should do
         yield Line("native", f"cannot run: {_without_paths(reason)}", wrong=_compiler() != "none")
     else:
         yield _tried("native", "cpu")
-    reason = triton.unavailable(_probe(device, torch.float32))
-    if reason:
+    if reason := triton.unavailable(_probe(device, torch.float32)):
         # without a GPU nothing is missing
         yield Line("triton", f"cannot run: {_without_paths(reason)}", wrong=device == "cuda")
-    else:
-        yield Line("triton", f"judged below, on {device}" + ("" if device == "cuda" else " in Triton's interpreter"))
-    bfloat16 = triton.unavailable(_probe(device, torch.bfloat16))
-    if not reason and bfloat16:
-        yield Line("triton in bfloat16", f"cannot run: {bfloat16}", wrong=device == "cuda")
+        return
+    yield Line("triton", f"judged below, on {device}" + ("" if device == "cuda" else " in Triton's interpreter"))
+    if reason := triton.unavailable(_probe(device, torch.bfloat16)):
+        yield Line("triton in bfloat16", f"cannot run: {reason}", wrong=device == "cuda")
 
 
 def _compiler() -> str:
@@ -181,10 +177,9 @@ def _tried(backend: Backend, device: str) -> Line:
 
 def _kernels(device: str, dtype: torch.dtype) -> Iterator[Line]:
     """The self-check of every family in ``dtype``."""
-    name = str(dtype).removeprefix("torch.")
-    reason = triton.unavailable(_probe(device, dtype))
-    if reason:
+    if triton.unavailable(_probe(device, dtype)):
         return
+    name = str(dtype).removeprefix("torch.")
     needs = Needs.of([True] * 11)
     for selection in ("glu", "relu"):
         x = _sample(device, dtype, selection)
@@ -212,8 +207,10 @@ def _judged(name: str, x: Tensor, check: Callable[[], Errors]) -> Line:
     return Line(f"kernels {name}", f"{wrong or text}, {time.monotonic() - start:.1f} s", bool(wrong))
 
 
-def _sample(device: str, dtype: torch.dtype, selection: str) -> OperatorArgs:
-    """A call like a small layer's."""
+def _sample(
+    device: str, dtype: torch.dtype, selection: str, length: int = _LENGTH, qk_width: int = 16, v_width: int = 64
+) -> OperatorArgs:
+    """A call like a small layer's of two heads."""
     rng = torch.Generator().manual_seed(0)
     maps = 4 if selection == "glu" else 2
 
@@ -221,18 +218,17 @@ def _sample(device: str, dtype: torch.dtype, selection: str) -> OperatorArgs:
         return (0.3 * torch.randn(shape, generator=rng)).to(device, dtype)
 
     def mixing(heads: int) -> SequenceMix:
-        down, up = (normal(heads, _LENGTH, 16) for _ in range(2))
-        return SequenceMix(normal(heads, _LENGTH), down, up, normal(1, _LENGTH, heads, 16))
+        down, up = (normal(heads, length, 16) for _ in range(2))
+        return SequenceMix(normal(heads, length), down, up, normal(1, length, heads, 16))
 
-    q, k, v = normal(1, _LENGTH, maps, 16), normal(1, _LENGTH, maps, 16), normal(1, _LENGTH, 2, 64)
-    options = Options(selection, True, 1e-12, True, "lag", _LENGTH)
+    q, k, v = normal(1, length, maps, qk_width), normal(1, length, maps, qk_width), normal(1, length, 2, v_width)
+    options = Options(selection, True, 1e-12, True, "lag", length)
     return OperatorArgs(q, k, v, mixing(maps), mixing(2), Tokens(), options)
 
 
 def _step(x: OperatorArgs) -> StepArgs:
     """One token after a cache that holds the others as layers do."""
-    mixes = (mix if mix.core is None else mix._replace(core=mix.core[:, -1]) for mix in (x.routing_mix, x.readout_mix))
-    routing, readout = mixes
+    routing, readout = (mix._replace(core=mix.core[:, -1]) for mix in (x.routing_mix, x.readout_mix))  # type: ignore[index]
     keys, values = x.k[0].permute(1, 2, 0).contiguous(), x.v[0].transpose(0, 1).contiguous()
     return StepArgs(x.q[:, -1].flatten(1), Past([keys], [values], None), routing, readout, x.options)
 
@@ -248,11 +244,11 @@ def _probe(device: str, dtype: torch.dtype) -> Tensor:
     return torch.empty(1, device=device, dtype=dtype)
 
 
-def _timing(seconds: float) -> Iterator[Line]:
+def _timing(seconds: float, device: str = "cuda") -> Iterator[Line]:
     """What ``backend="auto"`` takes beside PyTorch's attention of the same width, forward and with backward."""
     for length in _TIMED_LENGTHS:
         for backward in (False, True):
-            calls = {"hyperglu": _hyper_call(length, backward), "sdpa": _sdpa_call(length, backward)}
+            calls = {"hyperglu": _hyper_call(device, length, backward), "sdpa": _sdpa_call(device, length, backward)}
             try:
                 times = {name: _median_ms(call, seconds / (4 * len(_TIMED_LENGTHS))) for name, call in calls.items()}
             except torch.OutOfMemoryError:
@@ -265,23 +261,16 @@ def _timing(seconds: float) -> Iterator[Line]:
             )
 
 
-def _hyper_call(length: int, backward: bool) -> Callable[[], object]:
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, device="cuda", dtype=torch.bfloat16).mul_(0.3).requires_grad_(backward)
-
-    def mixing(heads: int) -> SequenceMix:
-        down, up = (normal(heads, length, 16) for _ in range(2))
-        return SequenceMix(normal(heads, length), down, up, normal(1, length, heads, 16))
-
-    q, k, v = normal(1, length, 4, 64), normal(1, length, 4, 64), normal(1, length, 2, 512)
-    routing, readout = mixing(4), mixing(2)
-    leaves = [y for y in (q, k, v, *routing.tensors, *readout.tensors) if y is not None]
-    return _call(lambda: hyper_attention(q, k, v, routing, readout), leaves, backward)
+def _hyper_call(device: str, length: int, backward: bool) -> Callable[[], object]:
+    sample = _sample(device, torch.bfloat16, "glu", length, qk_width=64, v_width=512)
+    x = mapped(sample, lambda y: y.requires_grad_(backward))
+    leaves = [y for y in x.tensors if y is not None]
+    return _call(lambda: hyper_attention(x.q, x.k, x.v, x.routing_mix, x.readout_mix), leaves, backward)
 
 
-def _sdpa_call(length: int, backward: bool) -> Callable[[], object]:
+def _sdpa_call(device: str, length: int, backward: bool) -> Callable[[], object]:
     q, k, v = (
-        torch.randn(1, 16, length, 64, device="cuda", dtype=torch.bfloat16, requires_grad=backward) for _ in range(3)
+        torch.randn(1, 16, length, 64, device=device, dtype=torch.bfloat16, requires_grad=backward) for _ in range(3)
     )
     return _call(lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True), [q, k, v], backward)
 

@@ -118,7 +118,13 @@ def test_a_window_makes_cost_linear_and_half_a_square_otherwise() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [((0, 4), "batch_size must be positive, got 0"), ((1, 0), "length must be positive, got 0")]
+    ("options", "message"),
+    [
+        ((0, 4), "batch_size must be a positive integer, got 0"),
+        ((1, 0), "length must be a positive integer, got 0"),
+        ((2.5, 4), "batch_size must be a positive integer, got 2.5"),
+        ((1, True), "length must be a positive integer"),
+    ],
 )
 def test_flop_errors(options: tuple[int, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -204,7 +210,7 @@ class TestMatchParameters:
         [
             ({"how": "stretch"}, "how must be 'widen' or 'narrow', got 'stretch'"),
             ({"how": "widen", "tolerance": -1.0}, "tolerance must be positive"),
-            ({"how": "narrow", "min_qk_width": 0}, "min_qk_width must be positive"),
+            ({"how": "narrow", "min_qk_width": 0}, "min_qk_width must be a positive integer"),
         ],
     )
     def test_bad_arguments(self, options: dict[str, object], message: str) -> None:
@@ -294,5 +300,5 @@ class TestMatchIntermediateSize:
             match_intermediate_size(GLU, SOFTMAX, 352, multiple_of=256)
         with pytest.raises(ValueError, match=r"closest is .* with 1;"):
             match_intermediate_size(HyperConfig(16, max_lag=8, mix_rank=1), SOFTMAX, 8)
-        with pytest.raises(ValueError, match="intermediate_size must be positive, got 0"):
+        with pytest.raises(ValueError, match="intermediate_size must be a positive integer, got 0"):
             match_intermediate_size(GLU, SOFTMAX, 0)

@@ -127,10 +127,10 @@ def test_errors() -> None:
     config = HyperConfig(16)
     with pytest.raises(ValueError, match="length=6 does not divide into 4 chunks: pad it"):
         count_kept(config, 1, 6, processes=2)
-    with pytest.raises(ValueError, match="processes must be positive, got 0"):
+    with pytest.raises(ValueError, match="processes must be a positive integer, got 0"):
         count_sequence_bytes(config, 1, 6, processes=0)
     for options in ({"max_lag": 3}, {}):
         with pytest.raises(ValueError, match="without a mask alone: leave max_lag and processes out"):
             count_kept(HyperConfig(16, mixer="softmax", **options), 1, 8, processes=1 if options else 2)
-    with pytest.raises(ValueError, match="intermediate_size must be positive, got -1"):
+    with pytest.raises(ValueError, match="intermediate_size must be a positive integer, got -1"):
         count_block_kept(config, -1, 1, 8)

@@ -111,11 +111,9 @@ def test_the_kernels_of_each_family_are_judged(wrong: str | None, monkeypatch: p
 
 def test_the_timing_is_of_both(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU; here the CPU takes its place, at one short length."""
-    randn = torch.randn
-    monkeypatch.setattr(torch, "randn", lambda *a, device=None, dtype=None, **k: randn(*a, **k))
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(doctor, "_TIMED_LENGTHS", (32,))
-    lines = list(doctor._timing(0.1))
+    lines = list(doctor._timing(0.1, "cpu"))
     assert [line.name for line in lines] == ["T = 32 forward", "T = 32 forward+backward"]
     assert all("HyperGLU" in line.text and "SDPA" in line.text for line in lines)
 

@@ -173,9 +173,22 @@ def test_nothing_to_add(model):
     assert decode(generate(model, encode("ab"), 0)[0]) == "ab"
 
 
+def test_tokens_of_32_bits_are_continued_alike(model):
+    options = {"seed": 3, "repetition_penalty": 1.3}
+    prompts = encode("hello")
+    for count in (0, 8):
+        tokens = generate(model, prompts.int(), count, **options)
+        assert tokens.dtype == torch.int64
+        assert torch.equal(tokens, generate(model, prompts, count, **options))
+
+
 def test_bad_arguments(model):
     with pytest.raises(ValueError, match="prompt_ids"):
         generate(model, encode(""), 3)
+    with pytest.raises(ValueError, match=r"prompt_ids must be int64 or int32, got torch\.float32"):
+        stream(model, encode("a").float(), 3)
+    with pytest.raises(TypeError, match=r"write stop=\[\[5\]\]"):
+        generate(model, encode("a"), 3, stop=[5])
     with pytest.raises(ValueError, match="max_new_tokens"):
         generate(model, encode("a"), -1)
 

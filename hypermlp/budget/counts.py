@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from hypermlp.checks import check_sizes
 from hypermlp.config import HyperConfig, MixConfig
 from hypermlp.ops.flops import backward_flops, forward_flops, visible_pairs
 
@@ -38,16 +39,11 @@ def count_parameters(config: HyperConfig) -> Count:
     projections = c.hidden_size * (2 * c.qk_dim + 2 * c.v_dim)
     if c.bias:
         projections += 2 * c.qk_dim + c.v_dim + c.hidden_size
-    mixing = 0
-    for mix, heads in mixings(c):
-        if mix.diag:
-            mixing += heads * _table_rows(c)
-        mixing += heads * mix.rank * 2 * _table_rows(c)
     return Count(
         projections=projections,
         convolutions=2 * c.hidden_size * c.conv_size,
         gates=(c.hidden_size + 1) * sum(c.gate_widths),
-        mixing=mixing,
+        mixing=(c.max_lag or 0) * sum(heads * (mix.diag + 2 * mix.rank) for mix, heads in mixings(c)),
     )
 
 
@@ -84,15 +80,14 @@ def _count_flops(
 ) -> Count:
     """``of_pairs`` counts the operator's, and all else takes ``products`` times a forward's."""
     c = config
-    check_positive(batch_size=batch_size, length=length)
+    check_sizes(batch_size=batch_size, length=length)
     if c.layout == "position" and c.mixer != "softmax" and c.max_lag is not None and length > c.max_lag:
         raise ValueError(f"length={length} is over max_lag={c.max_lag}, which the position layout does not allow")
     tokens = batch_size * length
     pairs = batch_size * visible_pairs(length, causal=c.causal, max_lag=c.max_lag)
     ranks = tuple(mix.rank if isinstance(mix, MixConfig) else 0 for mix in (c.routing_mix, c.readout_mix))
 
-    def operator(routing_rank: int, readout_rank: int) -> int:
-        ranks = (routing_rank, readout_rank)
+    def operator(*ranks: int) -> int:
         return of_pairs(pairs, num_heads=c.num_heads, num_maps=c.num_maps, qk=c.qk_width, v=c.v_width, ranks=ranks)
 
     attention = operator(0, 0)
@@ -130,13 +125,3 @@ def mixings(c: HyperConfig) -> list[tuple[MixConfig, int]]:
     """Each mixing the layer has, with the number of heads it works on."""
     mixes = ((c.routing_mix, c.num_maps * c.num_heads), (c.readout_mix, c.num_heads))
     return [(mix, heads) for mix, heads in mixes if isinstance(mix, MixConfig)]
-
-
-def _table_rows(c: HyperConfig) -> int:
-    return c.max_lag or 0
-
-
-def check_positive(**values: float) -> None:
-    for name, value in values.items():
-        if not value > 0:
-            raise ValueError(f"{name} must be positive, got {value!r}")

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hypermlp.budget.counts import check_positive, mixings
+from hypermlp.budget.counts import mixings
 from hypermlp.budget.traffic import sends_to_neighbours
+from hypermlp.checks import check_sizes
 from hypermlp.config import HyperConfig
 
 # what statistics and norms are computed in, if the activations are not more precise
@@ -50,7 +51,7 @@ def count_kept(config: HyperConfig, batch_size: int, length: int, *, itemsize: i
             memory is that of PyTorch's kernel (a window, or more than one process).
     """
     c = config
-    check_positive(batch_size=batch_size, length=length, itemsize=itemsize, processes=processes)
+    check_sizes(batch_size=batch_size, length=length, itemsize=itemsize, processes=processes)
     if length % (2 * processes) and processes > 1:
         raise ValueError(f"length={length} does not divide into {2 * processes} chunks: pad it to a multiple")
     softmax = c.mixer == "softmax"
@@ -102,7 +103,7 @@ def count_block_kept(
         fused_norm: whether the norms are PyTorch's fused kernel, as on a GPU, which keeps its input and a
             number a row; on a CPU they keep the input and the quotient, both in float32.
     """
-    check_positive(intermediate_size=intermediate_size)
+    check_sizes(intermediate_size=intermediate_size)
     layer = count_kept(config, batch_size, length, itemsize=itemsize, processes=processes)
     rows = batch_size * length // processes
     norm = count_norm_kept(config.hidden_size, rows, itemsize=itemsize, fused=fused_norm)

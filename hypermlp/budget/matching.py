@@ -6,13 +6,8 @@ from dataclasses import dataclass, replace
 from math import ceil
 from typing import Literal
 
-from hypermlp.budget.counts import (
-    check_positive,
-    count_block_flops,
-    count_block_parameters,
-    count_parameters,
-    mixings,
-)
+from hypermlp.budget.counts import count_block_flops, count_block_parameters, count_parameters, mixings
+from hypermlp.checks import check_number, check_sizes, is_integer
 from hypermlp.config import HyperConfig, MixConfig
 
 How = Literal["widen", "narrow"]
@@ -55,12 +50,7 @@ class Match:
 
 
 def match_parameters(
-    reference: HyperConfig,
-    other: HyperConfig,
-    *,
-    how: How,
-    tolerance: float = 0.01,
-    min_qk_width: int = 4,
+    reference: HyperConfig, other: HyperConfig, *, how: How, tolerance: float = 0.01, min_qk_width: int = 4
 ) -> Match:
     """``other`` with its widths changed until it has as many parameters as ``reference``.
 
@@ -81,7 +71,8 @@ def match_parameters(
     """
     if how not in ("widen", "narrow"):
         raise ValueError(f"how must be 'widen' or 'narrow', got {how!r}")
-    check_positive(tolerance=tolerance, min_qk_width=min_qk_width)
+    check_number("tolerance", tolerance)
+    check_sizes(min_qk_width=min_qk_width)
     target = count_parameters(reference).total
     if abs(count_parameters(other).total - target) <= tolerance * target:
         chosen = other
@@ -131,8 +122,9 @@ def match_intermediate_size(
     Raises:
         ValueError: if no positive width is within the tolerance, naming the closest count.
     """
-    check_positive(intermediate_size=intermediate_size, multiple_of=multiple_of, tolerance=tolerance)
-    if flops_at is not None and (not isinstance(flops_at, int) or isinstance(flops_at, bool)):
+    check_sizes(intermediate_size=intermediate_size, multiple_of=multiple_of)
+    check_number("tolerance", tolerance)
+    if flops_at is not None and not is_integer(flops_at):
         raise TypeError(f"flops_at must be a number of tokens, got {flops_at!r}")
     unit: Unit = "parameters" if flops_at is None else "FLOPs"
 

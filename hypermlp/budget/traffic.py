@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypermlp.budget.counts import check_positive
+from hypermlp.checks import check_sizes
 from hypermlp.config import HyperConfig
 
 
@@ -19,7 +19,7 @@ def count_sequence_bytes(
         processes: ``W``, which share each sequence. The first and the last of them have one neighbour, and send less.
     """
     c = config
-    check_positive(batch_size=batch_size, length=length, itemsize=itemsize, processes=processes)
+    check_sizes(batch_size=batch_size, length=length, itemsize=itemsize, processes=processes)
     neighbours, chunk = min(processes - 1, 2), length // (2 * processes)
     numbers = neighbours * max(c.conv_size - 1, 0) * c.hidden_size
     if sends_to_neighbours(c, chunk):
@@ -34,7 +34,7 @@ def count_heads_bytes(
     config: HyperConfig, batch_size: int, length: int, *, itemsize: int = 2, processes: int = 2
 ) -> int:
     """Of ``shard_heads``: the sum of ``[B, T, hidden_size]`` by a ring; the small gradients of taps are left out."""
-    check_positive(batch_size=batch_size, length=length, itemsize=itemsize, processes=processes)
+    check_sizes(batch_size=batch_size, length=length, itemsize=itemsize, processes=processes)
     return ring_bytes(2 * itemsize * batch_size * length * config.hidden_size, processes)
 
 

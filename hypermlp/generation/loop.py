@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from threading import RLock
+from collections.abc import Iterator, Sequence
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
 
 from hypermlp.cache import HyperCache
+from hypermlp.checks import is_integer
+from hypermlp.evaluating import evaluating
 from hypermlp.generation.sampling import apply_repetition_penalty, check_sampling, sample
 from hypermlp.models import LanguageModel
-
-
-@dataclass
-class _Held:
-    """A model in evaluation mode: how many generate with it, and which of its modules go back to training."""
-
-    users: int = 0
-    trained: list[nn.Module] = field(default_factory=list)
-
-
-_HELD: WeakKeyDictionary[nn.Module, _Held] = WeakKeyDictionary()
-# reentrant: the garbage collector may end a forgotten iterator while its thread is in here
-_HELD_LOCK = RLock()
 
 
 def generate(model: LanguageModel, prompt_ids: Tensor, max_new_tokens: int, **options: Any) -> Tensor:
@@ -35,7 +21,7 @@ def generate(model: LanguageModel, prompt_ids: Tensor, max_new_tokens: int, **op
 
     Args:
         model: is put into evaluation mode meanwhile.
-        prompt_ids: int64 ``[B, T]`` with at least one token.
+        prompt_ids: int64 or int32 ``[B, T]`` with at least one token.
         max_new_tokens: tokens to add at most, 0 or more.
         options: see :func:`stream`.
 
@@ -44,7 +30,7 @@ def generate(model: LanguageModel, prompt_ids: Tensor, max_new_tokens: int, **op
         side; rows that met a stop sequence are filled with ``pad_token_id``.
     """
     steps = list(stream(model, prompt_ids, max_new_tokens, **options))
-    prompts = prompt_ids.to(_device(model)).repeat_interleave(options.get("num_samples", 1), dim=0)
+    prompts = prompt_ids.to(_device(model), torch.int64).repeat_interleave(options.get("num_samples", 1), dim=0)
     return torch.cat((prompts, *(step[:, None] for step in steps)), dim=1)
 
 
@@ -72,7 +58,7 @@ def stream(
 
     Args:
         model: is put into evaluation mode meanwhile.
-        prompt_ids: int64 ``[B, T]`` with at least one token a row.
+        prompt_ids: int64 or int32 ``[B, T]`` with at least one token a row.
         max_new_tokens: tokens to add at most, 0 or more.
         attention_mask: bool or integer ``[B, T]``, 1 for a token of the prompt; padding may be on
             the left or on the right.
@@ -90,48 +76,35 @@ def stream(
     _check(prompt_ids, attention_mask, max_new_tokens, num_samples, stop)
     check_sampling(temperature, top_k, top_p, repetition_penalty)
     device = _device(model)
-    text = _Text(prompt_ids.to(device), None if attention_mask is None else attention_mask.to(device) != 0)
+    text = _Text(prompt_ids.to(device, torch.int64), None if attention_mask is None else attention_mask.to(device) != 0)
     generator = _generator(device, seed)
 
-    def draw(logits: Tensor) -> Tensor:
-        if repetition_penalty != 1.0:
-            logits = apply_repetition_penalty(logits, text.seen(logits.shape[-1]), repetition_penalty)
-        return sample(logits, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
-
     reader = _CachedReader(model, text) if use_cache else _Recomputer(model, text)
-    return _continue(model, text, reader, draw, max_new_tokens, num_samples, stop, pad_token_id)
 
-
-# the decorator, unlike a with block, leaves the caller's gradient mode alone between tokens
-@torch.no_grad()
-def _continue(
-    model: LanguageModel,
-    text: _Text,
-    reader: _CachedReader | _Recomputer,
-    draw: Callable[[Tensor], Tensor],
-    max_new_tokens: int,
-    num_samples: int,
-    stop: Sequence[Sequence[int]],
-    pad_token_id: int,
-) -> Iterator[Tensor]:
-    with _evaluating(model):
-        ended: Tensor | None = None
-        for count in range(1, max_new_tokens + 1):
-            if count == 1:
-                logits = reader.first().repeat_interleave(num_samples, dim=0)
-                text.repeat(num_samples)
-                reader.repeat(num_samples)
-            else:
+    # the decorator, unlike a with block, leaves the caller's gradient mode alone between tokens
+    @torch.no_grad()
+    def steps() -> Iterator[Tensor]:
+        ended = torch.zeros(len(prompt_ids) * num_samples, dtype=torch.bool, device=device)
+        with evaluating(model):
+            for count in range(1, max_new_tokens + 1):
                 logits = reader.next()
-            token = draw(logits)
-            token = token if ended is None else torch.where(ended, pad_token_id, token)
-            text.append(token)
-            yield token
-            if stop:
-                ends = text.ends_with(stop, count)
-                ended = ends if ended is None else ended | ends
-                if bool(ended.all()):
-                    return
+                if count == 1:
+                    logits = logits.repeat_interleave(num_samples, dim=0)
+                    text.repeat(num_samples)
+                    reader.repeat(num_samples)
+                if repetition_penalty != 1.0:
+                    logits = apply_repetition_penalty(logits, text.seen(logits.shape[-1]), repetition_penalty)
+                token = sample(logits, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
+                if stop:
+                    token = torch.where(ended, pad_token_id, token)
+                text.append(token)
+                yield token
+                if stop:
+                    ended = ended | text.ends_with(stop, count)
+                    if bool(ended.all()):
+                        return
+
+    return steps()
 
 
 class _Text:
@@ -142,28 +115,25 @@ class _Text:
             # rows padded on the right move: the sort keeps the order of what it does not move
             order = valid.to(torch.int8).sort(dim=1, stable=True).indices
             tokens, valid = tokens.gather(1, order), valid.gather(1, order)
-        self.tokens, self.valid = tokens, valid
+        self.tokens, self.padded = tokens, valid is not None
+        self.valid = torch.ones_like(tokens, dtype=torch.bool) if valid is None else valid
 
     def repeat(self, times: int) -> None:
-        self.tokens = self.tokens.repeat_interleave(times, dim=0)
-        if self.valid is not None:
-            self.valid = self.valid.repeat_interleave(times, dim=0)
+        self.tokens, self.valid = (x.repeat_interleave(times, dim=0) for x in (self.tokens, self.valid))
 
     def append(self, token: Tensor) -> None:
         self.tokens = torch.cat((self.tokens, token[:, None]), dim=1)
-        if self.valid is not None:
-            self.valid = torch.cat((self.valid, torch.ones_like(self.valid[:, :1])), dim=1)
+        self.valid = F.pad(self.valid, (0, 1), value=True)
 
     def last(self, count: int | None) -> tuple[Tensor, Tensor | None]:
         """The newest ``count`` tokens of every row and which of them count; None for all."""
         first = 0 if count is None else max(0, self.tokens.shape[1] - count)
-        return self.tokens[:, first:], None if self.valid is None else self.valid[:, first:]
+        return self.tokens[:, first:], self.valid[:, first:] if self.padded else None
 
     def seen(self, vocab_size: int) -> Tensor:
         """Bool ``[B, vocab_size]``: the tokens each row has."""
-        valid = torch.ones_like(self.tokens, dtype=torch.bool) if self.valid is None else self.valid
         counts = torch.zeros(self.tokens.shape[0], vocab_size, device=self.tokens.device)
-        return counts.scatter_add_(1, self.tokens, valid.to(counts.dtype)) > 0
+        return counts.scatter_add_(1, self.tokens, self.valid.to(counts.dtype)) > 0
 
     def ends_with(self, stop: Sequence[Sequence[int]], added: int) -> Tensor:
         """Bool ``[B]``: rows whose ``added`` newest tokens end with one of ``stop``."""
@@ -181,9 +151,6 @@ class _Recomputer:
     def __init__(self, model: LanguageModel, text: _Text) -> None:
         self.model, self.text = model, text
 
-    def first(self) -> Tensor:
-        return self.next()
-
     def next(self) -> Tensor:
         logits: Tensor = self.model(*self.text.last(self.model.config.context_length))
         return logits[:, -1]
@@ -196,21 +163,21 @@ class _CachedReader:
     """Next-token logits with a cache, which starts again where the context is bounded and full."""
 
     def __init__(self, model: LanguageModel, text: _Text) -> None:
-        self.model, self.text, self.cache = model, text, HyperCache(max_crop=0)
+        self.model, self.text = model, text
+        self.cache: HyperCache | None = None
         windowed = model.config.attention.window is not None
         self.context = None if windowed else _fits(model)
 
-    def first(self) -> Tensor:
-        return self._prefill(self.context)
-
     def next(self) -> Tensor:
+        if self.cache is None:
+            return self._prefill(self.context)
         if self.context is not None and self.cache.get_seq_length() >= self.context:
             return self._prefill(max(1, self.context // 2))
         logits: Tensor = self.model(self.text.tokens[:, -1:], cache=self.cache)
         return logits[:, -1]
 
     def repeat(self, times: int) -> None:
-        if times > 1:
+        if self.cache is not None and times > 1:
             self.cache.repeat(times)
 
     def _prefill(self, count: int | None) -> Tensor:
@@ -237,6 +204,8 @@ def _check(
         raise ValueError(
             f"prompt_ids must be [batch, length] with at least one token, got shape {tuple(prompt_ids.shape)}"
         )
+    if prompt_ids.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"prompt_ids must be int64 or int32, got {prompt_ids.dtype}")
     if attention_mask is not None and attention_mask.shape != prompt_ids.shape:
         raise ValueError(
             f"attention_mask must be {tuple(prompt_ids.shape)} like prompt_ids, got {tuple(attention_mask.shape)}"
@@ -244,10 +213,12 @@ def _check(
     if attention_mask is not None and not bool((attention_mask != 0).any(1).all()):
         raise ValueError("attention_mask leaves a row without tokens: give every prompt at least one")
     for name, value, least in (("max_new_tokens", max_new_tokens, 0), ("num_samples", num_samples, 1)):
-        if not isinstance(value, int) or isinstance(value, bool):
+        if not is_integer(value):
             raise TypeError(f"{name} must be an integer, got {value!r}")
         if value < least:
             raise ValueError(f"{name} must be >= {least}, got {value!r}")
+    if alone := [token for token in stop if is_integer(token)]:
+        raise TypeError(f"stop must be sequences of tokens, got the token {alone[0]}: write stop=[[{alone[0]}]]")
     if any(len(sequence) == 0 for sequence in stop):
         raise ValueError("stop has an empty sequence, which every row ends with: leave it out")
 
@@ -260,31 +231,9 @@ def _generator(device: torch.device, seed: int | None) -> torch.Generator:
     generator = torch.Generator(device)
     if seed is None:
         generator.seed()
-    else:
-        if not isinstance(seed, int) or isinstance(seed, bool):
-            raise TypeError(f"seed must be an integer or None, got {seed!r}")
-        if not -(2**63) <= seed < 2**63:
-            raise ValueError(f"seed must fit into 64 bits, got {seed}: give a smaller one")
-        generator.manual_seed(seed)
-    return generator
-
-
-@contextmanager
-def _evaluating(model: LanguageModel) -> Iterator[None]:
-    """Evaluation mode until the last of those who generate with ``model``, in any thread, has ended."""
-    with _HELD_LOCK:
-        held = _HELD.setdefault(model, _Held())
-        held.users += 1
-        if held.users == 1:
-            held.trained = [module for module in model.modules() if module.training]
-            if held.trained:
-                model.eval()
-    try:
-        yield
-    finally:
-        with _HELD_LOCK:
-            held.users -= 1
-            if not held.users:
-                del _HELD[model]
-                for module in held.trained:
-                    module.training = True
+        return generator
+    if not is_integer(seed):
+        raise TypeError(f"seed must be an integer or None, got {seed!r}")
+    if not -(2**63) <= seed < 2**63:
+        raise ValueError(f"seed must fit into 64 bits, got {seed}: give a smaller one")
+    return generator.manual_seed(seed)

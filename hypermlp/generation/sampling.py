@@ -8,7 +8,7 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from hypermlp.checks import shown
+from hypermlp.checks import is_integer, shown
 
 # smallest temperature that float32 can divide by
 _COLDEST = torch.finfo(torch.float32).tiny
@@ -103,7 +103,7 @@ def _check_positive(name: str, value: float) -> None:
 
 
 def _check_top_k(top_k: int) -> None:
-    if not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1:
+    if not is_integer(top_k) or top_k < 1:
         raise ValueError(f"top_k must be a positive integer, got {shown(top_k)}; None for no limit")
 
 

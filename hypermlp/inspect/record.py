@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from hypermlp.evaluating import evaluating
 from hypermlp.layers import AttentionLayer
 
 
@@ -62,7 +62,7 @@ def record(model: nn.Module, *args: Any, **kwargs: Any) -> list[LayerCall]:
 
     handles = [layer.register_forward_pre_hook(keep, with_kwargs=True) for layer in names]
     try:
-        with _evaluating(model), torch.no_grad(), _uncompiled():
+        with evaluating(model), torch.no_grad(), _uncompiled():
             model(*args, **kwargs)
     finally:
         for handle in handles:
@@ -75,24 +75,6 @@ def record(model: nn.Module, *args: Any, **kwargs: Any) -> list[LayerCall]:
     return found
 
 
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and each module's own mode again afterwards; flags alone, for ``train()`` may do more."""
-    modes = [(module, module.training) for module in model.modules()]
-    for module, _ in modes:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-@contextmanager
-def _uncompiled() -> Iterator[None]:
+def _uncompiled() -> AbstractContextManager[Any]:
     """Hooks are not seen by what is compiled already. Without the compiler loaded nothing is."""
-    if "torch._dynamo" not in sys.modules:
-        yield
-        return
-    with torch.compiler.set_stance("force_eager"):
-        yield
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()

@@ -26,8 +26,9 @@ def refuse_unknown(
     """
     for name, value in given.items():
         if value is not None and name not in ignored:
+            release = getattr(sys.modules.get(library), "__version__", "of an unknown version")
             raise TypeError(
-                f"{caller} got {name}={_brief(value)} from {library} {_version(library)}, and does not know what it "
+                f"{caller} got {name}={_brief(value)} from {library} {release}, and does not know what it "
                 f"means: leave it out or pass None{otherwise}"
             )
 
@@ -35,7 +36,3 @@ def refuse_unknown(
 def _brief(value: Any) -> str:
     """A value in few characters; of tensors, caches and other objects the class."""
     return repr(value) if isinstance(value, (bool, int, float, str)) else f"a {type(value).__name__}"
-
-
-def _version(library: str) -> str:
-    return getattr(sys.modules.get(library), "__version__", "of an unknown version")

@@ -57,7 +57,7 @@ def start_from_attention(layer: AttentionLayer, host: Host) -> None:
     value = p.value.expanded(config.num_heads)
     resting = _resting(config, config.output_gate)
     for linear, part in ((layer.q_proj, query), (layer.k_proj, key), (layer.v_proj, value)):
-        _copy(linear, part.weight.flatten(0, 1), None if part.bias is None else part.bias.flatten())
+        _copy(linear, *part.each(lambda x: x.flatten(0, 1)))
     if p.output is not None:
         weight, bias = p.output
         _copy(layer.o_proj, weight / resting, bias)
@@ -68,14 +68,9 @@ def start_from_attention(layer: AttentionLayer, host: Host) -> None:
 
 def _leading(p: Projections, config: HyperConfig, scale: float) -> tuple[Projection, Projection]:
     """Queries and keys of every score map: the leading part of the host's head."""
-    key = p.key.expanded(config.num_heads)
     index = _channels(p.query.weight.shape[1], config).to(p.query.weight.device)
-    parts = []
-    for projection, factor in ((p.query, scale), (key, 1.0)):
-        weight, bias = projection
-        weight = (weight[:, index] * factor).repeat(config.num_maps, 1, 1)
-        parts.append(Projection(weight, None if bias is None else (bias[:, index] * factor).repeat(config.num_maps, 1)))
-    return parts[0], parts[1]
+    query = p.query.each(lambda x: torch.cat([x[:, index] * scale] * config.num_maps))
+    return query, p.key.expanded(config.num_heads).each(lambda x: torch.cat([x[:, index]] * config.num_maps))
 
 
 def _channels(width: int, config: HyperConfig) -> Tensor:

@@ -37,27 +37,44 @@ class Projection(NamedTuple):
         return cls(weight.reshape(heads, -1, weight.shape[1]), None if bias is None else bias.reshape(heads, -1))
 
     @classmethod
-    def of_joint(cls, weight: Tensor, bias: Tensor | None, heads: int) -> tuple[Projection, Projection, Projection]:
-        """Query, key and value, one after the other in one linear layer: ``[3 * heads * width, hidden_size]``."""
-        biases = (None,) * 3 if bias is None else bias.chunk(3)
-        query, key, value = (cls.of(*part, heads) for part in zip(weight.chunk(3), biases, strict=True))
+    def of_joint(
+        cls, weight: Tensor, bias: Tensor | None, heads: int, key_heads: int | None = None
+    ) -> tuple[Projection, Projection, Projection]:
+        """Query, key and value, one after the other in one linear layer.
+
+        ``weight`` is ``[(heads + 2 * key_heads) * width, hidden_size]``; ``key_heads`` None is for as many as heads.
+        """
+        counts = [heads, key_heads or heads, key_heads or heads]
+        query, key, value = cls.of(weight, bias, sum(counts))._split(counts, 0)
         return query, key, value
 
     @classmethod
-    def of_heads(cls, weight: Tensor, bias: Tensor | None, heads: int) -> tuple[Projection, Projection, Projection]:
-        """Query, key and value of the first head, then those of the second: ``[heads * 3 * width, hidden_size]``."""
-        together = cls.of(weight, bias, heads)
-        biases = (None,) * 3 if together.bias is None else together.bias.chunk(3, dim=1)
-        query, key, value = (cls(*part) for part in zip(together.weight.chunk(3, dim=1), biases, strict=True))
-        return query, key, value
+    def of_heads(
+        cls, weight: Tensor, bias: Tensor | None, heads: int, key_heads: int | None = None
+    ) -> tuple[Projection, Projection, Projection]:
+        """The queries that share the first key and value, then those, then the same of the second, and so on.
+
+        ``weight`` is ``[key_heads * (heads / key_heads + 2) * width, hidden_size]``; ``key_heads`` None is for as many
+        as ``heads``.
+        """
+        groups = key_heads or heads
+        together, shares = cls.of(weight, bias, groups), [heads // groups, 1, 1]
+        width = together.weight.shape[1] // sum(shares)
+        query, key, value = together._split([share * width for share in shares], 1)
+        return query.each(lambda x: x.reshape(heads, width, *x.shape[2:])), key, value
+
+    def _split(self, sizes: list[int], dim: int) -> list[Projection]:
+        biases = [None] * len(sizes) if self.bias is None else self.bias.split_with_sizes(sizes, dim)
+        return [Projection(*part) for part in zip(self.weight.split_with_sizes(sizes, dim), biases, strict=True)]
 
     def expanded(self, heads: int) -> Projection:
         """Each of fewer heads as often as query heads share it (grouped keys), ``heads`` in all."""
         times = heads // self.weight.shape[0]
-        if times == 1:
-            return self
-        bias = None if self.bias is None else self.bias.repeat_interleave(times, 0)
-        return Projection(self.weight.repeat_interleave(times, 0), bias)
+        return self if times == 1 else self.each(lambda x: x.repeat_interleave(times, 0))
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Projection:
+        """With ``change`` of the weight and, if there is one, of the bias."""
+        return Projection(change(self.weight), None if self.bias is None else change(self.bias))
 
 
 class Projections(NamedTuple):
@@ -75,6 +92,14 @@ class Projections(NamedTuple):
     value: Projection
     output: tuple[Tensor, Tensor | None] | None
     scaling: float
+
+    @classmethod
+    def of_joint(
+        cls, weight: Tensor, bias: Tensor | None, output: Any, heads: int, scaling: float, key_heads: int | None = None
+    ) -> Projections:
+        """With query, key and value as in :meth:`Projection.of_joint`, and a linear layer or None as ``output``."""
+        parts = Projection.of_joint(weight, bias, heads, key_heads)
+        return cls(*parts, None if output is None else (output.weight, output.bias), scaling)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hypermlp.config import HyperConfig
 from hypermlp.ops.modes import require, values_readable
 
 # exp of it is zero in every floating dtype, so that softmax hides what is given it
@@ -32,34 +33,33 @@ def visible(mask: Tensor, name: str, *, true_hides: bool = False) -> Tensor:
     return seen
 
 
-def padding(seen: Tensor, name: str, *, causal: bool, window: int | None, remedy: str = "") -> Tensor:
-    """Which tokens are valid, bool ``[B, T]``, by a mask of who sees whom.
+def padding(seen: Tensor, x: Tensor, config: HyperConfig, remedy: str = "") -> Tensor:
+    """Which tokens are valid, bool ``[B, T]``, by an ``attn_mask`` of who sees whom.
 
     Args:
-        seen: bool ``[B, T, T]``, True where a query (row) sees a key (column).
-        name: of the argument, for messages.
-        causal: whether the layer hides later tokens; then the mask must, too, else it must not.
-        window: tokens that the layer sees, itself included; None for all.
+        seen: bool ``[B, T, T]``, or ``[1, T, T]`` for all rows, True where a query (row) sees a key (column).
+        x: the tokens, ``[B, T, ...]``.
+        config: of the layer. If it hides later tokens the mask must, too, else it must not.
         remedy: what to do about a mask that a layer of the other kind would obey, for messages.
 
     Raises:
         ValueError: for a mask that hides or shows anything else than padding and later tokens: a
             hyper layer would not obey it.
     """
-    lag = _lags(seen)
+    lag, causal = _lags(seen), config.causal
     valid = seen.diagonal(dim1=1, dim2=2) if causal else seen.any(1)
     differs = seen != _shown(valid, lag, causal)
-    if causal and window is not None:
-        differs = differs & (lag < window)
+    if causal and config.window is not None:
+        differs = differs & (lag < config.window)
     kind = "shows later tokens, or hides others than later ones and padding" if causal else "hides more than padding"
-    message = f"{name} {kind}, which this {'causal' if causal else 'bidirectional'} hyper layer cannot obey"
+    message = f"attn_mask {kind}, which this {'causal' if causal else 'bidirectional'} hyper layer cannot obey"
     try:
         require(~(differs & valid[:, :, None]).any(), message)
     except ValueError as error:
         if not values_readable(seen, wait=True):
             raise
         raise ValueError(f"{error}: {_advice(seen, causal, remedy)}") from None
-    return valid
+    return valid.expand(x.shape[0], -1)
 
 
 def _lags(seen: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
+from hypermlp.checks import check_choice
 from hypermlp.config import HyperConfig, MixConfig
 from hypermlp.layers import HyperGLU, HyperMLP, build_layer
 from hypermlp.ops.attention import Backend
@@ -198,11 +199,9 @@ def _joined_gates(config: HyperConfig, tensors: Mapping[str, Tensor]) -> dict[st
     return converted
 
 
-def _choose(field: str, value: object) -> Any:
-    choices = _CHOICES[field]
-    if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{field} must be one of {tuple(choices)}, got {value!r}")
-    return choices[value]
+def _choose(field: str, value: Any) -> Any:
+    check_choice(field, value, tuple(_CHOICES[field]))
+    return _CHOICES[field][value]
 
 
 def _mix(c: dict[str, Any], op: str) -> MixConfig | bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from math import isqrt
 from typing import Any, NamedTuple
 
@@ -10,9 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hypermlp.integrations.swap import note_changes
+from hypermlp.checks import is_integer
+from hypermlp.integrations.sites import replaced_sites
+from hypermlp.integrations.swap import tell_adapters
+from hypermlp.integrations.tables import replace_tables, rows_of
 from hypermlp.layers import HyperMLP
-from hypermlp.layers.sequence_mixing import LagMixing
 
 Grid = int | tuple[int, int]
 
@@ -34,7 +35,6 @@ class _Resize(NamedTuple):
         return (self.old[0] * self.old[1]) / (self.new[0] * self.new[1])
 
 
-@torch.no_grad()
 def resize_positions(
     model: nn.Module, grid: Grid, *, old_grid: Grid | None = None, prefix_tokens: int | None = None
 ) -> int:
@@ -64,7 +64,8 @@ def resize_positions(
         The number of layers resized.
 
     Raises:
-        ValueError: no layer has such tables, or they do not fit ``old_grid`` and ``prefix_tokens``.
+        ValueError: no layer has such tables, they do not fit ``old_grid`` and ``prefix_tokens``, or they are sharded,
+            pruned or parametrised.
     """
     new = _checked("grid", grid)
     layers = [m for m in model.modules() if isinstance(m, HyperMLP) and m.config.layout == "position"]
@@ -73,20 +74,20 @@ def resize_positions(
             f"no hyper layer of {type(model).__name__} has tables by position (layout='position'): "
             "tables by lag fit every length"
         )
-    plans = [_plan(_positions(layer), new, isinstance(grid, int), old_grid, prefix_tokens) for layer in layers]
-    for layer, plan in zip(layers, plans, strict=True):
-        for mix in (layer.routing_mix, layer.readout_mix):
-            if mix is not None:
-                _resize(mix, plan)
-        layer.config = replace(layer.config, max_lag=plan.rows)
-    note_changes(model)
+    plans = {rows: _plan(rows, new, isinstance(grid, int), old_grid, prefix_tokens) for rows in map(rows_of, layers)}
+    replaced_sites(model)  # refuses, before anything changes, what is itself a replacement
+    replace_tables(
+        {layer: plans[rows_of(layer)].rows for layer in layers},
+        lambda name, table: _resized(name, table, plans[table.shape[1]]),
+    )
+    tell_adapters(model)
     return len(layers)
 
 
 def whole_grid(layer: nn.Module, args: tuple[Any, ...]) -> None:
     """A forward pre-hook: fewer tokens than rows would read the rows of other places of an image."""
     assert isinstance(layer, HyperMLP)
-    rows, tokens = _positions(layer), args[0].shape[1]
+    rows, tokens = rows_of(layer), args[0].shape[1]
     if tokens != rows:
         raise ValueError(
             f"this layer has tables for {rows} positions and got {tokens} tokens: for another image size call "
@@ -101,15 +102,9 @@ def fit_grid(layer: nn.Module) -> None:
         layer.register_forward_pre_hook(whole_grid)
 
 
-def _positions(layer: HyperMLP) -> int:
-    rows = layer.config.max_lag
-    assert rows is not None
-    return rows
-
-
 def _checked(name: str, grid: Grid) -> tuple[int, int]:
     sides = grid if isinstance(grid, (tuple, list)) else (1, grid)
-    if len(sides) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides):
+    if len(sides) != 2 or not all(is_integer(side) and side > 0 for side in sides):
         raise ValueError(f"{name} must be (height, width) or a length, positive integers, got {grid!r}")
     return sides[0], sides[1]
 
@@ -137,16 +132,7 @@ def _plan(rows: int, new: tuple[int, int], line: bool, old_grid: Grid | None, pr
     return _Resize((side, side), new, prefix)
 
 
-def _resize(mix: LagMixing, plan: _Resize) -> None:
-    for name in ("diag", "down", "up"):
-        table = getattr(mix, name)
-        if table is not None:
-            made = _resized(table, plan, plan.coarser if name == "down" else 1.0)
-            setattr(mix, name, nn.Parameter(made, requires_grad=table.requires_grad))
-    mix.max_lag = plan.rows
-
-
-def _resized(table: Tensor, plan: _Resize, scale: float) -> Tensor:
+def _resized(name: str, table: Tensor, plan: _Resize) -> Tensor:
     """``[heads, rows, ...]`` for the new grid."""
     if plan.old == plan.new:
         return table.clone()
@@ -155,6 +141,6 @@ def _resized(table: Tensor, plan: _Resize, scale: float) -> Tensor:
     image = places.reshape(heads, *plan.old, width).permute(0, 3, 1, 2)
     image = image.to(torch.promote_types(image.dtype, torch.float32))
     mode = "bilinear" if plan.old[0] == plan.new[0] == 1 else "bicubic"
-    image = F.interpolate(image, plan.new, mode=mode, antialias=True) * scale
+    image = F.interpolate(image, plan.new, mode=mode, antialias=True) * (plan.coarser if name == "down" else 1.0)
     places = image.permute(0, 2, 3, 1).reshape(heads, -1, *table.shape[2:]).to(table.dtype)
     return torch.cat((prefix, places), dim=1)

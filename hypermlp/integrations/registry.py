@@ -10,11 +10,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
-from hypermlp.integrations.host import Host
+from hypermlp.integrations.host import Host, nearest
 from hypermlp.integrations.hosts import MODULES
 from hypermlp.layers import AttentionLayer
 
@@ -63,6 +63,59 @@ class Adapter(ABC):
             ValueError: where they cannot stand together; the swap is then undone.
         """
         return
+
+
+class Stays(Adapter):
+    """For modules that are left as they are.
+
+    Args:
+        reason: why, for the report.
+    """
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+    def describe(self, module: nn.Module) -> Host:
+        raise ValueError(self.reason)
+
+    def skip(self, module: nn.Module) -> str:
+        return self.reason
+
+
+class SizedAdapter(Adapter):
+    """For attention that is told by a module around it how many tokens it sees, and projects its output with dropout.
+
+    Attributes:
+        wrapper: what stands in the host's place, made of the layer and the probability of dropout after it.
+
+    Args:
+        length: tokens it sees where no module around says.
+    """
+
+    wrapper: ClassVar[type[nn.Module]]
+
+    def __init__(self, length: int | None = None) -> None:
+        self.length = length
+
+    @staticmethod
+    @abstractmethod
+    def tokens(around: Any) -> int | None:
+        """Tokens that the attention within a module sees; None if the module does not say."""
+
+    def at(self, model: nn.Module, name: str) -> Adapter:
+        return type(self)(nearest(model, name, self.tokens) or self.length)
+
+    def wrap(self, layer: AttentionLayer, module: nn.Module, host: Host) -> nn.Module:
+        return self.wrapper(layer, host.output_dropout)
+
+
+def hold_off(holder: nn.Module, name: str, off: bool) -> None:
+    """Let a switch of a host's module be False while ``off``, and afterwards what it was before."""
+    key = f"_{name}_before"
+    before = holder.__dict__.pop(key, getattr(holder, name))
+    setattr(holder, name, before and not off)
+    if off:
+        holder.__dict__[key] = before
 
 
 # in the order of their registration; the last one that fits counts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from hypermlp.layers import AttentionLayer
 
 _MARK = "_replaced_attention"
 CROSS = "cross-attention reads another sequence, and a hyper layer its own alone: it stays the host's"
+CROSS_ATTENTION = registry.Stays(CROSS)
 
 
 class Replaced(NamedTuple):
@@ -27,13 +29,22 @@ class Replaced(NamedTuple):
     """
 
     adapter: registry.Adapter
-    was: str
     layer: AttentionLayer
     config: HyperConfig
     original: nn.Module | None
     given: Mapping[registry.Which, registry.Adapter]
     window: int | None
     dtype: torch.dtype
+
+    @property
+    def config_now(self) -> HyperConfig:
+        """With as many lags as the layer knows now: it may have been extended or resized, alone or in its model."""
+        return replace(self.config, max_lag=self.layer.config.max_lag)
+
+
+def _replaced(module: nn.Module) -> Replaced | None:
+    found: Replaced | None = module.__dict__.get(_MARK)
+    return found
 
 
 class Site(NamedTuple):
@@ -49,19 +60,13 @@ class Site(NamedTuple):
 
     @property
     def replaced(self) -> Replaced | None:
-        found: Replaced | None = self.module.__dict__.get(_MARK)
-        return found
+        return _replaced(self.module)
 
     def put(self, model: nn.Module, module: nn.Module) -> None:
         """Let ``module`` take this place in ``model``, under all its names."""
         for name in self.names:
             parent, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(parent), leaf, module)
-
-    def note_config(self) -> None:
-        """Take note of the layer's config, which has changed."""
-        assert self.replaced is not None
-        setattr(self.module, _MARK, self.replaced._replace(config=self.replaced.layer.config))
 
     def mark(
         self,
@@ -76,7 +81,7 @@ class Site(NamedTuple):
         original = self.module if keep_original else None
         # a tuple, so that the original is no submodule: its parameters are not the model's any more
         dtype = layer.v_proj.weight.dtype
-        seen = Replaced(self.adapter, self.was, layer, layer.config, original, given, window, dtype)
+        seen = Replaced(self.adapter, layer, layer.config, original, given, window, dtype)
         setattr(replacement, _MARK, seen)
 
 
@@ -96,7 +101,7 @@ def find_sites(
     for name, module in model.named_modules(remove_duplicate=False):
         if inside and name.startswith(inside):
             continue
-        replaced: Replaced | None = module.__dict__.get(_MARK)
+        replaced = _replaced(module)
         adapter = replaced.adapter if replaced else registry.find(module, given)
         if adapter is None:
             continue
@@ -118,30 +123,28 @@ def find_sites(
 
 def given_before(model: nn.Module) -> Mapping[registry.Which, registry.Adapter]:
     """The adapters that came with swaps of this model that still stand."""
-    marks: list[Replaced] = [module.__dict__[_MARK] for module in model.modules() if _MARK in module.__dict__]
+    marks = filter(None, map(_replaced, model.modules()))
     return {which: adapter for mark in marks for which, adapter in mark.given.items()}
+
+
+def replaced_sites(model: nn.Module) -> list[tuple[Site, Replaced]]:
+    """The places where something has been replaced, with what is remembered of it."""
+    sites = find_sites(model)[0] if holds_replacements(model) else []
+    return [(site, site.replaced) for site in sites if site.replaced]
 
 
 def swaps_in(model: nn.Module) -> list[dict[str, Any]]:
     """What stands in a model: places and config of each kind of layer, as :meth:`Adapter.finish` has it."""
-    if not holds_replacements(model):
-        return []
-    groups: list[tuple[HyperConfig, list[int]]] = []
-    for place, site in enumerate(find_sites(model)[0]):
-        if not site.replaced:
-            continue
-        config = site.replaced.config
-        known = [places for other, places in groups if other == config]
-        if known:
-            known[0].append(place)
-        else:
-            groups.append((config, [place]))
-    return [{"layers": places, "config": config.to_dict()} for config, places in groups]
+    groups: dict[HyperConfig, list[int]] = {}
+    for place, site in enumerate(find_sites(model)[0] if holds_replacements(model) else []):
+        if site.replaced:
+            groups.setdefault(site.replaced.config_now, []).append(place)
+    return [{"layers": places, "config": config.to_dict()} for config, places in groups.items()]
 
 
 def replaced_by(module: nn.Module) -> nn.Module | None:
     """The original whose place ``module`` took, if it is kept."""
-    replaced: Replaced | None = module.__dict__.get(_MARK)
+    replaced = _replaced(module)
     return None if replaced is None else replaced.original
 
 
@@ -158,13 +161,10 @@ def _without_adapter(model: nn.Module, known: tuple[str, ...]) -> list[Left]:
         place = f"{name}."
         apart = name and not place.startswith(taken) and not any(other.startswith(place) for other in known)
         if apart and registry.calls_itself_attention(module):
-            left.append(Left(name, type(module).__name__, _reason(type(module))))
+            was = type(module).__name__
+            left.append(Left(name, was, CROSS if "cross" in was.lower() else "no adapter is registered for its class"))
             taken += (place,)
     return left
-
-
-def _reason(cls: type) -> str:
-    return CROSS if "cross" in cls.__name__.lower() else "no adapter is registered for its class"
 
 
 def _unknown(model: nn.Module, left: list[Left]) -> str:

@@ -10,17 +10,18 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import nn
 
+from hypermlp.checks import check_choice, is_integer
 from hypermlp.config import HyperConfig, Mixer
 from hypermlp.integrations.from_attention import fields_from_attention, start_from_attention
 from hypermlp.integrations.hooks import hooks_left, return_hooks, share_hooks
 from hypermlp.integrations.host import Host, NoProjection, common_dtype, placement, weights_away
 from hypermlp.integrations.quantised import with_plain_weights
 from hypermlp.integrations.registry import Adapter, Which, as_mapping
-from hypermlp.integrations.sites import Site, find_sites, holds_replacements, swaps_in
+from hypermlp.integrations.sites import Site, find_sites, replaced_sites, swaps_in
 from hypermlp.integrations.swap_report import Left, Swapped, SwapReport
 from hypermlp.layers import AttentionLayer, build_layer
 from hypermlp.layers.projection import Projection
-from hypermlp.ops.attention import check_backend
+from hypermlp.ops.attention import Backend, check_backend
 
 Init = Literal["fresh", "from_attention"]
 
@@ -69,31 +70,31 @@ def swap_attention(
             a layer that does not exist or is swapped already, options that do not fit, a ``max_lag`` that
             the model does not tell.
     """
-    if init not in get_args(Init):
-        raise ValueError(f"init must be one of {get_args(Init)}, got {init!r}")
+    check_choice("init", init, get_args(Init))
     for name in _FROM_HOST:
         if name in options:
             raise ValueError(f"{name} is taken from the model: leave it out")
-    check_backend(options.get("backend", "auto"))
+    backend = options.pop("backend", "auto")
+    check_backend(backend)
     _check_unwrapped(model)
     before = _count(model)
     given = as_mapping(adapter)
     sites, left = find_sites(model, given)
     chosen = _chosen(layers, sites)
     plain = common_dtype(model)
-    built = [(site, *_replacement(site, mixer, init, options, plain)) for site in chosen]
+    built = [(site, *_replacement(site, mixer, init, options, backend, plain)) for site in chosen]
     hooks: list[Left] = []
     for site, layer, new, host in built:
         hooks += hooks_left(site.module, site.names[0], new, shared=share_hooks(site.module, new))
         site.mark(new, layer, given, host.window, keep_original=keep_originals)
         site.put(model, new.train(site.module.training))
     try:
-        _finish(model)
+        tell_adapters(model)
     except Exception:
         for site in chosen:
             site.put(model, site.module)
         with suppress(Exception):  # of several adapters some may have been told already
-            _finish(model, [site.adapter for site in chosen])
+            tell_adapters(model, [site.adapter for site in chosen])
         raise
     swapped = tuple(
         Swapped(site.names[0], site.was, layer, _gone(site.module, new), host.differences)
@@ -122,42 +123,28 @@ def restore_attention(model: nn.Module) -> tuple[str, ...]:
             offloaded or sharded; nothing changes.
     """
     _check_unwrapped(model)
-    sites = [site for site in find_sites(model)[0] if site.replaced]
+    sites = replaced_sites(model)
     if not sites:
         raise ValueError("no attention of this model has been swapped: there is nothing to restore")
-    lost = [site.names[0] for site in sites if site.replaced and site.replaced.original is None]
-    if lost:
+    if lost := [site.names[0] for site, known in sites if known.original is None]:
         raise ValueError(f"{lost} were swapped with keep_originals=False: load the model anew to have them back")
-    for site in sites:
+    for site, _ in sites:
         if away := weights_away(site.module):
             raise ValueError(f"{site.names[0]} ({site.was}): {away}")
-    for site in sites:
-        assert site.replaced is not None
-        original = site.replaced.original
-        assert original is not None
-        weight = site.replaced.layer.v_proj.weight
-        return_hooks(site.module, original)
+    for site, known in sites:
+        assert known.original is not None
+        weight = known.layer.v_proj.weight
+        return_hooks(site.module, known.original)
         # one of several dtypes keeps them, unless the model was cast since
-        cast = None if weight.dtype == site.replaced.dtype else weight.dtype
-        site.put(model, original.to(weight.device, cast).train(site.module.training))
-    adapters = [site.replaced.adapter for site in sites if site.replaced]
-    _finish(model, adapters)
-    return tuple(site.names[0] for site in sites)
+        cast = None if weight.dtype == known.dtype else weight.dtype
+        site.put(model, known.original.to(weight.device, cast).train(site.module.training))
+    tell_adapters(model, [known.adapter for _, known in sites])
+    return tuple(site.names[0] for site, _ in sites)
 
 
 def swapped_layers(model: nn.Module) -> dict[str, AttentionLayer]:
     """The hyper layers that stand in a model, by the name of the module they belong to."""
-    return {site.names[0]: site.replaced.layer for site in find_sites(model)[0] if site.replaced}
-
-
-def note_changes(model: nn.Module) -> None:
-    """Tell the adapters of a swapped model that its layers' configs have changed; nothing for any other model."""
-    if not holds_replacements(model):
-        return
-    for site in find_sites(model)[0]:
-        if site.replaced:
-            site.note_config()
-    _finish(model)
+    return {site.names[0]: known.layer for site, known in replaced_sites(model)}
 
 
 def _check_unwrapped(model: nn.Module) -> None:
@@ -172,32 +159,30 @@ def _chosen(layers: Iterable[int] | None, sites: list[Site]) -> list[Site]:
         if not chosen:
             raise ValueError("all attention of this model is swapped already: restore_attention(model) first")
         return chosen
+    if isinstance(layers, int):
+        raise TypeError(f"layers must be several places, got {layers!r}: write layers=[{layers!r}]")
     places = list(layers)
     for place in places:
-        if not isinstance(place, int) or isinstance(place, bool) or not -len(sites) <= place < len(sites):
+        if not is_integer(place) or not -len(sites) <= place < len(sites):
             raise ValueError(f"layers must be among 0 to {len(sites) - 1} for this model, got {place!r}")
     chosen = [sites[place] for place in sorted({place % len(sites) for place in places})]
     if not chosen:
         raise ValueError("layers is empty: name at least one, or leave it out for all")
-    again = [site.names[0] for site in chosen if site.replaced]
-    if again:
+    if again := [site.names[0] for site in chosen if site.replaced]:
         raise ValueError(f"{again} are swapped already: restore_attention(model) first, or choose other layers")
     return chosen
 
 
 def _replacement(
-    site: Site, mixer: Mixer, init: Init, options: dict[str, Any], dtype: torch.dtype
+    site: Site, mixer: Mixer, init: Init, options: dict[str, Any], backend: Backend, dtype: torch.dtype
 ) -> tuple[AttentionLayer, nn.Module, Host]:
     """The new layer, what takes the module's place, and what that was; ValueError with the module's name."""
     try:
         module = with_plain_weights(site.module, dtype)
         host = site.adapter.describe(module)
         device, dtype = placement(module)
-        fields = {key: value for key, value in options.items() if key != "backend"}
-        layer = build_layer(
-            _config(host, mixer, init, fields),
-            backend=options.get("backend", "auto"), layer_idx=host.layer_idx, device=device, dtype=dtype,
-        )  # fmt: skip
+        config = _config(host, mixer, init, options)
+        layer = build_layer(config, backend=backend, layer_idx=host.layer_idx, device=device, dtype=dtype)
         if not host.output_projection:
             layer.o_proj = cast(Projection, NoProjection())
         if init == "from_attention":
@@ -258,10 +243,10 @@ def _gone(module: nn.Module, replacement: nn.Module) -> tuple[str, ...]:
     return tuple(name for name, parameter in module.named_parameters() if id(parameter) not in kept)
 
 
-def _finish(model: nn.Module, adapters: Iterable[Adapter] = ()) -> None:
-    """Tell each adapter what stands in the model now."""
-    swaps, sites = swaps_in(model), find_sites(model)[0] if holds_replacements(model) else []
-    for adapter in {id(a): a for a in [*adapters, *(site.adapter for site in sites if site.replaced)]}.values():
+def tell_adapters(model: nn.Module, adapters: Iterable[Adapter] = ()) -> None:
+    """Tell ``adapters``, and those of what stands in the model now, what that is; nothing for a model without."""
+    swaps, standing = swaps_in(model), (known.adapter for _, known in replaced_sites(model))
+    for adapter in {id(adapter): adapter for adapter in (*adapters, *standing)}.values():
         adapter.finish(model, swaps)
 
 

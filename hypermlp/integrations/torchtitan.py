@@ -37,7 +37,7 @@ from hypermlp.budget import count_block_backward_flops, count_block_flops
 from hypermlp.distributed import shard_sequence
 from hypermlp.distributed.groups import attention_layers
 from hypermlp.models import LanguageModel, LanguageModelConfig
-from hypermlp.models.language_model import FAMILY_NAMES
+from hypermlp.models.language_model import FAMILY_NAMES, under_family_names
 from hypermlp.ops.library import PATHS
 
 # what selective checkpointing keeps: every second product of matrices, as of torchtitan's own models, and the operator
@@ -100,8 +100,7 @@ class FamilyNames(StateDictAdapter):
     """Weights under the names of :class:`~hypermlp.models.huggingface.HyperMLPForCausalLM`, and back."""
 
     def to_hf(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        parts = ((key.partition("."), x) for key, x in state_dict.items())
-        return {f"{FAMILY_NAMES[part]}.{rest}": x for (part, _, rest), x in parts}
+        return under_family_names(state_dict)
 
     def from_hf(self, hf_state_dict: dict[str, Any]) -> dict[str, Any]:
         found = {}

@@ -10,20 +10,19 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from hypermlp.integrations.sites import find_sites, holds_replacements
-from hypermlp.integrations.swap import note_changes
+from hypermlp.checks import check_choice, is_integer
+from hypermlp.integrations.sites import find_sites, holds_replacements, replaced_sites
+from hypermlp.integrations.swap import tell_adapters
+from hypermlp.integrations.tables import replace_tables, rows_of
 from hypermlp.layers import HyperMLP
-from hypermlp.layers.sequence_mixing import LagMixing
 from hypermlp.models.language_model import LanguageModel
 
 Fill = Literal["identity", "continue"]
 
 # the share of the old rows whose mean goes on, so that no row's noise does
 _LAST = 8
-_TABLES = ("diag", "down", "up")
 
 
-@torch.no_grad()
 def extend_max_lag(model: nn.Module, max_lag: int, *, fill: Fill = "identity") -> int:
     """Give the lag tables of a model's hyper layers rows up to ``max_lag``, in place.
 
@@ -59,72 +58,31 @@ def extend_max_lag(model: nn.Module, max_lag: int, *, fill: Fill = "identity") -
         >>> layer.routing_mix.up.shape
         torch.Size([2, 512, 16])
     """
-    if not isinstance(max_lag, int) or isinstance(max_lag, bool):
+    if not is_integer(max_lag):
         raise TypeError(f"max_lag must be an integer, got {max_lag!r}")
-    if fill not in get_args(Fill):
-        raise ValueError(f"fill must be one of {get_args(Fill)}, got {fill!r}")
+    check_choice("fill", fill, get_args(Fill))
     layers = [m for m in model.modules() if isinstance(m, HyperMLP) and m.config.layout == "lag"]
     if not layers:
         raise ValueError(f"no hyper layer of {type(model).__name__} is by lag: there is nothing to extend")
-    short = {layer: None for layer in layers if _lags(layer) < max_lag}
+    short = dict.fromkeys((layer for layer in layers if rows_of(layer) < max_lag), max_lag)
     if not short:
         raise ValueError(
-            f"max_lag must be more than the {min(map(_lags, layers))} lags that every layer knows, got {max_lag}"
+            f"max_lag must be more than the {min(map(rows_of, layers))} lags that every layer knows, got {max_lag}"
         )
-    mixes = [mix for layer in short for mix in (layer.routing_mix, layer.readout_mix) if mix is not None]
     _check_windows(model, short, max_lag)
-    for mix in mixes:
-        _check_plain(mix)
-    made: dict[int, nn.Parameter] = {}
-    with torch.inference_mode(False):
-        for mix in dict.fromkeys(mixes):
-            _extend(mix, max_lag, fill, made)
-    for layer in short:
-        layer.config = replace(layer.config, max_lag=max_lag)
+    replace_tables(short, lambda _, table: _extended(table, max_lag, fill))
     _note(model, short, max_lag)
     return len(short)
 
 
-def _lags(layer: HyperMLP) -> int:
-    lags = layer.config.max_lag
-    assert lags is not None
-    return lags
-
-
 def _check_windows(model: nn.Module, short: Collection[HyperMLP], max_lag: int) -> None:
     """ValueError where a host's masks hide what the layer would read."""
-    sites = find_sites(model)[0] if holds_replacements(model) else []
-    for site in sites:
-        known = site.replaced
-        if known is not None and known.window is not None and known.layer in short and max_lag > known.window:
+    for site, known in replaced_sites(model):
+        if known.window is not None and known.layer in short and max_lag > known.window:
             raise ValueError(
                 f"max_lag={max_lag} is longer than the sliding window of {known.window} of {site.names[0]}: the host's "
                 "masks hide what is further back; extend layers without a window one by one: extend_max_lag(layer, ...)"
             )
-
-
-def _check_plain(mix: LagMixing) -> None:
-    """ValueError where a table is no parameter of the module itself, of its whole size."""
-    for name in _TABLES:
-        table = getattr(mix, name)
-        if table is not None and name not in mix._parameters:
-            raise ValueError(
-                f"the table {name!r} is computed from other parameters: make that permanent first, by "
-                "torch.nn.utils.prune.remove or parametrize.remove_parametrizations"
-            )
-        if type(table).__name__ == "DTensor":
-            raise ValueError("the tables are sharded (DTensor): extend before fully_shard or parallelize_module")
-
-
-def _extend(mix: LagMixing, max_lag: int, fill: Fill, made: dict[int, nn.Parameter]) -> None:
-    """``made``: the new table of each old one, which several mixings may share."""
-    for name in _TABLES:
-        table = getattr(mix, name)
-        if table is not None:
-            if id(table) not in made:
-                made[id(table)] = nn.Parameter(_extended(table, max_lag, fill), requires_grad=table.requires_grad)
-            setattr(mix, name, made[id(table)])
-    mix.max_lag = max_lag
 
 
 def _extended(table: Tensor, max_lag: int, fill: Fill) -> Tensor:
@@ -138,7 +96,7 @@ def _extended(table: Tensor, max_lag: int, fill: Fill) -> Tensor:
 
 def _note(model: nn.Module, short: Collection[HyperMLP], max_lag: int) -> None:
     """Let the configs that models are saved with say what the layers are now."""
-    note_changes(model)
+    tell_adapters(model)
     family = sys.modules.get("hypermlp.models.huggingface.modeling")
     configs: dict[int, Any] = {}
     for module in model.modules():

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hypermlp.cache import HyperCache
-from hypermlp.checks import check_number, check_size
+from hypermlp.checks import check_flag, check_number, check_size
 from hypermlp.config import HyperConfig
 from hypermlp.layers.base import AttentionLayer
 from hypermlp.layers.block import TransformerBlock
@@ -20,6 +20,12 @@ from hypermlp.ops.attention import Backend
 
 # a model's parts by their names in the Hugging Face family
 FAMILY_NAMES = {"embedding": "model.embed_tokens", "blocks": "model.layers", "norm": "model.norm", "head": "lm_head"}
+
+
+def under_family_names(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """A :class:`LanguageModel`'s weights under the names of the Hugging Face family."""
+    parts = ((key.partition("."), x) for key, x in state_dict.items())
+    return {f"{FAMILY_NAMES[part]}.{rest}": x for (part, _, rest), x in parts}
 
 
 @dataclass(frozen=True)
@@ -58,11 +64,10 @@ class LanguageModelConfig:
             object.__setattr__(self, "attention", HyperConfig(**self.attention))
         if not isinstance(self.attention, HyperConfig):
             raise TypeError(f"attention must be a HyperConfig, got {type(self.attention).__name__}")
-        for name in ("vocab_size", "num_layers", "intermediate_size", "context_length"):
-            value = getattr(self, name)
-            if name == "context_length" and value is None:
-                continue
-            check_size(name, value)
+        for name in ("vocab_size", "num_layers", "intermediate_size"):
+            check_size(name, getattr(self, name))
+        if self.context_length is not None:
+            check_size("context_length", self.context_length)
         if self.attention.hidden_size != self.hidden_size:
             raise ValueError(
                 f"attention.hidden_size={self.attention.hidden_size} differs from hidden_size={self.hidden_size}: "
@@ -70,6 +75,7 @@ class LanguageModelConfig:
             )
         if not self.attention.causal:
             raise ValueError("attention.causal must be True: a language model may not see the tokens it predicts")
+        check_flag("tie_embeddings", self.tie_embeddings)
         check_number("norm_eps", self.norm_eps)
 
     def to_dict(self) -> dict[str, Any]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
 
-from hypermlp import HyperGLU, HyperMLP
+from hypermlp import HyperGLU, HyperMLP, swap_attention
 from hypermlp.integrations import resize_positions
 from hypermlp.integrations.positions import fit_grid
 from hypermlp.layers import ReLUAttention
@@ -160,6 +162,47 @@ def test_an_error_changes_nothing(case: str) -> None:
     with pytest.raises(ValueError, match=message):
         resize_positions(model, *arguments, **options)
     assert all(p is before[name] for name, p in model.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("change", "remedy"),
+    [
+        (lambda mix: prune.random_unstructured(mix, "down", 0.5), r"prune\.remove"),
+        (lambda mix: parametrize.register_parametrization(mix, "diag", nn.Identity()), "remove_parametrizations"),
+    ],
+    ids=["pruned", "parametrised"],
+)
+def test_computed_tables_are_refused_before_anything_changes(change: Callable[[nn.Module], Any], remedy: str) -> None:
+    model = nn.Sequential(layer(9), layer(9))
+    change(model[1].readout_mix)
+    before = dict(model.named_parameters())
+    with pytest.raises(ValueError, match=remedy):
+        resize_positions(model, (4, 4))
+    assert all(p is before[name] for name, p in model.named_parameters())
+    assert [made.config.max_lag for made in model] == [9, 9]
+
+
+def test_a_replacement_by_itself_is_refused_before_anything_changes() -> None:
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2), 1, enable_nested_tensor=False)
+    swap_attention(model, max_lag=9)
+    replacement: Any = model.layers[0].self_attn
+    with pytest.raises(ValueError, match="give the model that holds it"):
+        resize_positions(replacement, (4, 4))
+    assert replacement.mixer.config.max_lag == replacement.mixer.routing_mix.up.shape[1] == 9
+    assert resize_positions(model, (4, 4)) == 1
+
+
+def test_shared_tables_are_resized_once_and_stay_shared() -> None:
+    model, alone = nn.Sequential(layer(9), layer(9, seed=1)), layer(9)
+    model[1].readout_mix = model[0].readout_mix
+    model[1].routing_mix.down = model[0].routing_mix.down
+    assert resize_positions(model, (4, 5)) == 2
+    resize_positions(alone, (4, 5))
+    assert model[1].readout_mix is model[0].readout_mix
+    assert model[1].routing_mix.down is model[0].routing_mix.down
+    resized = tables(model[0])
+    assert all(torch.equal(table, resized[name]) for name, table in tables(alone).items())
+    assert model(torch.randn(1, 20, 8)).isfinite().all()
 
 
 def test_layers_by_lag_need_none() -> None:

@@ -132,6 +132,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "init": ({"init": "zeros"}, "init must be one of"),
     "layer": ({"layers": [3]}, "layers must be among 0 to 2.*got 3"),
     "no layer": ({"layers": []}, "layers is empty"),
+    "one layer": ({"layers": 0}, r"write layers=\[0\]"),
     "not a number": ({"layers": ["0"]}, "layers must be among"),
     "option": ({"width": 3}, "width"),
     "value": ({"num_heads": 3}, r"0\.attention \(ToyAttention\): .* does not divide into 3 heads"),

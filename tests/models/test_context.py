@@ -132,6 +132,30 @@ def test_swapped_model(tmp_path):
     torch.testing.assert_close(again(ids).logits, model(ids).logits, rtol=0, atol=1e-10)
 
 
+def test_one_layer_of_a_model_that_is_saved(tmp_path):
+    families = pytest.importorskip("tests.models.families", reason="needs the hf extra")
+    import transformers
+
+    from hypermlp import swap_attention
+    from hypermlp.integrations.huggingface import from_pretrained
+
+    ids = torch.randint(8, (1, 30))
+    config = transformers.GPT2Config(n_layer=2, n_embd=16, n_head=2, vocab_size=50, n_positions=64)
+    swapped = transformers.GPT2LMHeadModel(config).double().eval()
+    swap_attention(swapped, "hyperglu", max_lag=OLD)
+    native = families.tiny()
+    for model, layers, opened in (
+        (swapped, swapped.transformer.h, from_pretrained),
+        (native, native.model.layers, None),
+    ):
+        extend_max_lag(layers[1], 25)
+        model.save_pretrained(tmp_path / type(model).__name__)
+        opened = opened or type(model).from_pretrained
+        again = opened(tmp_path / type(model).__name__, dtype=torch.float64).eval()
+        torch.testing.assert_close(again(ids).logits, model(ids).logits, rtol=0, atol=1e-10)
+        assert [m.config.max_lag for m in again.modules() if isinstance(m, HyperGLU)][1] == 25
+
+
 @pytest.mark.parametrize(
     ("model", "max_lag", "options", "error", "match"),
     [

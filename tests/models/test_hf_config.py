@@ -56,6 +56,8 @@ def test_a_saved_config_says_everything(mixer, tmp_path):
 def test_bad_configs(changes, message):
     with pytest.raises(ValueError, match=message):
         tiny_config(**changes)
+    with pytest.raises(TypeError, match="tie_word_embeddings must be True or False, got 1"):
+        tiny_config(tie_word_embeddings=1)
 
 
 def test_attention_of_another_kind_is_an_error():

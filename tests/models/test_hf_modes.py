@@ -96,6 +96,13 @@ def test_bounds_that_cannot_be_read_are_of_one_size() -> None:
         assert bool((bounds.diff() >= 0).all())
 
 
+def test_numbers_of_documents_compile_whole() -> None:
+    call, ids = Logits(tiny(), "seq_idx"), tokens(2, 9)
+    numbers = torch.tensor([[0] * 5 + [1] * 4, [0] * 2 + [1] * 7])
+    compiled = torch.compile(call, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(ids, numbers), call(ids, numbers), rtol=0, atol=1e-10)
+
+
 def test_documents_longer_than_tables_by_position_fail_when_they_come() -> None:
     """The batch laid end to end is longer than the tables: no document is, which is seen at run time alone."""
     attention = {**ATTENTION["hyperglu"], "layout": "position", "max_lag": 9}

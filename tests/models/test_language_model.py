@@ -87,6 +87,8 @@ def test_bad_configs(changes, message):
     fields = {"vocab_size": 11, "hidden_size": 16, "num_layers": 2, "attention": HyperConfig(16)}
     with pytest.raises(ValueError, match=message):
         LanguageModelConfig(**{**fields, **changes})
+    with pytest.raises(TypeError, match="tie_embeddings must be True or False, got 'no'"):
+        LanguageModelConfig(**fields, tie_embeddings="no")
 
 
 def test_a_bidirectional_layer_is_refused():

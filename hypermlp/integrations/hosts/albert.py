@@ -44,7 +44,7 @@ class AlbertAdapter(HuggingFaceAdapter):
             causal=False,
             max_length=config.max_position_embeddings,
             output_dropout=module.output_dropout.p,
-            projections=lambda: separate(module, ("query", "key", "value", "dense"), heads, heads, module.scaling),
+            projections=lambda: separate(module, ("query", "key", "value", "dense"), heads, module.scaling),
             notes=tuple(notes),
         )
 

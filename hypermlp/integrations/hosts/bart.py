@@ -9,7 +9,7 @@ from torch import nn
 from hypermlp.integrations.host import Host
 from hypermlp.integrations.huggingface.adapter import HuggingFaceAdapter, is_causal, separate
 from hypermlp.integrations.registry import Adapter
-from hypermlp.integrations.sites import CROSS
+from hypermlp.integrations.sites import CROSS_ATTENTION
 
 
 class BartAdapter(HuggingFaceAdapter):
@@ -18,7 +18,7 @@ class BartAdapter(HuggingFaceAdapter):
     arguments = frozenset({"key_value_states"})
 
     def at(self, model: nn.Module, name: str) -> Adapter:
-        return _CROSS_ATTENTION if name.rpartition(".")[2] in ("encoder_attn", "cross_attn") else self
+        return CROSS_ATTENTION if name.rpartition(".")[2] in ("encoder_attn", "cross_attn") else self
 
     def describe(self, module: Any) -> Host:
         return Host(
@@ -28,15 +28,9 @@ class BartAdapter(HuggingFaceAdapter):
             layer_idx=getattr(module, "layer_idx", None),
             max_length=_length(module),
             projections=lambda: separate(
-                module, ("q_proj", "k_proj", "v_proj", "out_proj"), module.num_heads, module.num_heads,
-                module.head_dim**-0.5,
+                module, ("q_proj", "k_proj", "v_proj", "out_proj"), module.num_heads, module.head_dim**-0.5
             ),
-        )  # fmt: skip
-
-
-class _Cross(BartAdapter):
-    def skip(self, module: Any) -> str:
-        return CROSS
+        )
 
 
 def _length(module: Any) -> int | None:
@@ -49,4 +43,3 @@ def _length(module: Any) -> int | None:
 
 
 ADAPTER = BartAdapter()
-_CROSS_ATTENTION = _Cross()

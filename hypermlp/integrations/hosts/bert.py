@@ -9,7 +9,7 @@ from torch import nn
 from hypermlp.integrations.host import Host
 from hypermlp.integrations.huggingface.adapter import HuggingFaceAdapter, separate
 from hypermlp.integrations.registry import Adapter
-from hypermlp.integrations.sites import CROSS
+from hypermlp.integrations.sites import CROSS_ATTENTION
 
 # models that count positions from the one after the padding token's
 _AFTER_PADDING = ("camembert", "roberta", "xlm-roberta")
@@ -22,7 +22,7 @@ class BertAdapter(HuggingFaceAdapter):
 
     def at(self, model: nn.Module, name: str) -> Adapter:
         # ESM has one class for both
-        return _CROSS_ATTENTION if name.endswith("crossattention.self") else self
+        return CROSS_ATTENTION if name.endswith("crossattention.self") else self
 
     def describe(self, module: Any) -> Host:
         config, heads = module.config, module.num_attention_heads
@@ -36,16 +36,8 @@ class BertAdapter(HuggingFaceAdapter):
             max_length=config.max_position_embeddings - before,
             output_projection=False,
             rope_theta=getattr(config, "rope_theta", 10000.0) if rotary else None,
-            projections=lambda: separate(
-                module, ("query", "key", "value"), heads, heads, module.attention_head_size**-0.5
-            ),
+            projections=lambda: separate(module, ("query", "key", "value"), heads, module.attention_head_size**-0.5),
         )
 
 
-class _Cross(BertAdapter):
-    def skip(self, module: Any) -> str:
-        return CROSS
-
-
 ADAPTER = BertAdapter()
-_CROSS_ATTENTION = _Cross()

@@ -34,7 +34,7 @@ class ClipAdapter(HuggingFaceAdapter):
             if picture
             else config.max_position_embeddings,
             projections=lambda: separate(
-                module, ("q_proj", "k_proj", "v_proj", "out_proj"), module.num_heads, module.num_heads, module.scale
+                module, ("q_proj", "k_proj", "v_proj", "out_proj"), module.num_heads, module.scale
             ),
         )
 

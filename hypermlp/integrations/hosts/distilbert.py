@@ -18,10 +18,9 @@ class DistilBertAdapter(HuggingFaceAdapter):
             causal=False,
             max_length=module.config.max_position_embeddings,
             projections=lambda: separate(
-                module, ("q_lin", "k_lin", "v_lin", "out_lin"), module.n_heads, module.n_heads,
-                module.attention_head_size**-0.5,
+                module, ("q_lin", "k_lin", "v_lin", "out_lin"), module.n_heads, module.attention_head_size**-0.5
             ),
-        )  # fmt: skip
+        )
 
 
 ADAPTER = DistilBertAdapter()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from hypermlp.integrations.host import ALIBI, Host, Projection, Projections
-from hypermlp.integrations.huggingface.adapter import HuggingFaceAdapter, is_causal, rotary_base
+from hypermlp.integrations.host import ALIBI, Host
+from hypermlp.integrations.hosts.gpt_neox import GPTNeoXAdapter
 from hypermlp.integrations.huggingface.attention import HuggingFaceAttention
 
 
@@ -22,43 +23,15 @@ class FalconAttention(HuggingFaceAttention):
         return super().forward(hidden_states, attention_mask, **others)
 
 
-class FalconAdapter(HuggingFaceAdapter):
+class FalconAdapter(GPTNeoXAdapter):
     """``transformer.h.{i}.self_attention``."""
 
     wrapper = FalconAttention
     arguments = frozenset({"alibi"})
 
     def describe(self, module: Any) -> Host:
-        config = module.config
-        return Host(
-            hidden_size=module.hidden_size,
-            num_heads=module.num_heads,
-            causal=is_causal(module),
-            layer_idx=module.layer_idx,
-            max_length=config.max_position_embeddings,
-            rope_theta=rotary_base(config),
-            projections=None if config.alibi else lambda: _projections(module),
-            not_offered=ALIBI,
-        )
-
-
-def _projections(module: nn.Module) -> Projections:
-    attention: Any = module
-    linear, heads, groups = attention.query_key_value, attention.num_heads, attention.num_kv_heads
-    # rows stand in groups: some queries, one key, one value
-    together = Projection.of(linear.weight, linear.bias, groups)
-    queries = heads // groups
-
-    def part(first: int, count: int) -> Projection:
-        width = attention.head_dim
-        rows = slice(first * width, (first + count) * width)
-        weight, bias = together.weight[:, rows].reshape(groups * count, width, -1), together.bias
-        return Projection(weight, None if bias is None else bias[:, rows].reshape(groups * count, width))
-
-    dense = attention.dense
-    return Projections(
-        part(0, queries), part(queries, 1), part(queries + 1, 1), (dense.weight, dense.bias), attention.head_dim**-0.5
-    )
+        host = super().describe(module)
+        return replace(host, projections=None, not_offered=ALIBI) if module.config.alibi else host
 
 
 ADAPTER = FalconAdapter()

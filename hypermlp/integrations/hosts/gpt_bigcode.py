@@ -12,14 +12,10 @@ class GPTBigCodeAdapter(GPT2Adapter):
     """``transformer.h.{i}.attn``."""
 
     def projections(self, module: Any) -> Projections:
-        joint = module.c_attn
-        if module.multi_query:
-            sizes, heads = (module.embed_dim, module.kv_dim, module.kv_dim), (module.num_heads, 1, 1)
-            parts = zip(joint.weight.split(sizes), joint.bias.split(sizes), heads, strict=True)
-            query, key, value = (Projection.of(*part) for part in parts)
-        else:
-            query, key, value = Projection.of_heads(joint.weight, joint.bias, module.num_heads)
-        return Projections(query, key, value, (module.c_proj.weight, module.c_proj.bias), module.scaling)
+        joint, last, heads = module.c_attn, module.c_proj, module.num_heads
+        # a key and a value for all heads stand at the end, either way to read them
+        parts = Projection.of_heads(joint.weight, joint.bias, heads, 1 if module.multi_query else heads)
+        return Projections(*parts, (last.weight, last.bias), module.scaling)
 
 
 ADAPTER = GPTBigCodeAdapter()

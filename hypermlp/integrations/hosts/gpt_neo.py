@@ -21,9 +21,7 @@ class GPTNeoAdapter(HuggingFaceAdapter):
             max_length=config.max_position_embeddings,
             window=config.window_size if local else None,
             output_dropout=module.resid_dropout.p,
-            projections=lambda: separate(
-                module, ("q_proj", "k_proj", "v_proj", "out_proj"), module.num_heads, module.num_heads, 1.0
-            ),
+            projections=lambda: separate(module, ("q_proj", "k_proj", "v_proj", "out_proj"), module.num_heads, 1.0),
         )
 
 

@@ -42,9 +42,30 @@ class LlamaAdapter(HuggingFaceAdapter):
             window=_window(module),
             rope_theta=rotary_base(config, _layer_type(module)) if _rotates(module) else None,
             output_dropout=_output_dropout(module),
-            projections=None if why else lambda: _projections(module),
+            projections=None if why else lambda: self.projections(module),
             not_offered=why,
         )
+
+    def projections(self, module: Any) -> Projections:
+        """Its weights, for ``init="from_attention"``."""
+        config = module.config
+        heads = config.num_attention_heads
+        key_heads = getattr(config, "num_key_value_heads", None) or heads
+        # of GPT-J older releases say it in their forward alone
+        scaling = getattr(module, "scaling", module.head_dim**-0.5)
+        output = next(name for name in _OUTPUTS if hasattr(module, name))
+        joint, last = getattr(module, "qkv_proj", None), getattr(module, output)
+        if joint is None:
+            made = separate(module, ("q_proj", "k_proj", "v_proj", output), heads, scaling, key_heads)
+        elif hasattr(module, "mp_num"):  # CodeGen: query, value and key of each of the processes that trained it
+            parts = joint.weight.unflatten(0, (module.mp_num, 3, -1))
+            query, value, key = (Projection.of(part.flatten(0, 1), None, heads) for part in parts.unbind(1))
+            made = Projections(query, key, value, (last.weight, last.bias), scaling)
+        else:
+            made = Projections.of_joint(joint.weight, joint.bias, last, heads, scaling, key_heads)
+        if config.model_type in _NEIGHBOURS:
+            made = made._replace(query=halves(made.query), key=halves(made.key))
+        return made
 
 
 def _layer_type(module: Any) -> str | None:
@@ -81,38 +102,6 @@ def _other_scores(module: Any) -> str:
     if getattr(module.config, "clip_qkv", None) is not None:
         return "it clips queries, keys and values (clip_qkv), which a hyper layer does not"
     return ""
-
-
-def _projections(module: nn.Module) -> Projections:
-    attention: Any = module
-    config = attention.config
-    heads = config.num_attention_heads
-    key_heads = getattr(config, "num_key_value_heads", None) or heads
-    # of GPT-J older releases say it in their forward alone
-    scaling = getattr(attention, "scaling", attention.head_dim**-0.5)
-    output = next(name for name in _OUTPUTS if hasattr(attention, name))
-    if hasattr(attention, "qkv_proj"):
-        last = getattr(attention, output)
-        made = Projections(*_joint(attention, heads, key_heads), (last.weight, last.bias), scaling)
-    else:
-        made = separate(attention, ("q_proj", "k_proj", "v_proj", output), heads, key_heads, scaling)
-    if config.model_type in _NEIGHBOURS:
-        made = made._replace(query=halves(made.query), key=halves(made.key))
-    return made
-
-
-def _joint(attention: Any, heads: int, key_heads: int) -> tuple[Projection, Projection, Projection]:
-    """Query, key and value of one linear layer."""
-    joint, width = attention.qkv_proj, attention.head_dim
-    if hasattr(attention, "mp_num"):  # CodeGen: query, value and key of each of the processes that trained it
-        parts = joint.weight.unflatten(0, (attention.mp_num, 3, -1))
-        query, value, key = (Projection.of(part.flatten(0, 1), None, heads) for part in parts.unbind(1))
-        return query, key, value
-    sizes = [heads * width, key_heads * width, key_heads * width]
-    biases = (None,) * 3 if joint.bias is None else joint.bias.split(sizes)
-    counts = (heads, key_heads, key_heads)
-    query, key, value = (Projection.of(*part) for part in zip(joint.weight.split(sizes), biases, counts, strict=True))
-    return query, key, value
 
 
 ADAPTER = LlamaAdapter()

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
-
-from hypermlp.integrations.host import Host, Projection, Projections
+from hypermlp.integrations.host import Host, Projections
 from hypermlp.integrations.huggingface.adapter import BOTH_SIDES, HuggingFaceAdapter, rotary_base
 
 
@@ -25,14 +23,10 @@ class ModernBertAdapter(HuggingFaceAdapter):
             max_length=config.max_position_embeddings,
             rope_theta=rotary_base(config, config.layer_types[module.layer_idx]),
             output_dropout=getattr(module.out_drop, "p", 0.0),
-            projections=lambda: _projections(module),
+            projections=lambda: Projections.of_joint(
+                module.Wqkv.weight, module.Wqkv.bias, module.Wo, config.num_attention_heads, module.head_dim**-0.5
+            ),
         )
-
-
-def _projections(module: nn.Module) -> Projections:
-    attention: Any = module
-    joint = Projection.of_joint(attention.Wqkv.weight, attention.Wqkv.bias, attention.config.num_attention_heads)
-    return Projections(*joint, (attention.Wo.weight, attention.Wo.bias), attention.head_dim**-0.5)
 
 
 ADAPTER = ModernBertAdapter()

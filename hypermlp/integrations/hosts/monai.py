@@ -11,7 +11,7 @@ from hypermlp.integrations.fx import one_node
 from hypermlp.integrations.host import RELATIVE, Host, Projection, Projections, nearest
 from hypermlp.integrations.masks import trimmed
 from hypermlp.integrations.positions import fit_grid
-from hypermlp.integrations.registry import Adapter
+from hypermlp.integrations.registry import Adapter, SizedAdapter, Stays
 from hypermlp.layers import AttentionLayer
 
 _SHUFFLED = (
@@ -59,16 +59,14 @@ class MonaiSelfAttention(nn.Module):
         return trimmed(mask != 0)
 
 
-class MonaiAdapter(Adapter):
-    """``blocks.{i}.attn`` of ``ViT`` and ``DecoderOnlyTransformer``, and every other ``SABlock``.
+class MonaiAdapter(SizedAdapter):
+    """``blocks.{i}.attn`` of ``ViT`` and ``DecoderOnlyTransformer``, and every other ``SABlock``."""
 
-    Args:
-        tokens: that the model sees.
-        reason: why the module stays.
-    """
-
-    def __init__(self, tokens: int | None = None, reason: str | None = None) -> None:
-        self.tokens, self.reason = tokens, reason
+    @staticmethod
+    def tokens(around: Any) -> int | None:
+        """Patches and the class token of a vision transformer."""
+        positions = getattr(getattr(around, "patch_embedding", None), "position_embeddings", None)
+        return positions.shape[1] + hasattr(around, "cls_token") if isinstance(positions, Tensor) else None
 
     def at(self, model: nn.Module, name: str) -> Adapter:
         module = model.get_submodule(name)
@@ -76,10 +74,7 @@ class MonaiAdapter(Adapter):
         def shuffles(host: Any) -> bool | None:
             return any(part is module for part in host.blocks.modules()) if hasattr(host, "mask_tokens") else None
 
-        return MonaiAdapter(nearest(model, name, _tokens), _SHUFFLED if nearest(model, name, shuffles) else None)
-
-    def skip(self, module: nn.Module) -> str | None:
-        return self.reason
+        return Stays(_SHUFFLED) if nearest(model, name, shuffles) else super().at(model, name)
 
     def describe(self, module: Any) -> Host:
         width = module.hidden_input_size
@@ -91,7 +86,7 @@ class MonaiAdapter(Adapter):
             hidden_size=width,
             num_heads=module.num_heads,
             causal=module.causal,
-            max_length=module.sequence_length if module.causal else self.tokens,
+            max_length=module.sequence_length if module.causal else self.length,
             output_projection=module.include_fc,
             output_dropout=module.drop_output.p,
             projections=None if relative else lambda: _projections(module),
@@ -103,21 +98,13 @@ class MonaiAdapter(Adapter):
         return MonaiSelfAttention(layer, host.output_dropout, not (module.causal or module.use_flash_attention))
 
 
-def _tokens(model: Any) -> int | None:
-    """Patches and the class token of a vision transformer; None for any other module."""
-    positions = getattr(getattr(model, "patch_embedding", None), "position_embeddings", None)
-    return positions.shape[1] + hasattr(model, "cls_token") if isinstance(positions, Tensor) else None
-
-
 def _projections(module: Any) -> Projections:
-    heads = module.num_heads
+    heads, output = module.num_heads, module.out_proj if module.include_fc else None
     if module.use_combined_linear:
-        query, key, value = Projection.of_joint(module.qkv.weight, module.qkv.bias, heads)
-    else:
-        linears = (module.to_q, module.to_k, module.to_v)
-        query, key, value = (Projection.of(linear.weight, linear.bias, heads) for linear in linears)
-    output = (module.out_proj.weight, module.out_proj.bias) if module.include_fc else None
-    return Projections(query, key, value, output, module.scale)
+        return Projections.of_joint(module.qkv.weight, module.qkv.bias, output, heads, module.scale)
+    linears = (module.to_q, module.to_k, module.to_v)
+    query, key, value = (Projection.of(linear.weight, linear.bias, heads) for linear in linears)
+    return Projections(query, key, value, output and (output.weight, output.bias), module.scale)
 
 
 ADAPTER = MonaiAdapter()

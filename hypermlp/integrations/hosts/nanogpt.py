@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from hypermlp.integrations.arguments import refuse_unknown
 from hypermlp.integrations.fx import one_node
-from hypermlp.integrations.host import Host, Projection, Projections, nearest
-from hypermlp.integrations.registry import Adapter
+from hypermlp.integrations.host import Host, Projections
+from hypermlp.integrations.registry import SizedAdapter
 from hypermlp.layers import AttentionLayer
 
 
@@ -37,15 +37,15 @@ class NanoGPTAttention(nn.Module):
         return out
 
 
-class NanoGPTAdapter(Adapter):
+class NanoGPTAdapter(SizedAdapter):
     """``transformer.h.{i}.attn``."""
 
-    def __init__(self, block_size: int | None = None) -> None:
-        self.block_size = block_size
+    wrapper = NanoGPTAttention
 
-    def at(self, model: nn.Module, name: str) -> Adapter:
-        block_size = nearest(model, name, lambda host: getattr(getattr(host, "config", host), "block_size", None))
-        return self if block_size is None else NanoGPTAdapter(block_size)
+    @staticmethod
+    def tokens(around: Any) -> int | None:
+        size: int | None = getattr(getattr(around, "config", around), "block_size", None)
+        return size
 
     def skip(self, module: nn.Module) -> str | None:
         lacks = [name for name in ("c_attn", "c_proj", "n_head", "n_embd") if not hasattr(module, name)]
@@ -56,20 +56,13 @@ class NanoGPTAdapter(Adapter):
         return Host(
             hidden_size=module.n_embd,
             num_heads=module.n_head,
-            max_length=self.block_size,
+            max_length=self.length,
             output_dropout=0.0 if dropout is None else dropout.p,
-            projections=lambda: _projections(module),
-        )
-
-    def wrap(self, layer: AttentionLayer, module: nn.Module, host: Host) -> nn.Module:
-        return NanoGPTAttention(layer, host.output_dropout)
-
-
-def _projections(module: nn.Module) -> Projections:
-    attention: Any = module
-    joint = Projection.of_joint(attention.c_attn.weight, attention.c_attn.bias, attention.n_head)
-    output = (attention.c_proj.weight, attention.c_proj.bias)
-    return Projections(*joint, output, (attention.n_embd // attention.n_head) ** -0.5)
+            projections=lambda: Projections.of_joint(
+                module.c_attn.weight, module.c_attn.bias, module.c_proj, module.n_head,
+                (module.n_embd // module.n_head) ** -0.5,
+            ),
+        )  # fmt: skip
 
 
 ADAPTER = NanoGPTAdapter()

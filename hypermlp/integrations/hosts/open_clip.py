@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hypermlp.integrations.arguments import refuse_unknown
 from hypermlp.integrations.fx import one_node
-from hypermlp.integrations.host import Host, Projection, Projections, learned_positions, nearest
+from hypermlp.integrations.host import Host, Projections, learned_positions, nearest
 from hypermlp.integrations.masks import padding, trimmed, visible
 from hypermlp.integrations.registry import Adapter
 from hypermlp.layers import AttentionLayer
@@ -40,7 +40,7 @@ class OpenClipAttention(nn.Module):
             seen = visible(attn_mask, "attn_mask", true_hides=True)
             if seen.shape != (x.shape[1], x.shape[1]):
                 raise ValueError(f"attn_mask must be [{x.shape[1]}, {x.shape[1]}], got {tuple(attn_mask.shape)}")
-            valid = padding(seen[None], "attn_mask", causal=config.causal, window=config.window).expand(len(x), -1)
+            valid = padding(seen[None], x, config)
         out: Tensor = self.out_drop(self.mixer(x, trimmed(valid)))
         return out
 
@@ -57,7 +57,8 @@ class OpenClipAdapter(Adapter):
         self.causal, self.length = causal, length
 
     def at(self, model: nn.Module, name: str) -> Adapter:
-        return OpenClipAdapter(hides_later(model, name), learned_positions(model, name, _width(model, name)))
+        module: Any = model.get_submodule(name)
+        return OpenClipAdapter(hides_later(model, name), learned_positions(model, name, module.out_proj.in_features))
 
     def describe(self, module: Any) -> Host:
         width = module.out_proj.in_features
@@ -70,7 +71,7 @@ class OpenClipAdapter(Adapter):
             causal=self.causal,
             max_length=self.length,
             output_dropout=module.out_drop.p,
-            projections=None if other else lambda: _projections(module),
+            projections=None if other else lambda: joint_projections(module, module.scale),
             not_offered=f"it normalises or scales within ({other}), which a hyper layer does not",
         )
 
@@ -89,15 +90,9 @@ def hides_later(model: nn.Module, name: str) -> bool:
     return bool(nearest(model, name, read))
 
 
-def _width(model: nn.Module, name: str) -> int:
-    attention: Any = model.get_submodule(name)
-    width: int = attention.out_proj.in_features
-    return width
-
-
-def _projections(module: Any) -> Projections:
-    joint = Projection.of_joint(module.in_proj_weight, module.in_proj_bias, module.num_heads)
-    return Projections(*joint, (module.out_proj.weight, module.out_proj.bias), module.scale)
+def joint_projections(module: Any, scaling: float) -> Projections:
+    """Of ``nn.MultiheadAttention``, and of open_clip's attention, which has the same names."""
+    return Projections.of_joint(module.in_proj_weight, module.in_proj_bias, module.out_proj, module.num_heads, scaling)
 
 
 ADAPTER = OpenClipAdapter()

@@ -11,7 +11,7 @@ from hypermlp.integrations.host import RELATIVE, Host
 from hypermlp.integrations.huggingface.adapter import HuggingFaceAdapter, is_causal
 from hypermlp.integrations.huggingface.attention import HuggingFaceAttention
 from hypermlp.integrations.registry import Adapter
-from hypermlp.integrations.sites import CROSS
+from hypermlp.integrations.sites import CROSS_ATTENTION
 
 
 class T5SelfAttention(HuggingFaceAttention):
@@ -31,7 +31,7 @@ class T5Adapter(HuggingFaceAdapter):
     arguments = frozenset({"mask", "position_bias", "key_value_states"})
 
     def at(self, model: nn.Module, name: str) -> Adapter:
-        return self if name.endswith("SelfAttention") else _CROSS_ATTENTION
+        return self if name.endswith("SelfAttention") else CROSS_ATTENTION
 
     def describe(self, module: Any) -> Host:
         return Host(
@@ -57,10 +57,4 @@ class T5Adapter(HuggingFaceAdapter):
         super().finish(model, swaps)
 
 
-class _Cross(T5Adapter):
-    def skip(self, module: Any) -> str:
-        return CROSS
-
-
 ADAPTER = T5Adapter()
-_CROSS_ATTENTION = _Cross()

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from hypermlp.config import HyperConfig, Mixer
 from hypermlp.integrations.arguments import refuse_unknown
 from hypermlp.integrations.fx import one_node
-from hypermlp.integrations.host import Host, Projection, Projections, nearest
+from hypermlp.integrations.host import Host, Projections
 from hypermlp.integrations.masks import padding, trimmed, visible
 from hypermlp.integrations.positions import fit_grid
-from hypermlp.integrations.registry import Adapter
+from hypermlp.integrations.registry import SizedAdapter
 from hypermlp.layers import AttentionLayer, build_layer
 from hypermlp.ops.attention import check_backend
 
@@ -59,8 +59,7 @@ class TimmAttention(nn.Module):
         """What timm calls after it has started every linear layer its own way: the layer's own start."""
         self.mixer.reset_parameters()
 
-    @staticmethod
-    def _valid(x: Tensor, attn_mask: Tensor | None) -> Tensor | None:
+    def _valid(self, x: Tensor, attn_mask: Tensor | None) -> Tensor | None:
         if attn_mask is None:
             return None
         seen = visible(attn_mask, "attn_mask")
@@ -69,7 +68,7 @@ class TimmAttention(nn.Module):
         elif seen.ndim != 2:
             raise ValueError(f"attn_mask must be [N, N] or [B, 1, N, N], got {tuple(attn_mask.shape)}")
         batch, length = x.shape[:2]
-        return padding(seen.expand(batch, length, length), "attn_mask", causal=False, window=None)
+        return padding(seen.expand(batch, length, length), x, self.mixer.config)
 
 
 class _AttnLayerType(type):
@@ -125,15 +124,16 @@ def _made_by(made: _AttnLayerType) -> tuple[Any, ...]:
 copyreg.pickle(_AttnLayerType, _made_by)
 
 
-class TimmAdapter(Adapter):
+class TimmAdapter(SizedAdapter):
     """``blocks.{i}.attn`` of vision transformers."""
 
-    def __init__(self, tokens: int | None = None) -> None:
-        self.tokens = tokens
+    wrapper = TimmAttention
 
-    def at(self, model: nn.Module, name: str) -> Adapter:
-        tokens = nearest(model, name, _tokens)
-        return self if tokens is None else TimmAdapter(tokens)
+    @staticmethod
+    def tokens(around: Any) -> int | None:
+        """Patches and other tokens of a vision transformer."""
+        patches = getattr(getattr(around, "patch_embed", None), "num_patches", None)
+        return None if patches is None else patches + getattr(around, "num_prefix_tokens", 0)
 
     def describe(self, module: Any) -> Host:
         if module.proj.out_features != module.qkv.in_features:
@@ -144,26 +144,15 @@ class TimmAdapter(Adapter):
             hidden_size=module.qkv.in_features,
             num_heads=module.num_heads,
             causal=False,
-            max_length=self.tokens,
+            max_length=self.length,
             output_dropout=module.proj_drop.p,
             projections=(lambda: _projections(module)) if plain else None,
             not_offered="it normalises or gates within, which a hyper layer does otherwise",
         )
 
-    def wrap(self, layer: AttentionLayer, module: nn.Module, host: Host) -> nn.Module:
-        return TimmAttention(layer, host.output_dropout)
 
-
-def _tokens(model: Any) -> int | None:
-    """Patches and other tokens of a vision transformer; None for any other module."""
-    patches = getattr(getattr(model, "patch_embed", None), "num_patches", None)
-    return None if patches is None else patches + getattr(model, "num_prefix_tokens", 0)
-
-
-def _projections(module: nn.Module) -> Projections:
-    attention: Any = module
-    joint = Projection.of_joint(attention.qkv.weight, attention.qkv.bias, attention.num_heads)
-    return Projections(*joint, (attention.proj.weight, attention.proj.bias), attention.scale)
+def _projections(module: Any) -> Projections:
+    return Projections.of_joint(module.qkv.weight, module.qkv.bias, module.proj, module.num_heads, module.scale)
 
 
 ADAPTER = TimmAdapter()

@@ -14,16 +14,14 @@ from torch import Tensor, nn
 
 from hypermlp.integrations.arguments import refuse_unknown
 from hypermlp.integrations.fx import one_node
-from hypermlp.integrations.host import Host, Projection, Projections, learned_positions
+from hypermlp.integrations.host import Host, learned_positions
 from hypermlp.integrations.hosts import open_clip
 from hypermlp.integrations.masks import padding, trimmed, visible
-from hypermlp.integrations.registry import Adapter
-from hypermlp.integrations.sites import CROSS
+from hypermlp.integrations.registry import Adapter, Stays, hold_off, path_of
+from hypermlp.integrations.sites import CROSS_ATTENTION
 from hypermlp.layers import AttentionLayer
 from hypermlp.layers.maps import attention_map
 from hypermlp.ops.modes import require
-
-_NESTED_BEFORE = "_use_nested_tensor_before"
 
 
 class SelfAttentionAdapter(Adapter):
@@ -55,7 +53,7 @@ class SelfAttentionAdapter(Adapter):
             causal=self.causal,
             either_way=True,
             max_length=self.length,
-            projections=(lambda: _projections(module)) if plain else None,
+            projections=(lambda: open_clip.joint_projections(module, module.head_dim**-0.5)) if plain else None,
             not_offered="it adds a token to the keys (add_bias_kv, add_zero_attn)",
         )
 
@@ -65,13 +63,9 @@ class SelfAttentionAdapter(Adapter):
     def finish(self, model: nn.Module, swaps: Sequence[Mapping[str, Any]]) -> None:
         """Encoders hand padded batches to their layers as nested tensors, in evaluation, unless told not to."""
         for encoder in model.modules():
-            if not isinstance(encoder, nn.TransformerEncoder):
-                continue
-            swapped = any(isinstance(module, HyperSelfAttention) for module in encoder.modules())
-            before = encoder.__dict__.pop(_NESTED_BEFORE, encoder.use_nested_tensor)
-            encoder.use_nested_tensor = before and not swapped
-            if swapped:
-                encoder.__dict__[_NESTED_BEFORE] = before
+            if isinstance(encoder, nn.TransformerEncoder):
+                swapped = any(isinstance(module, HyperSelfAttention) for module in encoder.modules())
+                hold_off(encoder, "use_nested_tensor", swapped)
 
 
 class MultiheadAdapter(SelfAttentionAdapter):
@@ -80,28 +74,16 @@ class MultiheadAdapter(SelfAttentionAdapter):
     def at(self, model: nn.Module, name: str) -> Adapter:
         parent, _, leaf = name.rpartition(".")
         block: Any = model.get_submodule(parent)
-        if f"{type(block).__module__}.{type(block).__qualname__}" == open_clip.BLOCK:
+        if path_of(type(block)) == open_clip.BLOCK:
             causal = open_clip.hides_later(model, name)
-            return _CROSS if hasattr(block, "ln_1_kv") else SelfAttentionAdapter(causal).at(model, name)
+            return CROSS_ATTENTION if hasattr(block, "ln_1_kv") else SelfAttentionAdapter(causal).at(model, name)
         if not leaf.startswith("self"):
-            return _CROSS if leaf in ("multihead_attn", "cross_attn", "cross_attention") else _UNCLEAR
+            return CROSS_ATTENTION if leaf in ("multihead_attn", "cross_attn", "cross_attention") else _UNCLEAR
         in_decoder = isinstance(block, nn.TransformerDecoderLayer)
         return SelfAttentionAdapter(in_decoder).at(model, name)
 
 
-class _Left(SelfAttentionAdapter):
-    """One that stays."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__()
-        self.reason = reason
-
-    def skip(self, module: Any) -> str | None:
-        return self.reason
-
-
-_CROSS = _Left(CROSS)
-_UNCLEAR = _Left(
+_UNCLEAR = Stays(
     "it may read another sequence; if query, key and value are one, "
     "adapter={nn.MultiheadAttention: hypermlp.integrations.hosts.torch_nn.SelfAttentionAdapter()}"
 )
@@ -214,8 +196,7 @@ class HyperSelfAttention(nn.Module):
                 f"attn_mask must be [{length}, {length}] or [{batch * self.num_heads}, {length}, {length}], "
                 f"got {tuple(attn_mask.shape)}"
             )
-        valid = padding(seen, "attn_mask", causal=config.causal, window=config.window, remedy=_remedy(config.causal))
-        return valid.expand(batch, -1)
+        return padding(seen, x, config, _remedy(config.causal))
 
     def extra_repr(self) -> str:
         return f"num_heads={self.num_heads}, batch_first={self.batch_first}"
@@ -224,13 +205,6 @@ class HyperSelfAttention(nn.Module):
 def _remedy(causal: bool) -> str:
     call = "without a mask" if not causal else "with a causal mask or is_causal=True"
     return f"call it {call}, or choose swap_attention(model, causal={not causal})"
-
-
-def _projections(module: nn.Module) -> Projections:
-    attention: Any = module
-    joint = Projection.of_joint(attention.in_proj_weight, attention.in_proj_bias, attention.num_heads)
-    output = (attention.out_proj.weight, attention.out_proj.bias)
-    return Projections(*joint, output, attention.head_dim**-0.5)
 
 
 ADAPTER = MultiheadAdapter()

@@ -28,9 +28,7 @@ class ViTAdapter(HuggingFaceAdapter):
             num_heads=heads,
             causal=False,
             max_length=prefix + patches(config),
-            projections=lambda: separate(
-                module, ("q_proj", "k_proj", "v_proj", "o_proj"), heads, heads, module.scaling
-            ),
+            projections=lambda: separate(module, ("q_proj", "k_proj", "v_proj", "o_proj"), heads, module.scaling),
         )
 
     def wrap(self, layer: AttentionLayer, module: Any, host: Host) -> nn.Module:

@@ -10,15 +10,14 @@ from torch import Tensor, nn
 
 from hypermlp.integrations.arguments import refuse_unknown
 from hypermlp.integrations.fx import one_node
-from hypermlp.integrations.host import Host, nearest
+from hypermlp.integrations.host import Host
 from hypermlp.integrations.masks import padding, trimmed, visible
-from hypermlp.integrations.registry import Adapter
+from hypermlp.integrations.registry import Adapter, SizedAdapter, Stays, hold_off
 from hypermlp.integrations.sites import CROSS
 from hypermlp.layers import AttentionLayer
 
 _POSITIONS = "positions, which a hyper layer's tables know by themselves"
 _IGNORED = dict.fromkeys(("rel_pos", "rotary_pos_emb", "polar_pos_emb", "pos"), _POSITIONS)
-_CACHES_BEFORE = "_can_cache_kv_before"
 
 
 class XTransformersAttention(nn.Module):
@@ -64,12 +63,11 @@ class XTransformersAttention(nn.Module):
             raise ValueError(f"causal={causal}, and this hyper layer was made with causal={config.causal}")
         valid = mask if context_mask is None else context_mask
         if attn_mask is not None:
-            batch, length = x.shape[:2]
+            length = x.shape[1]
             if attn_mask.shape != (length, length):
                 raise ValueError(f"attn_mask must be [{length}, {length}], got {tuple(attn_mask.shape)}")
             seen = visible(attn_mask, "attn_mask")
-            seen = seen.tril() if config.causal else seen
-            shown = padding(seen[None], "attn_mask", causal=config.causal, window=config.window).expand(batch, -1)
+            shown = padding((seen.tril() if config.causal else seen)[None], x, config)
             valid = shown if valid is None else valid & shown
         out: Tensor = self.sublayer_dropout(self.mixer(x, trimmed(valid)))
         if not return_intermediates:
@@ -77,23 +75,18 @@ class XTransformersAttention(nn.Module):
         return out, import_module("x_transformers.attend").Intermediates()
 
 
-class XTransformersAdapter(Adapter):
-    """``attn_layers.layers.{j}.1``, of decoders and encoders.
+class XTransformersAdapter(SizedAdapter):
+    """``attn_layers.layers.{j}.1``, of decoders and encoders."""
 
-    Args:
-        length: tokens that the model sees.
-        reason: why the module stays.
-    """
+    wrapper = XTransformersAttention
 
-    def __init__(self, length: int | None = None, reason: str | None = None) -> None:
-        self.length, self.reason = length, reason
+    @staticmethod
+    def tokens(around: Any) -> int | None:
+        return getattr(around, "max_seq_len", None) or None
 
     def at(self, model: nn.Module, name: str) -> Adapter:
-        length = nearest(model, name, lambda host: getattr(host, "max_seq_len", None) or None)
-        return XTransformersAdapter(length, _reason(model, name))
-
-    def skip(self, module: nn.Module) -> str | None:
-        return self.reason
+        reason = _reason(model, name)
+        return Stays(reason) if reason else super().at(model, name)
 
     def describe(self, module: Any) -> Host:
         if module.qkv_receive_diff_residuals:
@@ -111,20 +104,12 @@ class XTransformersAdapter(Adapter):
             not_offered="its attention has many options that change its scores and values",
         )
 
-    def wrap(self, layer: AttentionLayer, module: nn.Module, host: Host) -> nn.Module:
-        return XTransformersAttention(layer, host.output_dropout)
-
     def finish(self, model: nn.Module, swaps: Sequence[Mapping[str, Any]]) -> None:
         """Models remember whether they can generate with a cache of keys and values, which hyper layers do not fill."""
         for holder in model.modules():
-            if isinstance(holder, XTransformersAttention) or not hasattr(holder, "can_cache_kv"):
-                continue
-            before = holder.__dict__.pop(_CACHES_BEFORE, holder.can_cache_kv)
-            swapped = any(isinstance(module, XTransformersAttention) for module in holder.modules())
             if "can_cache_kv" in vars(holder):
-                setattr(holder, "can_cache_kv", before and not swapped)  # noqa: B010
-            if swapped:
-                holder.__dict__[_CACHES_BEFORE] = before
+                swapped = any(isinstance(module, XTransformersAttention) for module in holder.modules())
+                hold_off(holder, "can_cache_kv", swapped)
 
 
 def _reason(model: nn.Module, name: str) -> str | None:

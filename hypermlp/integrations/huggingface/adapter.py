@@ -96,28 +96,26 @@ def is_causal(module: Any) -> bool:
     return bool(getattr(module, "is_causal", True) and getattr(module.config, "is_causal", True))
 
 
-def separate(module: Any, names: Sequence[str], heads: int, key_heads: int, scaling: float) -> Projections:
+def separate(
+    module: Any, names: Sequence[str], heads: int, scaling: float, key_heads: int | None = None
+) -> Projections:
     """Projections in linear layers of their own.
 
     Args:
         module: the host.
         names: of query, key, value and, if it has one, output.
         heads: of queries.
-        key_heads: of keys and values.
         scaling: factor of the scores.
+        key_heads: of keys and values; None for as many.
     """
-    counts = (heads, key_heads, key_heads)
-    query, key, value = (
-        Projection.of(linear.weight, linear.bias, count)
-        for linear, count in zip((getattr(module, name) for name in names[:3]), counts, strict=True)
-    )
-    output = None if len(names) == 3 else getattr(module, names[3])
-    return Projections(query, key, value, output and (output.weight, output.bias), scaling)
+    linears = [getattr(module, name) for name in names]
+    counts = (heads, key_heads or heads, key_heads or heads)
+    query, key, value = (Projection.of(x.weight, x.bias, count) for x, count in zip(linears, counts, strict=False))
+    return Projections(query, key, value, (linears[3].weight, linears[3].bias) if linears[3:] else None, scaling)
 
 
 def halves(projection: Projection) -> Projection:
     """Channels that are rotated in pairs of neighbours, in the order in which a hyper layer pairs them."""
-    weight, bias = projection
-    width = weight.shape[1]
-    order = torch.arange(width, device=weight.device).reshape(-1, 2).T.flatten()
-    return Projection(weight[:, order], None if bias is None else bias[:, order])
+    weight = projection.weight
+    order = torch.arange(weight.shape[1], device=weight.device).reshape(-1, 2).T.flatten()
+    return projection.each(lambda x: x[:, order])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hypermlp.integrations.arguments import refuse_unknown
 from hypermlp.integrations.huggingface.cache import HostCacheLayer, join_cache
-from hypermlp.integrations.huggingface.call import Call
+from hypermlp.integrations.huggingface.call import call_layer
 from hypermlp.integrations.huggingface.masks import document_bounds, read_mask, refuse_nested
 from hypermlp.integrations.huggingface.names import IGNORED_BY_ATTENTION, one_cache
 from hypermlp.layers import AttentionLayer
@@ -87,39 +87,29 @@ class HuggingFaceAttention(nn.Module):
         if is_causal is not None and is_causal != c.causal:
             raise ValueError(f"is_causal={is_causal}, and this hyper layer was made with causal={c.causal}")
         cache = one_cache(cache=cache, past_key_values=past_key_values, layer_past=layer_past)
-        part = self._part(cache, hidden_states.shape[1])
-        first = 0 if part is None else part.first_column(hidden_states.shape[1])
+        new_tokens = hidden_states.shape[1]
+        part = None if cache is None else join_cache(cache, self.layer_idx, new_tokens)
+        if part is not None and part.unusable:
+            raise RuntimeError(f"this cache holds nothing: {part.unusable}")
+        first = 0 if part is None else part.first_column(new_tokens)
         told = document_bounds(hidden_states, cu_seq_lens_q, cu_seq_lens_k, seq_idx)
         tokens = read_mask(attention_mask, hidden_states, first, causal=c.causal, window=c.window, told=told)
         if part is not None and not self._cacheable(hidden_states, tokens, part):
             part = None
-        call = Call(self.mixer, tokens, part)
-        out, weights = self._compute(hidden_states, call, self._map_wanted(output_attentions, part))
+        want_map = self._map_wanted(output_attentions, part)
+        out, weights = call_layer(self.mixer, hidden_states, tokens, part, want_map=want_map)
         return F.dropout(out, self.output_dropout, self.training), weights
-
-    def _part(self, cache: Any, new_tokens: int) -> HostCacheLayer | None:
-        if cache is None:
-            return None
-        joined = join_cache(cache, self.layer_idx, new_tokens)
-        if joined.unusable:
-            raise RuntimeError(f"this cache holds nothing: {joined.unusable}")
-        return joined
 
     def _cacheable(self, hidden_states: Tensor, tokens: Tokens, cache: HostCacheLayer) -> bool:
         """Whether to fill the cache. Models make one even to train; it stays empty and says so if used."""
-        if torch.is_grad_enabled() and cache.empty and self._trained(hidden_states):
+        trained = hidden_states.requires_grad or any(parameter.requires_grad for parameter in self.mixer.parameters())
+        if torch.is_grad_enabled() and cache.empty and trained:
             cache.unusable = "it was passed to a call that records gradients; call under torch.no_grad()"
         elif tokens.cu_seqlens is not None:
             cache.unusable = "it was passed to a call with packed documents, which cannot be continued"
         elif not self.mixer.config.causal:
             cache.unusable = "it was passed to a bidirectional layer, whose earlier tokens would read later ones"
         return cache.unusable is None
-
-    def _trained(self, hidden_states: Tensor) -> bool:
-        return hidden_states.requires_grad or any(parameter.requires_grad for parameter in self.mixer.parameters())
-
-    def _compute(self, hidden_states: Tensor, call: Call, want_map: bool) -> tuple[Tensor, Tensor | None]:
-        return call.read_with_map(hidden_states) if want_map else (call.read(hidden_states), None)
 
     def _map_wanted(self, output_attentions: bool | None, cache: HostCacheLayer | None) -> bool:
         if output_attentions or getattr(self.config, "output_attentions", False):

@@ -6,6 +6,7 @@ empty one it puts the matching kind from here in its place.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -33,15 +34,14 @@ class HostCacheLayer:
     memory: HyperCache
     layer_idx: int
     unusable: str | None = None
+    get_mask_sizes: Callable[[int], tuple[int, int]]
 
     def _start(self, layer_idx: int, memory: HyperCache) -> None:
         self.layer_idx, self.memory = layer_idx, memory
 
     def first_column(self, new_tokens: int) -> int | Tensor:
         """Column of the first new token in the masks that transformers makes with this layer."""
-        host: Any = self
-        column: int | Tensor = host.get_seq_length() - host.get_mask_sizes(new_tokens)[1]
-        return column
+        return self.get_seq_length() - self.get_mask_sizes(new_tokens)[1]
 
     @property
     def empty(self) -> bool:
@@ -55,15 +55,16 @@ class HostCacheLayer:
 
     def run(self, mixer: AttentionLayer, hidden_states: Tensor, valid: Tensor | None) -> Tensor:
         """The layer over new tokens, which are taken in."""
-        return self._counted(hidden_states.shape[1], mixer(hidden_states, valid, cache=self.memory))
+        out: Tensor = mixer(hidden_states, valid, cache=self.memory)
+        self._count(hidden_states.shape[1])
+        return out
 
     def map(self, mixer: AttentionLayer, hidden_states: Tensor, valid: Tensor | None) -> Tensor:
         """The layer's map over all tokens, the new ones included, which are not taken in."""
         return attention_map(mixer, hidden_states, valid, cache=self.memory)
 
-    def _counted(self, new_tokens: int, out: Tensor) -> Tensor:
+    def _count(self, new_tokens: int) -> None:
         self.is_initialized = True
-        return out
 
     def update(self, *args: Any, **kwargs: Any) -> Any:
         raise RuntimeError(
@@ -149,9 +150,9 @@ class HyperStaticLayer(HostCacheLayer, StaticLayer):  # type: ignore[misc]
             out.append(super().run(mixer, hidden_states[:, token : token + 1], now))
         return torch.cat(out, dim=1)
 
-    def _counted(self, new_tokens: int, out: Tensor) -> Tensor:
+    def _count(self, new_tokens: int) -> None:
+        super()._count(new_tokens)
         self.cumulative_length.add_(new_tokens)
-        return super()._counted(new_tokens, out)
 
     def reset(self) -> None:
         super().reset()
@@ -168,9 +169,9 @@ class HyperStaticSlidingLayer(HyperStaticLayer, StaticSlidingWindowLayer):  # ty
     def get_seq_length(self) -> int:
         return self.cumulative_length_int
 
-    def _counted(self, new_tokens: int, out: Tensor) -> Tensor:
+    def _count(self, new_tokens: int) -> None:
+        super()._count(new_tokens)
         self.cumulative_length_int += new_tokens
-        return super()._counted(new_tokens, out)
 
     def reset(self) -> None:
         super().reset()

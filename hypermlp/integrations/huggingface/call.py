@@ -14,60 +14,58 @@ from hypermlp.ops.varlen import Tokens
 logger = logging.get_logger(__name__)
 
 
-class Call:
+def call_layer(
+    layer: AttentionLayer, x: Tensor, tokens: Tokens, cache: HostCacheLayer | None, *, want_map: bool
+) -> tuple[Tensor, Tensor | None]:
     """One call of an attention layer, with Transformers' cache or with packed rows laid end to end.
 
     Args:
-        layer: the layer.
+        layer: the layer, which checks all that it is given.
+        x: ``[B, T, hidden_size]``.
         tokens: who is there: ``valid``, bool or integer ``[B, T]``, and bounds of packed documents in the rows laid
-            end to end, not with a cache. The layer checks them.
+            end to end, not with a cache.
         cache: the layer's part of a cache.
+        want_map: whether the second result is wanted.
+
+    Returns:
+        The output, ``[B, T, hidden_size]``, and the map, ``[B, num_heads, T, keys]``: what each token reads of each
+        token's value. Where gradients are recorded those of the output pass through it, as in softmax attention:
+        ``retain_grad`` on it gives what attributions by attention maps ask for. There is none for tokens that follow
+        those of a static cache.
     """
+    valid, cu_seqlens = tokens
+    if cache is not None:
+        weights = _map_with_cache(cache, layer, x, valid) if want_map else None
+        return cache.run(layer, x, valid), weights
+    rows = x
+    if cu_seqlens is not None:
+        rows, valid = x.flatten(0, 1)[None], None if valid is None else valid.flatten()[None]
 
-    def __init__(self, layer: AttentionLayer, tokens: Tokens, cache: HostCacheLayer | None) -> None:
-        self.layer, self.cache = layer, cache
-        self.valid, self.cu_seqlens = tokens
-        if self.valid is not None and self.cu_seqlens is not None:
-            self.valid = self.valid.flatten()[None]
-
-    def read(self, x: Tensor) -> Tensor:
-        """The layer's output, ``[B, T, hidden_size]``."""
-        if self.cache is not None:
-            return self.cache.run(self.layer, x, self.valid)
-        out: Tensor = self.layer(self._rows(x), self.valid, cu_seqlens=self.cu_seqlens)
+    def read() -> Tensor:
+        out: Tensor = layer(rows, valid, cu_seqlens=cu_seqlens)
         return out.view_as(x)
 
-    def read_with_map(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The output and what each token reads of each token's value, ``[B, num_heads, T, keys]``.
+    if not want_map:
+        return read(), None
+    weights = attention_map(layer, rows, valid, cu_seqlens=cu_seqlens)
+    if cu_seqlens is not None:
+        batch, length = x.shape[:2]
+        weights = weights.view(-1, batch, length, batch, length).diagonal(dim1=1, dim2=3).permute(3, 0, 1, 2)
+    if not weights.requires_grad:
+        return read(), weights
+    with torch.no_grad():
+        out = read()
+    again = through_map(layer, weights, rows, valid, cu_seqlens=cu_seqlens).view_as(x)
+    # the layer's own numbers, and the gradients of the same numbers by way of the map
+    return again + (out - again.detach()), weights
 
-        Where gradients are recorded those of the output pass through the map, as in softmax attention:
-        ``retain_grad`` on it gives what attributions by attention maps ask for. No map for tokens that
-        follow those of a static cache.
-        """
-        if self.cache is not None:
-            return self._cached_with_map(self.cache, x)
-        weights = attention_map(self.layer, self._rows(x), self.valid, cu_seqlens=self.cu_seqlens)
-        if self.cu_seqlens is not None:
-            batch, length = x.shape[:2]
-            weights = weights.view(-1, batch, length, batch, length).diagonal(dim1=1, dim2=3).permute(3, 0, 1, 2)
-        if not weights.requires_grad:
-            return self.read(x), weights
-        with torch.no_grad():
-            out = self.read(x)
-        again = through_map(self.layer, weights, self._rows(x), self.valid, cu_seqlens=self.cu_seqlens).view_as(x)
-        # the layer's own numbers, and the gradients of the same numbers by way of the map
-        return again + (out - again.detach()), weights
 
-    def _cached_with_map(self, cache: HostCacheLayer, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        if cache.gives_maps:
-            weights = cache.map(self.layer, x, self.valid)
-            return self.read(x), weights
-        if not torch.compiler.is_compiling():
-            logger.warning_once(
-                "output_attentions: hyper layers give no maps for tokens after those of a static cache, only for the "
-                "prompt; a growing cache (no cache_implementation) gives all"
-            )
-        return self.read(x), None
-
-    def _rows(self, x: Tensor) -> Tensor:
-        return x if self.cu_seqlens is None else x.flatten(0, 1)[None]
+def _map_with_cache(cache: HostCacheLayer, layer: AttentionLayer, x: Tensor, valid: Tensor | None) -> Tensor | None:
+    if cache.gives_maps:
+        return cache.map(layer, x, valid)
+    if not torch.compiler.is_compiling():
+        logger.warning_once(
+            "output_attentions: hyper layers give no maps for tokens after those of a static cache, only for the "
+            "prompt; a growing cache (no cache_implementation) gives all"
+        )
+    return None

@@ -80,8 +80,7 @@ def _checked(valid: Tensor, begins: Tensor, differs: Tensor, past: int | Tensor,
     if not packed:
         return tokens
     begins[:, 0] = True
-    starts = begins.flatten().nonzero().flatten()
-    return tokens._replace(cu_seqlens=torch.cat((starts, starts.new_tensor([begins.numel()]))))
+    return tokens._replace(cu_seqlens=bounds_of(begins))
 
 
 def refuse_nested(**named: Tensor | None) -> None:
@@ -120,10 +119,31 @@ def document_bounds(
         return cu_seq_lens_q
     if seq_idx.shape != x.shape[:2]:
         raise ValueError(f"seq_idx must be {list(x.shape[:2])}, got {list(seq_idx.shape)}")
-    begins = torch.ones_like(seq_idx, dtype=torch.bool)
-    begins[:, 1:] = seq_idx.diff(dim=-1) != 0
-    starts = begins.flatten().nonzero().flatten()
-    return torch.cat((starts, starts.new_tensor([begins.numel()])))
+    return bounds_of(begins_where(seq_idx, 0))
+
+
+def begins_where(numbers: Tensor, step: int) -> Tensor:
+    """Bool ``[B, T]``: tokens whose number is not ``step`` more than that of the one before, and every row's first."""
+    begins = torch.ones_like(numbers, dtype=torch.bool)
+    begins[:, 1:] = numbers.diff(dim=-1) != step
+    return begins
+
+
+def bounds_of(begins: Tensor) -> Tensor:
+    """Bounds of the documents in rows laid end to end, int64 ``[N + 1]``, from whether each token begins one.
+
+    Where that cannot be read there are as many documents as tokens, empty ones after the last.
+
+    Args:
+        begins: bool ``[B, T]``.
+    """
+    places = torch.arange(begins.numel() + 1, device=begins.device)
+    tokens, stop = places[:-1], places[-1:]
+    if values_readable(begins, wait=True):
+        starts = tokens[begins.flatten()]
+    else:
+        starts = torch.where(begins.flatten(), tokens, stop).sort().values
+    return torch.cat((starts, stop))
 
 
 def _told(tokens: Tokens, mask: Tensor | None, told: Tensor, past: int | Tensor) -> Tokens:

@@ -13,20 +13,18 @@ CACHE_NAMES = ("cache", "past_key_values", "layer_past")
 # what models, blocks and outputs of the installed release say
 CACHE_NAME = next(name for name in CACHE_NAMES if name in {field.name for field in fields(BaseModelOutputWithPast)})
 
-_LOSS = {"num_items_in_batch": "the loss divides by it"}
-_RECORDED = {"output_hidden_states": "transformers records hidden states around the layers"}
-_SIZES = {
+# what callers hand to a model of the native family that it need not know, each with the reason
+IGNORED_BY_MODELS = {
+    "num_items_in_batch": "the loss divides by it",
+    "output_hidden_states": "transformers records hidden states around the layers",
     "max_length_q": "the bounds of packed documents, cu_seq_lens_q, say it",
     "max_length_k": "the bounds of packed documents, cu_seq_lens_q, say it",
+    "cache_position": "the cache counts its tokens",
 }
-_POSITIONS = {"cache_position": "the cache counts its tokens"}
 
-# what hosts hand to their attention and a hyper layer need not know, each with the reason
+# what hosts hand to their attention and a hyper layer need not know, likewise
 IGNORED_BY_ATTENTION = {
-    **_LOSS,
-    **_RECORDED,
-    **_SIZES,
-    **_POSITIONS,
+    **IGNORED_BY_MODELS,
     "position_ids": "a hyper layer knows lags, and the host's mask says where packed documents begin",
     "position_embeddings": "rotary angles, made from position_ids",
     "use_cache": "a cache is there, or it is not",
@@ -34,9 +32,6 @@ IGNORED_BY_ATTENTION = {
     "token_type_ids": "the host's embedding reads them",
     "return_dict": "the host wraps its outputs",
 }
-
-# what callers hand to a model of the native family that it need not know
-IGNORED_BY_MODELS = {**_LOSS, **_RECORDED, **_SIZES, **_POSITIONS}
 
 
 def one_cache(**named: Any) -> Any:

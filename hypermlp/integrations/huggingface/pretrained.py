@@ -48,7 +48,8 @@ def from_pretrained(
     swaps = recorded(config)
     if not swaps:
         raise ValueError(
-            f"{os.fspath(path)!r} is no swapped model (no {CONFIG_KEY!r} in its config): use {_stock(config)}. "
+            f"{os.fspath(path)!r} is no swapped model (no {CONFIG_KEY!r} in its config): "
+            f"use {(config.architectures or ['AutoModel'])[0]}.from_pretrained. "
             "If its weights are those of hyper layers, a part of it was swapped: swap the model that is saved, or call "
             "hypermlp.integrations.huggingface.record_swaps(model) on it before save_pretrained"
         )
@@ -100,7 +101,3 @@ def _saved_class(config: Any) -> type[PreTrainedModel]:
     if found is None:
         raise ValueError(f"the config's architectures are {names}: say which class it is with model_class=")
     return found
-
-
-def _stock(config: Any) -> str:
-    return f"{(config.architectures or ['AutoModel'])[0]}.from_pretrained"

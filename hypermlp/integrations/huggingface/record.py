@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from hypermlp.integrations.huggingface.refused import mark_refused
+from hypermlp.integrations.huggingface.refused import ENTRANCE, MAKES_CACHE, cache_of_class, refuse_continuous_batching
 from hypermlp.integrations.sites import holds_replacements, replaced_by, swaps_in
 
 CONFIG_KEY = "hypermlp"
@@ -27,9 +27,7 @@ def note_swaps(root: nn.Module) -> None:
     for name, model in list(root.named_modules()):
         if not isinstance(model, PreTrainedModel):
             continue
-        swapped = holds_replacements(model)
-        _save_as_it_stands(model, swapped)
-        mark_refused(model, swapped)
+        _let_methods_know(model)
         # a model within another one has the other's config, or a part of it
         if not name.startswith(noted or "."):
             noted += (f"{name}." if name else "",)
@@ -91,15 +89,23 @@ def _holders(root: nn.Module, name: str) -> Iterator[nn.Module]:
             yield from original.modules()
 
 
-def _save_as_it_stands(model: Any, swapped: bool) -> None:
-    """Let ``model.save_pretrained`` look what stands there: layers may have been taken out since the swap."""
-    if swapped:
-        model.save_pretrained = partial(_save_pretrained, model)
-    else:
-        model.__dict__.pop("save_pretrained", None)
+def _let_methods_know(model: Any) -> None:
+    """Let a swapped model save what stands there, and refuse what it cannot; others go on as their class says."""
+    swapped = holds_replacements(model)
+    methods = {
+        "save_pretrained": partial(_save_pretrained, model),
+        ENTRANCE: refuse_continuous_batching,
+        MAKES_CACHE: partial(cache_of_class, model),
+    }
+    for name, method in methods.items():
+        if swapped and hasattr(model, name):
+            setattr(model, name, method)
+        else:
+            model.__dict__.pop(name, None)
 
 
 def _save_pretrained(model: Any, *args: Any, **kwargs: Any) -> Any:
+    """Looks what stands there: layers may have been taken out since the swap."""
     kept, swaps = model.config, swaps_in(model)
     if swaps != recorded(kept):
         model.config = copy.deepcopy(kept)

@@ -5,7 +5,6 @@ Continuous batching would return failed requests, and kinds of cache would ask f
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, NoReturn
 
 ENTRANCE = "init_continuous_batching"
@@ -30,15 +29,7 @@ def refuse_caches(generation_config: Any) -> None:
         )
 
 
-def _cache_of_class(model: Any, generation_config: Any, *args: Any, **kwargs: Any) -> Any:
+def cache_of_class(model: Any, generation_config: Any, *args: Any, **kwargs: Any) -> Any:
+    """What the class of ``model`` prepares, of a kind that is not refused."""
     refuse_caches(generation_config)
     return getattr(type(model), MAKES_CACHE)(model, generation_config, *args, **kwargs)
-
-
-def mark_refused(model: Any, swapped: bool) -> None:
-    """Let a swapped model refuse, and an unswapped one go on as its class says."""
-    for name, instead in ((ENTRANCE, refuse_continuous_batching), (MAKES_CACHE, partial(_cache_of_class, model))):
-        if swapped and hasattr(model, name):
-            setattr(model, name, instead)
-        else:
-            model.__dict__.pop(name, None)

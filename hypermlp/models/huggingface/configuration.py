@@ -22,11 +22,15 @@ _FAMILY = {
     "AutoModelForSequenceClassification": "HyperMLPForSequenceClassification",
 }
 
-# how LanguageModelConfig calls what has another name in Transformers
+# fields of LanguageModelConfig but attention, by the names that they have here
 _PLAIN_NAMES = {
-    "num_layers": "num_hidden_layers",
-    "context_length": "max_position_embeddings",
-    "norm_eps": "rms_norm_eps",
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "num_hidden_layers": "num_layers",
+    "intermediate_size": "intermediate_size",
+    "max_position_embeddings": "context_length",
+    "tie_word_embeddings": "tie_embeddings",
+    "rms_norm_eps": "norm_eps",
 }
 
 
@@ -110,25 +114,14 @@ class HyperMLPConfig(PreTrainedConfig):
     def _layer_model(self, attention: dict[str, Any]) -> LanguageModelConfig:
         """The plain language model of these sizes: the one home of their checks and defaults."""
         sizes = {"hidden_size": self.hidden_size, "num_heads": self.num_attention_heads}
+        plain = {name: getattr(self, own) for own, name in _PLAIN_NAMES.items()}
         try:
-            return self._checked(HyperConfig(**(sizes | attention)))
+            return LanguageModelConfig(attention=HyperConfig(**(sizes | attention)), **plain)
         except (TypeError, ValueError) as error:
             message = str(error)
-            for plain, name in _PLAIN_NAMES.items():
-                message = message.replace(plain, name)
+            for own, name in _PLAIN_NAMES.items():
+                message = message.replace(name, own)
             raise type(error)(message) from None
-
-    def _checked(self, attention: HyperConfig) -> LanguageModelConfig:
-        return LanguageModelConfig(
-            vocab_size=self.vocab_size,
-            hidden_size=self.hidden_size,
-            num_layers=self.num_hidden_layers,
-            attention=attention,
-            intermediate_size=self.intermediate_size,  # type: ignore[arg-type]
-            context_length=self.max_position_embeddings,
-            tie_embeddings=self.tie_word_embeddings,
-            norm_eps=self.rms_norm_eps,
-        )
 
     @classmethod
     def from_language_model(cls, config: LanguageModelConfig, **options: Any) -> HyperMLPConfig:
@@ -138,18 +131,10 @@ class HyperMLPConfig(PreTrainedConfig):
             config: of a :class:`~hypermlp.models.LanguageModel`.
             options: other fields, which win.
         """
-        fields: dict[str, Any] = {
-            "vocab_size": config.vocab_size,
-            "hidden_size": config.hidden_size,
-            "intermediate_size": config.intermediate_size,
-            "num_hidden_layers": config.num_layers,
-            "num_attention_heads": config.attention.num_heads,
-            "attention": config.attention,
-            "rms_norm_eps": config.norm_eps,
-            "tie_word_embeddings": config.tie_embeddings,
-        }
-        if config.context_length is not None:
-            fields["max_position_embeddings"] = config.context_length
+        fields = {own: getattr(config, name) for own, name in _PLAIN_NAMES.items()}
+        if config.context_length is None:
+            del fields["max_position_embeddings"]
+        fields |= {"attention": config.attention, "num_attention_heads": config.attention.num_heads}
         return cls(**(fields | options))
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
@@ -168,6 +153,14 @@ class HyperMLPConfig(PreTrainedConfig):
         """What the attention of layer ``layer_idx`` computes."""
         fields = self.attention[layer_idx] if isinstance(self.attention, list) else self.attention
         return HyperConfig(**fields)
+
+    def note_max_lags(self, lags: Mapping[int, int | None]) -> None:
+        """Note how many lags some layers, by their places, know now, where that is not what is described."""
+        count = len(self.attention) if isinstance(self.attention, list) else self.num_hidden_layers
+        described = [self.attention_config(index).to_dict() for index in range(count)]
+        noted = [fields | {"max_lag": lags.get(index, fields["max_lag"])} for index, fields in enumerate(described)]
+        if noted != described:
+            self.attention = noted
 
     def extend_max_lag(self, max_lag: int) -> None:
         """Note that layers by lag know ``max_lag`` lags now: what :func:`hypermlp.extend_max_lag` calls."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import cast
 
-import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from hypermlp.integrations.huggingface.cache import join_cache
-from hypermlp.integrations.huggingface.call import Call
+from hypermlp.integrations.huggingface.call import call_layer
+from hypermlp.integrations.huggingface.masks import begins_where, bounds_of
 from hypermlp.integrations.huggingface.names import one_cache
 from hypermlp.layers.block import TransformerBlock
 from hypermlp.models.huggingface.configuration import HyperMLPConfig
@@ -55,8 +55,8 @@ class HyperMLPDecoderLayer(GradientCheckpointingLayer, TransformerBlock):
         x = self.attention_norm(hidden_states)
         cache = one_cache(cache=cache, past_key_values=past_key_values)
         part = None if cache is None else join_cache(cache, self.attention.layer_idx, x.shape[1])
-        call = Call(self.attention, Tokens(attention_mask, cu_seqlens), part)
-        read, weights = call.read_with_map(x) if output_attentions else (call.read(x), None)
+        tokens = Tokens(attention_mask, cu_seqlens)
+        read, weights = call_layer(self.attention, x, tokens, part, want_map=output_attentions)
         hidden_states = hidden_states + read
         out: Tensor = hidden_states + self.mlp(self.mlp_norm(hidden_states))
         return (out, weights) if output_attentions else out
@@ -88,21 +88,12 @@ def _exact(attention_mask: Tensor) -> Tensor:
 
 
 def packed_bounds(position_ids: Tensor) -> Tensor | None:
-    """Bounds of the documents in the batch's rows laid end to end, int64 ``[N + 1]``; None if each row is one.
-
-    Where positions cannot be read there are as many documents as tokens, empty ones after the last.
+    """Bounds of the documents in the batch's rows laid end to end, see :func:`bounds_of`; None if each row is one.
 
     Args:
         position_ids: ``[B, T]``; a document begins where a number does not follow the one before it.
     """
-    begins = torch.ones_like(position_ids, dtype=torch.bool)
-    begins[:, 1:] = position_ids.diff(dim=-1) != 1
-    places = torch.arange(begins.numel() + 1, device=begins.device)
-    tokens, stop = places[:-1], places[-1:]
-    if values_readable(position_ids, wait=True):
-        if not bool(begins[:, 1:].any()):
-            return None
-        starts = tokens[begins.flatten()]
-    else:
-        starts = torch.where(begins.flatten(), tokens, stop).sort().values
-    return torch.cat((starts, stop))
+    begins = begins_where(position_ids, 1)
+    if values_readable(position_ids, wait=True) and not bool(begins[:, 1:].any()):
+        return None
+    return bounds_of(begins)

@@ -17,17 +17,13 @@ from transformers.utils.output_capturing import capture_outputs
 from hypermlp.integrations.arguments import refuse_unknown
 from hypermlp.integrations.huggingface.cache import check_cache
 from hypermlp.integrations.huggingface.masks import document_bounds, refuse_nested
-from hypermlp.integrations.huggingface.names import (
-    CACHE_NAME,
-    CACHE_NAMES,
-    IGNORED_BY_MODELS,
-    one_cache,
-)
+from hypermlp.integrations.huggingface.names import CACHE_NAME, CACHE_NAMES, IGNORED_BY_MODELS, one_cache
 from hypermlp.integrations.huggingface.refused import refuse_caches, refuse_continuous_batching
+from hypermlp.layers import AttentionLayer
 from hypermlp.layers.projection import Embedding, Projection, start_afresh
 from hypermlp.models.huggingface.configuration import HyperMLPConfig
 from hypermlp.models.huggingface.decoder_layer import HyperMLPDecoderLayer, mask_of_new_tokens, packed_bounds
-from hypermlp.models.language_model import FAMILY_NAMES, LanguageModel
+from hypermlp.models.language_model import LanguageModel, under_family_names
 
 # what callers say about the loss
 _LOSS_OPTIONS = ("num_items_in_batch", "shift_labels", "ignore_index")
@@ -64,6 +60,13 @@ class HyperMLPPreTrainedModel(PreTrainedModel):
             start_afresh(module)
         for parameter, value in loaded:
             parameter.data.copy_(value)
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """As it stands: single layers may have been extended since."""
+        attention = enumerate(getattr(layer, "attention", None) for layer in self.base_model.layers)
+        known = {index: layer.config.max_lag for index, layer in attention if isinstance(layer, AttentionLayer)}
+        self.config.note_max_lags(known)
+        super().save_pretrained(*args, **kwargs)
 
 
 class HyperMLPModel(HyperMLPPreTrainedModel):
@@ -210,10 +213,7 @@ class HyperMLPForCausalLM(HyperMLPPreTrainedModel, GenerationMixin):
         """
         weight = model.embedding.weight
         new: HyperMLPForCausalLM = cls(HyperMLPConfig.from_language_model(model.config, **options))
-        state = {}
-        for key, tensor in model.state_dict().items():
-            part, _, rest = key.partition(".")
-            state[f"{FAMILY_NAMES[part]}.{rest}"] = tensor
+        state = under_family_names(model.state_dict())
         if model.head is None:
             state["lm_head.weight"] = weight
         new.to(weight.device, weight.dtype).load_state_dict(state)

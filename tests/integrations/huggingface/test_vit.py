@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from hypermlp import restore_attention, swap_attention
 from hypermlp.integrations import resize_positions
+from hypermlp.integrations.huggingface import attention
 from hypermlp.integrations.huggingface.attention import HuggingFaceAttention
 from tests.hf_names import set_checkpointing
 from tests.integrations.huggingface.checks import TOLERANCE, attentions, check_same_weights, error
@@ -222,8 +223,8 @@ def test_gradients(kind: str) -> None:
 
 
 def test_a_detached_layer_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    compute = HuggingFaceAttention._compute
-    monkeypatch.setattr(HuggingFaceAttention, "_compute", lambda *args: (compute(*args)[0].detach(), None))
+    call = attention.call_layer
+    monkeypatch.setattr(attention, "call_layer", lambda *args, **wanted: (call(*args, **wanted)[0].detach(), None))
     with pytest.raises(AssertionError, match="has no gradient"):
         check_gradients(swapped())
 

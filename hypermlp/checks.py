@@ -1,10 +1,12 @@
-"""Numbers that a configuration is given. Every message names the field, what came, and what it may be."""
+"""What several doors check alike. Every message names the argument, what came, and what it may be."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Collection
 from typing import TypeGuard
+
+from torch import nn
 
 _TOO_LARGE = 2**63
 
@@ -14,16 +16,22 @@ def is_integer(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def check_module(name: str, value: object) -> None:
+    """A module of PyTorch's."""
+    if not isinstance(value, nn.Module):
+        raise TypeError(f"{name} must be a module, got {type(value).__name__}")
+
+
 def check_choice(name: str, value: object, choices: Collection[object]) -> None:
     """One of ``choices``."""
     if value not in choices:
-        raise ValueError(f"{name} must be one of {tuple(choices)}, got {value!r}")
+        raise ValueError(f"{name} must be one of {tuple(choices)}, got {shown(value)}")
 
 
 def check_flag(name: str, value: object) -> None:
     """True or False."""
     if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {value!r}")
+        raise TypeError(f"{name} must be True or False, got {shown(value)}")
 
 
 def check_size(name: str, value: object, least: int = 1) -> None:

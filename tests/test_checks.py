@@ -1,17 +1,23 @@
-"""Numbers that no float and no size can hold are refused by every configuration, by the field's name."""
+"""What several doors refuse alike, by the argument's name: numbers that no float and no size can hold, other things
+than models and tokens."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
-from hypermlp import HyperConfig, parameter_groups
+from hypermlp import HyperConfig, extend_max_lag, inspect, parameter_groups, restore_attention, swap_attention
 from hypermlp.config import MixConfig
+from hypermlp.distributed import clip_grad_norm_, full_state_dict
+from hypermlp.generation import generate
 from hypermlp.generation.sampling import check_sampling
-from hypermlp.models import LanguageModelConfig
+from hypermlp.integrations.positions import resize_positions
+from hypermlp.models import LanguageModel, LanguageModelConfig
 from hypermlp_lab.bench.decoding import DecodeCase
 from hypermlp_lab.bench.layers import LayerCase
 from hypermlp_lab.bench.operators import OperatorCase
@@ -63,3 +69,34 @@ def test_and_by_what_takes_one_number(wrong: Any) -> None:
         check_sampling(1.0, None, None, wrong)
     with pytest.raises(ValueError, match=r"^top_p must be above 0 and at most 1"):
         check_sampling(1.0, None, wrong, 1.0)
+
+
+DOORS: list[Callable[[Any], object]] = [
+    swap_attention, restore_attention, lambda x: extend_max_lag(x, 9), lambda x: resize_positions(x, 9), inspect.record,
+    parameter_groups, lambda x: generate(x, torch.ones(1, 2).long(), 1), full_state_dict,
+    lambda x: clip_grad_norm_(x, 1.0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("wrong", [3, None, [nn.Linear(2, 2)], nn.Linear])
+def test_what_takes_a_model_says_so(door: Callable[[Any], object], wrong: object) -> None:
+    with pytest.raises(TypeError, match=f"(model|module) must be a module, got {type(wrong).__name__}"):
+        door(wrong)
+
+
+def test_what_takes_tokens_says_so() -> None:
+    model = LanguageModel(LanguageModelConfig(10, 8, 1, HyperConfig(8, max_lag=16)))
+    with pytest.raises(TypeError, match="input_ids must be a tensor, got list"):
+        model([[1, 2]])
+    with pytest.raises(TypeError, match="prompt_ids must be a tensor, got list"):
+        generate(model, [[1, 2]], 1)  # type: ignore[arg-type]
+    ids = torch.ones(1, 2).long()
+    wrongs: list[tuple[dict[str, Any], type[Exception], str]] = [
+        ({"pad_token_id": None}, TypeError, "pad_token_id must be an integer, got None"),
+        ({"pad_token_id": -1}, ValueError, "pad_token_id must be >= 0, got -1"),
+        ({"seed": 10**5000}, ValueError, "seed must fit into 64 bits, got an integer of 16610 bits"),
+    ]
+    for wrong, error, message in wrongs:
+        with pytest.raises(error, match=message):
+            generate(model, ids, 1, stop=[[1]], **wrong)

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from hypermlp.checks import check_module
 from hypermlp.layers import AttentionLayer
 
 
@@ -64,6 +65,7 @@ def process_group(group: DeviceMesh | dist.ProcessGroup | None) -> dist.ProcessG
 
 
 def attention_layers(module: nn.Module) -> Iterator[tuple[str, AttentionLayer]]:
+    check_module("module", module)
     return ((name, layer) for name, layer in module.named_modules() if isinstance(layer, AttentionLayer))
 
 

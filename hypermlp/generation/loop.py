@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hypermlp.cache import HyperCache
-from hypermlp.checks import is_integer
+from hypermlp.checks import check_module, is_integer, shown
 from hypermlp.evaluating import evaluating
 from hypermlp.generation.sampling import apply_repetition_penalty, check_sampling, sample
 from hypermlp.models import LanguageModel
@@ -73,7 +73,8 @@ def stream(
     Returns:
         An iterator over the next token of each row, int64 ``[B * num_samples]``, until every row has ended.
     """
-    _check(prompt_ids, attention_mask, max_new_tokens, num_samples, stop)
+    check_module("model", model)
+    _check(prompt_ids, attention_mask, max_new_tokens, num_samples, stop, pad_token_id)
     check_sampling(temperature, top_k, top_p, repetition_penalty)
     device = _device(model)
     text = _Text(prompt_ids.to(device, torch.int64), None if attention_mask is None else attention_mask.to(device) != 0)
@@ -199,7 +200,10 @@ def _check(
     max_new_tokens: int,
     num_samples: int,
     stop: Sequence[Sequence[int]],
+    pad_token_id: int,
 ) -> None:
+    if not isinstance(prompt_ids, Tensor):
+        raise TypeError(f"prompt_ids must be a tensor, got {type(prompt_ids).__name__}")
     if prompt_ids.ndim != 2 or prompt_ids.shape[1] == 0:
         raise ValueError(
             f"prompt_ids must be [batch, length] with at least one token, got shape {tuple(prompt_ids.shape)}"
@@ -212,11 +216,13 @@ def _check(
         )
     if attention_mask is not None and not bool((attention_mask != 0).any(1).all()):
         raise ValueError("attention_mask leaves a row without tokens: give every prompt at least one")
-    for name, value, least in (("max_new_tokens", max_new_tokens, 0), ("num_samples", num_samples, 1)):
+    integers = {"max_new_tokens": max_new_tokens, "num_samples": num_samples, "pad_token_id": pad_token_id}
+    for name, value in integers.items():
+        least = 1 if name == "num_samples" else 0
         if not is_integer(value):
             raise TypeError(f"{name} must be an integer, got {value!r}")
         if value < least:
-            raise ValueError(f"{name} must be >= {least}, got {value!r}")
+            raise ValueError(f"{name} must be >= {least}, got {shown(value)}")
     if alone := [token for token in stop if is_integer(token)]:
         raise TypeError(f"stop must be sequences of tokens, got the token {alone[0]}: write stop=[[{alone[0]}]]")
     if any(len(sequence) == 0 for sequence in stop):
@@ -235,5 +241,5 @@ def _generator(device: torch.device, seed: int | None) -> torch.Generator:
     if not is_integer(seed):
         raise TypeError(f"seed must be an integer or None, got {seed!r}")
     if not -(2**63) <= seed < 2**63:
-        raise ValueError(f"seed must fit into 64 bits, got {seed}: give a smaller one")
+        raise ValueError(f"seed must fit into 64 bits, got {shown(seed)}: give a smaller one")
     return generator.manual_seed(seed)

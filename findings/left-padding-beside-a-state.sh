@@ -5,8 +5,8 @@
 # Expected: at the tokens of a padded row the logits that the text has alone, as with Llama and Mamba.
 # Seen: other logits, and other tokens from generate(), silently. The mask hides padding from attention alone:
 # RecurrentGemma's recurrence and convolution read it, and DeepSeek-V4's sparse layers compress it with the text into
-# keys that no mask hides. (The project's issue 45938 tells of DeepSeek-V4, and its tests leave both out; a user is not
-# told.)
+# keys that no mask hides. (The project's open issue 45938 is about DeepSeek-V4; a skipped test there calls it a limit of
+# both. Neither model says so to its user.)
 set -euo pipefail
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT

@@ -4,6 +4,7 @@ import pytest
 
 pytest.importorskip("triton", reason="triton is not installed on this platform")
 
+from hypermlp_kernels import plan
 from hypermlp_kernels.plan import Chunk, Tiles, Widths, chunks, modelled_clocks, slot_rows
 from hypermlp_kernels.tiles import Precision, Tile, tiles
 
@@ -59,8 +60,8 @@ def stores(
     if not parts:
         return False
     widths = Widths(precision, glu, score_width, value_width, 16, size)
-    again, stored = modelled_clocks(widths, Tiles(*(found[0] for found in table.values())), parts, rows, 132)
-    return stored < again
+    preferred = Tiles(*(found[0] for found in table.values()))
+    return plan.stores(*modelled_clocks(widths, preferred, parts, rows, 132))
 
 
 def test_more_blocks_of_values_store() -> None:

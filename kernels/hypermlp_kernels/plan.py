@@ -75,11 +75,11 @@ class Cost(NamedTuple):
 
 # as tools/kernels/model_forward.py counts them, of the preferred tiles
 COSTS: dict[Precision, Cost] = {
-    "bf16": Cost((1112, 4008), (2012, 4460), 164, 2920, 2.4, 4096),
-    "fp16": Cost((2376, 6024), (3216, 5760), 232, 2472, 6.2, 4096),
-    "tf32": Cost((1552, 5008), (3488, 6352), 176, 3136, 6.2, 2048),
+    "bf16": Cost((1960, 4312), (1424, 3504), 180, 1816, 0.4, 4096),
+    "fp16": Cost((3360, 6840), (2656, 4928), 200, 1760, 1.1, 4096),
+    "tf32": Cost((2216, 5088), (2872, 5480), 224, 2048, 2.0, 2048),
     # products are ordinary instructions there: 128 multiplications and additions a clock
-    "ieee": Cost((4304, 9744), (8256, 14304), 320, 5952, 26.5, 256),
+    "ieee": Cost((5632, 11008), (7968, 13312), 448, 4960, 7.0, 256),
 }
 SCORES = 128 * 128
 # 3 TB/s over 132 SMs at 1.7 GHz

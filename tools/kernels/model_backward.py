@@ -179,7 +179,11 @@ def times_table(clocks: Clocks) -> Iterator[str]:
     yield "|" + " --- |" * (1 + len(shapes))
     for name, options in cases.items():
         times = (milliseconds(*shape, clocks, **options) for shape in shapes)
-        yield f"| {name} | " + " | ".join(f"{time:.2f}" if time < 2 else f"{time:.2g}" for time in times) + " |"
+        yield f"| {name} | " + " | ".join(_rounded(time) for time in times) + " |"
+
+
+def _rounded(time: float) -> str:
+    return f"{time:.{2 if time < 2 else 1 if time < 10 else 0}f}"
 
 
 def main() -> int:

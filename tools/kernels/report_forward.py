@@ -93,8 +93,11 @@ def shape(tile: Tile) -> str:
 
 
 def clocks_of_block(tile: Tile, used: Resources) -> float:
-    """Modelled clocks of one SM to issue the loop for 128 x 128 scores of a head, one block of values: four a clock."""
-    return used.loop.total() * tile.warps / 4 * 128 * 128 / (tile.rows * tile.keys)
+    """Modelled clocks of one SM to issue the loop's usual trips for 128 x 128 scores of a head: four a clock.
+
+    Of one block of values.
+    """
+    return used.within * tile.warps / 4 * 128 * 128 / (tile.rows * tile.keys)
 
 
 def issue_clocks(tile: Tile, used: Resources) -> int:

@@ -13,7 +13,7 @@ from virtual_gpu import TARGETS, Resources
 
 # of kernels with tensor cores, and of those without
 COLUMNS = ("HGMMA", "HMMA", "UTCHMMA", "MFMA", "MUFU", "LDS", "STS", "LDSM", "SHFL", "LDGSTS", "BAR", "LDL")
-BRIEF_COLUMNS = ("registers", "stack B", "shared B", "loop", "tensor", "clocks")
+BRIEF_COLUMNS = ("registers", "stack B", "shared B", "loop", "seldom", "tensor", "clocks")
 PLAIN_COLUMNS = ("LDG", "LDS", "STS", "SHFL", "BAR", "MUFU", "LDL")
 
 # the others are compiled and shown, but nobody has looked for good tiles there yet
@@ -65,21 +65,34 @@ def table_line(cells: Iterable[object]) -> str:
 def brief_line(arch: str, path: str, row: Row) -> str:
     """What kernels/README.md says of a kernel."""
     used = row.used
-    resources = (used.registers, used.stack, used.shared, used.loop.total(), used.tensor_instructions)
+    resources = (used.registers, used.stack, used.shared, used.loop.total(), used.seldom, used.tensor_instructions)
     return table_line((arch, path, row.kernel, row.shape, row.warps, *resources, row.clocks))
 
 
 def full_line(arch: str, path: str, row: Row) -> str:
     used = row.used
     counts = (used.loop[column] for column in COLUMNS)
-    return table_line(
-        (arch, path, row.kernel, row.shape, row.warps, *used[1:5], used.loop.total(), row.clocks, *counts)
-    )
+    loop = (used.loop.total(), used.seldom)
+    return table_line((arch, path, row.kernel, row.shape, row.warps, *used[1:5], *loop, row.clocks, *counts))
 
 
 def print_table(options: argparse.Namespace, rows: Callable[[str, str, bool], Iterable[Row]]) -> list[str]:
     """One line for each row of ``rows(arch, path, preferred)``, as it comes; returns all complaints."""
-    names = ("arch", "path", "kernel", "tile", "warps", "regs", "stack B", "smem B", "SASS", "loop", "clocks", *COLUMNS)
+    names = (
+        "arch",
+        "path",
+        "kernel",
+        "tile",
+        "warps",
+        "regs",
+        "stack B",
+        "smem B",
+        "SASS",
+        "loop",
+        "seldom",
+        "clocks",
+        *COLUMNS,
+    )
     line = full_line
     if options.brief:
         names, line = ("arch", "path", "kernel", "tile", "warps", *BRIEF_COLUMNS), brief_line

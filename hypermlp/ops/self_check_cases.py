@@ -17,8 +17,8 @@ from hypermlp.ops.arguments import DIFFERENTIABLE, Gradients, Needs, OperatorArg
 from hypermlp.ops.self_check import Change, Errors, Family, Measure, euclidean, judge, largest
 from hypermlp.ops.varlen import Tokens
 
-# beyond the tallest tile's 128 rows, and a multiple of no tile
-LENGTH, WINDOW = 150, 110
+# beyond the tallest tile's 128 rows by so much that some of its tiles are seen whole, and multiples of no tile
+LENGTH, WINDOW = 200, 193
 _HALVES = (torch.float16, torch.bfloat16)
 
 

@@ -70,7 +70,6 @@ def turn_kernel(
     gate = Stream(p_gate, gate_batch, gate_token, gate_head)
     mixing = mixing_of(p_scale, p_table, p_z, gate, i_map, num_maps, 1.0, rows, C, M)
     b_index = mixing_index(mixing, rows.i0, max_lag, C.ASM, C, M)
-    current = tl.arange(0, BN)[None, :] <= (tl.arange(0, BM) % BN)[:, None]
     b_inverse = tl.full((BM,), 1.0, C.ACC)
     if WEIGHTS:
         b_inverse = inverse_norm(p_rho, rows, C)
@@ -87,7 +86,7 @@ def turn_kernel(
         o_tile = tile_offsets(part.tile0 + t - part.t_first, C.BM, C.BN, C.BM)
         b_x = mixed_tile(p_x + o_tile, mixing, t, rows, p_valid, C, M)
         if C.BY_LAG:
-            b_turned = rotate(tl.where(current, b_x, b_next), b_index, C.BM, C.BN)
+            b_turned = rotate(b_x, b_next, b_index, C.BM, C.BN)
             b_next = b_x
             b_x = b_turned
         if WEIGHTS:

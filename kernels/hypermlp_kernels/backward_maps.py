@@ -59,16 +59,16 @@ def map_gradient_kernel(
         b_pull = tl.load(p_pull + o_row, mask=inside, other=0.0)
         # the transpose of the second mixing: dz has no gate of its own
         readout = mixing_of(p_scale2, p_down2, p_dz2, gate1, rows.i_h, num_heads, 1.0, rows, C, M2)
-    scores = scores_of(queries_of(q, k, rows, ALIGNED, C), rows, part.t_first, C)
+    scores = scores_of(queries_of(q, k, rows, ALIGNED, C), rows, part.t_first, C, 1)
 
     last_columns = no_columns(C)
     if SPLIT and C.BY_LAG:
         # before a row's first tile there is nothing: what is read in its place is hidden later
-        _, last_columns = score_columns(scores, last_columns, tl.maximum(part.t_first - 1, 0), rows.n, C)
+        _, last_columns = score_columns(scores, last_columns, tl.maximum(part.t_first - 1, 0), rows.n, C, 1)
     b_dw_gate = tl.zeros((BM, WIDTH), C.ACC)
     b_dw_scale = b_dw_gate
     for t in tl.range(part.t_first, part.t_stop, num_stages=C.STAGES):
-        words, last_columns = score_columns(scores, last_columns, t, rows.n, C)
+        words, last_columns = score_columns(scores, last_columns, t, rows.n, C, 1)
         x0 = first_column(t, rows, C)
         p_tile = p_planes + tile_offsets(part.tile0 + t - part.t_first, C.BM, C.BN, C.BM)
         b_gate, b_scale = mixed_maps(words, routing, x0, max_lag, C, M1)
@@ -79,7 +79,7 @@ def map_gradient_kernel(
         if GRADIENT:
             b_da = mix(b_dw.to(C.ACC), readout, x0, max_lag, 1.0, C, M2)
         if C.GLU:
-            b_softplus = softplus2(b_scale, C.ASM) * LN2
+            b_softplus = softplus2(b_scale, C.PRECISION == "ieee", C.ASM) * LN2
             b_sigmoid = sigmoid2(b_scale, C.ASM)
         if GRADIENT:
             b_dgate = tl.where(b_gate > 0, b_da, 0.0)

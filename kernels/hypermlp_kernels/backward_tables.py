@@ -42,9 +42,8 @@ def scores_of_window(b_q, k, t, n, b_index, C: tl.constexpr):
     if C.BY_LAG:
         # before the first tile there is nothing: what is read in its place is hidden later
         b_keys = load_keys(k, tl.maximum(t - 1, 0), n, C.K, C.BN, C.BK)
-        current = tl.arange(0, C.BN)[None, :] <= tl.arange(0, C.BM)[:, None]
-        b_s = tl.where(current, b_s, tl.dot(b_q, b_keys, input_precision=C.PRECISION, out_dtype=C.ACC))
-        b_s = rotate(b_s, b_index, C.BM, C.BN)
+        b_other = tl.dot(b_q, b_keys, input_precision=C.PRECISION, out_dtype=C.ACC)
+        b_s = rotate(b_s, b_other, b_index, C.BM, C.BN)
     return b_s
 
 

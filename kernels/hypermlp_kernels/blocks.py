@@ -155,7 +155,7 @@ def load_keys(x, t, n, WIDTH: tl.constexpr, BN: tl.constexpr, BW: tl.constexpr):
     """``[BW, BN]``: a tile of keys, transposed."""
     o_n = tl.arange(0, BN)
     o_w = tl.arange(0, BW)
-    inside = (t * BN + o_n < n)[None, :]
+    inside = (o_n < n - t * BN)[None, :]
     if WIDTH < BW:
         inside = inside & (o_w < WIDTH)[:, None]
     p_first = x.p + tl.cast(t * BN, tl.int64) * x.token
@@ -163,22 +163,28 @@ def load_keys(x, t, n, WIDTH: tl.constexpr, BN: tl.constexpr, BW: tl.constexpr):
 
 
 @triton.jit
-def table_rows(p_table, x0, max_lag, NG: tl.constexpr, BN: tl.constexpr, BR: tl.constexpr):
-    """``[BN, NG * BR]``: row ``c``, column ``g * BR + r`` is ``table[x0 + g * BN + c, r]``, zero outside the table."""
+def table_rows(p_table, x0, max_lag, NG: tl.constexpr, BN: tl.constexpr, BR: tl.constexpr, EDGE: tl.constexpr = True):
+    """``[BN, NG * BR]``: row ``c``, column ``g * BR + r`` is ``table[x0 + g * BN + c, r]``.
+
+    Zero outside the table, where not all rows are asked for of which the table has some (``EDGE``).
+    """
     o_w = tl.arange(0, NG * BR)
     o_x = x0 + tl.arange(0, BN)[:, None] + (o_w // BR * BN)[None, :]
-    return tl.load(p_table + o_x * BR + (o_w % BR)[None, :], mask=(o_x >= 0) & (o_x < max_lag), other=0.0)
+    inside = o_x.to(tl.uint32) < max_lag.to(tl.uint32) if EDGE else None
+    return tl.load(p_table + o_x * BR + (o_w % BR)[None, :], mask=inside, other=0.0 if EDGE else None)
 
 
 @triton.jit
-def scale_rows(p_scale, x0, max_lag, NG: tl.constexpr, BN: tl.constexpr):
-    """``[NG * BN or 1, BN]``: each row group's window of a diagonal."""
+def scale_rows(p_scale, x0, max_lag, NG: tl.constexpr, BN: tl.constexpr, EDGE: tl.constexpr = True):
+    """``[NG * BN or 1, BN]``: each row group's window of a diagonal; ``EDGE`` as in :func:`table_rows`."""
     if NG == 1:
         o_x = x0 + tl.arange(0, BN)
-        return tl.load(p_scale + o_x, mask=(o_x >= 0) & (o_x < max_lag), other=0.0)[None, :]
+        inside = o_x.to(tl.uint32) < max_lag.to(tl.uint32) if EDGE else None
+        return tl.load(p_scale + o_x, mask=inside, other=0.0 if EDGE else None)[None, :]
     else:  # noqa: RET505  a compile-time branch
         o_x = x0 + tl.arange(0, NG)[:, None] * BN + tl.arange(0, BN)[None, :]
-        window = tl.load(p_scale + o_x, mask=(o_x >= 0) & (o_x < max_lag), other=0.0)
+        inside = o_x.to(tl.uint32) < max_lag.to(tl.uint32) if EDGE else None
+        window = tl.load(p_scale + o_x, mask=inside, other=0.0 if EDGE else None)
         return tl.reshape(tl.broadcast_to(window[:, None, :], (NG, BN, BN)), (NG * BN, BN))
 
 

@@ -187,7 +187,7 @@ def decode_selection_kernel(
                 b_scale, b_ws, p_diag + scale_map * diag_head, p_up + scale_map * up_head, o_row, seen, up_row,
                 DIAG, IDENTITY, R1, ACC, BR1,
             )  # fmt: skip
-        b_a = select(b_gate, b_scale * LOG2E, GLU, ASM)
+        b_a = select(b_gate, b_scale * LOG2E, GLU, True, ASM)
         # a score of minus infinity selects nothing: NaN, made of zero times infinity, stays one
         b_a = b_a + b_gate * 0.0
         if GLU:

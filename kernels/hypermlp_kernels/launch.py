@@ -29,7 +29,7 @@ from hypermlp_kernels.call import (
     unit_stride,
 )
 from hypermlp_kernels.launch_norms import extreme_norms
-from hypermlp_kernels.plan import Chunk, Tiles, Widths, chunks, modelled_clocks, slot_rows
+from hypermlp_kernels.plan import Chunk, Tiles, Widths, chunks, modelled_clocks, slot_rows, stores
 from hypermlp_kernels.readout import readout_kernel
 from hypermlp_kernels.rows import routing_statistic_kernel, selection_statistics_kernel
 from hypermlp_kernels.schedule import sequences
@@ -157,8 +157,7 @@ def _layout(call: Call, limit: int, design: Design | None) -> _Layout | None:
         rank = max(call.routing.rank, call.readout.rank)
         widths = Widths(call.precision, call.glu, call.q.shape[-1], call.v.shape[-1], rank, size)
         preferred = Tiles(statistics[0], candidates("readout", call)[0], stored_readout[0])
-        again, stored = modelled_clocks(widths, preferred, parts, rows, multiprocessors())
-        parts = parts if stored < again else []
+        parts = parts if stores(*modelled_clocks(widths, preferred, parts, rows, multiprocessors())) else []
     return _Layout(rows, parts) if parts else None
 
 

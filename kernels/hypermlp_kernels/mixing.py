@@ -41,16 +41,18 @@ def mixing_of(p_scale, p_table, p_z, gate, i_map, num_maps, unit, rows, C: tl.co
 
 
 @triton.jit
-def mix(b_x, mixing, x0, max_lag, UNIT: tl.constexpr, C: tl.constexpr, M: tl.constexpr):
-    """A tile in column order mixed; ``UNIT`` is the identity in the map's unit."""
+def mix(
+    b_x, mixing, x0, max_lag, UNIT: tl.constexpr, C: tl.constexpr, M: tl.constexpr, EDGE: tl.constexpr = True
+):  # fmt: skip
+    """A tile in column order mixed; ``UNIT`` is the identity in the map's unit, ``EDGE`` as in ``table_rows``."""
     if M.SCALE == "table":
-        b_y = b_x * scale_rows(mixing.p_scale, x0, max_lag, C.NG, C.BN)
+        b_y = b_x * scale_rows(mixing.p_scale, x0, max_lag, C.NG, C.BN, EDGE)
     elif M.SCALE == "identity":
         b_y = b_x * UNIT
     else:
         b_y = b_x * 0.0
     if M.R > 0:
-        b_table = tl.trans(table_rows(mixing.p_table, x0, max_lag, C.NG, C.BN, M.BR))
+        b_table = tl.trans(table_rows(mixing.p_table, x0, max_lag, C.NG, C.BN, M.BR, EDGE))
         b_y = tl.dot(mixing.b_w, b_table, b_y, input_precision=C.PRECISION, out_dtype=b_y.dtype)
     return b_y
 

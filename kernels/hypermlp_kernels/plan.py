@@ -57,7 +57,7 @@ def chunks(
     return found
 
 
-class _Cost(NamedTuple):
+class Cost(NamedTuple):
     """Clocks of a Hopper SM to issue what is beside the products, for 128 x 128 scores of a head.
 
     ``map``: from keys to the activated map, with one score map and with two (GLU). ``select``: the same with
@@ -69,20 +69,23 @@ class _Cost(NamedTuple):
     select: tuple[int, int]
     store: int
     weights: int
-    channel: int
+    channel: float
     rate: int
 
 
-_COSTS: dict[Precision, _Cost] = {
-    "bf16": _Cost((1230, 3980), (2010, 5110), 140, 2890, 3, 4096),
-    "fp16": _Cost((2490, 6100), (3220, 6310), 240, 3420, 3, 4096),
-    "tf32": _Cost((1260, 4650), (3490, 6640), 250, 3620, 3, 2048),
+# as tools/kernels/model_forward.py counts them, of the preferred tiles
+COSTS: dict[Precision, Cost] = {
+    "bf16": Cost((1960, 4312), (1424, 3504), 180, 1816, 0.4, 4096),
+    "fp16": Cost((3360, 6840), (2656, 4928), 200, 1760, 1.1, 4096),
+    "tf32": Cost((2216, 5088), (2872, 5480), 224, 2048, 2.0, 2048),
     # products are ordinary instructions there: 128 multiplications and additions a clock
-    "ieee": _Cost((4900, 10620), (8220, 14780), 400, 5150, 33, 256),
+    "ieee": Cost((5632, 11008), (7968, 13312), 448, 4960, 7.0, 256),
 }
-_SCORES = 128 * 128
+SCORES = 128 * 128
 # 3 TB/s over 132 SMs at 1.7 GHz
-_BYTES_PER_CLOCK = 13.4
+BYTES_PER_CLOCK = 13.4
+# of the clocks without it a scratch must save so many: a model's smaller gain is not worth the memory
+_LEAST_GAIN = 0.05
 # two more launches, and a GPU that empties and fills again: 10 microseconds
 _CHUNK_CLOCKS = 17000
 
@@ -106,6 +109,46 @@ class Tiles(NamedTuple):
     stored_readout: Tile
 
 
+class Clocks(NamedTuple):
+    """Of an SM for 128 x 128 scores of a head: to issue instructions, and of tensor cores."""
+
+    issue: float
+    products: float
+
+
+def map_products(widths: Widths, tile: Tile) -> float:
+    """Tensor cores' clocks for the scores of a head's maps, and for one low-rank product beside each."""
+    width = widths.score_width + low_rank_width(widths, tile)
+    return product_clocks(width, widths) * (2 if widths.glu else 1)
+
+
+def low_rank_width(widths: Widths, tile: Tile) -> int:
+    """Low-rank products take the lag windows of a tile's groups of rows side by side."""
+    return tile.rows // tile.keys * widths.rank
+
+
+def product_clocks(width: int, widths: Widths) -> float:
+    """Tensor cores' clocks for ``width`` multiplications and additions of every score."""
+    return 2 * SCORES * width / COSTS[widths.precision].rate
+
+
+def statistics_clocks(widths: Widths, tile: Tile, storing: bool) -> Clocks:
+    """Of the pass for ``rho`` and ``z2``."""
+    cost = COSTS[widths.precision]
+    products = map_products(widths, tile) + product_clocks(low_rank_width(widths, tile), widths)
+    return Clocks(cost.select[widths.glu] + cost.store * storing, products)
+
+
+def readout_clocks(widths: Widths, tile: Tile, stored: bool) -> Clocks:
+    """Of the readout of one block of values, from the stored map or with the map made again."""
+    cost = COSTS[widths.precision]
+    issue = cost.weights + cost.channel * tile.values
+    products = product_clocks(tile.values + low_rank_width(widths, tile), widths)
+    if stored:
+        return Clocks(issue, products)
+    return Clocks(issue + cost.map[widths.glu], products + map_products(widths, tile))
+
+
 def modelled_clocks(
     widths: Widths, tiles: Tiles, parts: list[Chunk], rows: int, multiprocessors: int
 ) -> tuple[float, float]:
@@ -115,28 +158,23 @@ def modelled_clocks(
     than ``multiprocessors`` takes as long as if it had one for each. The stored map is written and read once: the
     blocks of values of the same rows run side by side.
     """
-    cost, maps = _COSTS[widths.precision], 2 if widths.glu else 1
-    product = 2 * _SCORES / cost.rate
-    scores = product * maps * (widths.score_width + widths.rank)
-    select = cost.select[widths.glu] + scores + product * widths.rank
 
-    def read(tile: Tile) -> tuple[float, int]:
-        blocks = -(-widths.value_width // tile.values)
-        block = cost.weights + cost.channel * tile.values + product * (widths.rank + tile.values)
-        return block, blocks
-
-    def spread(clocks: float, slots: int, tile: Tile, blocks: int = 1) -> float:
+    def spread(clocks: Clocks, slots: int, tile: Tile, blocks: int = 1) -> float:
         programs = slots * (rows // tile.rows) * blocks
-        return clocks * blocks * max(1.0, multiprocessors / programs)
+        return sum(clocks) * blocks * max(1.0, multiprocessors / programs)
 
-    every = sum(part.slots for part in parts)
-    block, blocks = read(tiles.readout)
-    again = spread(select, every, tiles.statistics)
-    again += spread(block + cost.map[widths.glu] + scores, every, tiles.readout, blocks)
+    def both(slots: int, reading: Tile, stored: bool) -> float:
+        select = spread(statistics_clocks(widths, tiles.statistics, stored), slots, tiles.statistics)
+        blocks = -(-widths.value_width // reading.values)
+        return select + spread(readout_clocks(widths, reading, stored), slots, reading, blocks)
 
-    block, blocks = read(tiles.stored_readout)
-    slots = parts[0].slots
-    stored = spread(select + cost.store, slots, tiles.statistics) + spread(block, slots, tiles.stored_readout, blocks)
-    stored += 2 * _SCORES * widths.element_size / _BYTES_PER_CLOCK
-    per_multiprocessor = sum(part.slots * part.pitch for part in parts) * rows / _SCORES / multiprocessors
+    again = both(sum(part.slots for part in parts), tiles.readout, stored=False)
+    stored = both(parts[0].slots, tiles.stored_readout, stored=True)
+    stored += 2 * SCORES * widths.element_size / BYTES_PER_CLOCK
+    per_multiprocessor = sum(part.slots * part.pitch for part in parts) * rows / SCORES / multiprocessors
     return again, stored + (len(parts) - 1) * _CHUNK_CLOCKS / per_multiprocessor
+
+
+def stores(again: float, stored: float) -> bool:
+    """Whether a call stores the map, by what :func:`modelled_clocks` found."""
+    return stored < (1 - _LEAST_GAIN) * again

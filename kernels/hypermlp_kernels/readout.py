@@ -32,21 +32,31 @@ def bad_tokens(p_count, rows):
 
 
 @triton.jit
-def load_values(v, p_bad, t, i_v, rows, V: tl.constexpr, BN: tl.constexpr, BV: tl.constexpr):
+def load_values(
+    v, p_bad, t, i_v, rows, V: tl.constexpr, BN: tl.constexpr, BV: tl.constexpr, EDGE: tl.constexpr = True
+):  # fmt: skip
     """``[BN, BV]``: a tile of values, channel block ``i_v``, zero for tokens that hold a NaN or an infinity.
 
-    A hidden key has weight zero, and zero times NaN is NaN.
+    A hidden key has weight zero, and zero times NaN is NaN. Where no key is hidden from any row (not at an ``EDGE``),
+    such a token is left as it is: all rows become NaN anyway.
     """
     o_j = t * BN + tl.arange(0, BN)
     o_v = i_v * BV + tl.arange(0, BV)
-    inside = (o_j >= 0) & (o_j < rows.n)
-    before = tl.load(p_bad + o_j * rows.num_heads, mask=inside, other=0)
-    after = tl.load(p_bad + (o_j + 1) * rows.num_heads, mask=inside, other=0)
-    mask = (inside & (before == after))[:, None]
-    if V % BV != 0:
-        mask = mask & (o_v < V)[None, :]
     p_first = v.p + tl.cast(t * BN, tl.int64) * v.token
-    return tl.load(p_first + tl.arange(0, BN)[:, None] * v.token + o_v[None, :], mask=mask, other=0.0)
+    p_tile = p_first + tl.arange(0, BN)[:, None] * v.token + o_v[None, :]
+    if EDGE:
+        inside = o_j.to(tl.uint32) < rows.n.to(tl.uint32)
+        before = tl.load(p_bad + o_j * rows.num_heads, mask=inside, other=0)
+        after = tl.load(p_bad + (o_j + 1) * rows.num_heads, mask=inside, other=0)
+        mask = (inside & (before == after))[:, None]
+        if V % BV != 0:
+            mask = mask & (o_v < V)[None, :]
+        b_v = tl.load(p_tile, mask=mask, other=0.0)
+    elif V % BV != 0:
+        b_v = tl.load(p_tile, mask=(o_v < V)[None, :], other=0.0)
+    else:
+        b_v = tl.load(p_tile)
+    return b_v
 
 
 @triton.jit
@@ -112,23 +122,22 @@ def readout_kernel(
     t_first, t_stop = key_tiles(rows, C)
     if C.BY_LAG:
         t_stop += 1
-    scores = scores_of(queries, rows, t_first, C)
+    scores = scores_of(queries, rows, t_first, C, 2)
 
-    current = tl.arange(0, BN)[None, :] <= (tl.arange(0, BM) % BN)[:, None]
     last = no_columns(C)
     b_last_weights = tl.zeros((BM, BN), C.ACC)
     b_o = tl.zeros((BM, BV), C.ACC)
     for t in tl.range(t_first, t_stop, num_stages=C.STAGES):
-        words, last = score_columns(scores, last, t, rows.n, C)
+        words, last = score_columns(scores, last, t, rows.n, C, 2)
         x0 = first_column(t, rows, C)
         b_gate, b_scale = mixed_maps(words, routing, x0, max_lag, C, M1)
-        b_a = select(b_gate, b_scale, C.GLU, C.ASM)
+        b_a = select(b_gate, b_scale, C.GLU, C.PRECISION == "ieee", C.ASM)
         b_weights = mix(b_a, readout, x0, max_lag, LN2 if C.GLU else 1.0, C, M2)
         b_weights = hide(b_weights, t, rows, p_valid, C)
         t_value = t
         if C.BY_LAG:
             t_value = t - 1
-            b_turned = rotate(tl.where(current, b_last_weights, b_weights), scores.b_index, C.BM, C.BN)
+            b_turned = rotate(b_last_weights, b_weights, scores.b_index, C.BM, C.BN)
             b_last_weights = b_weights
             b_weights = b_turned
         if EARLY:

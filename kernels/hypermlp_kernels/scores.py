@@ -8,7 +8,7 @@ import triton.language as tl
 from hypermlp_kernels.blocks import head_of, load_keys, load_rows
 from hypermlp_kernels.mixing import Mixing, mix, mixing_of
 from hypermlp_kernels.selection import LOG2E
-from hypermlp_kernels.skew import high_float, low_float, pack, rotate, rotation_index
+from hypermlp_kernels.skew import high_float, low_float, pack, rotate, rotate_one, rotation_index
 
 
 class Maps(NamedTuple):
@@ -48,12 +48,15 @@ def queries_of(q, k, rows, ALIGNED: tl.constexpr, C: tl.constexpr):
 
 
 @triton.jit
-def scores_of(queries, rows, t_first, C: tl.constexpr):
-    """:class:`Scores` of the rows, whose first key tile is ``t_first``, from what :func:`queries_of` made."""
+def scores_of(queries, rows, t_first, C: tl.constexpr, TILES: tl.constexpr):
+    """:class:`Scores` of the rows, whose first key tile is ``t_first``, from what :func:`queries_of` made.
+
+    ``TILES`` that a rotation takes at once: two, or one where shared memory for two would cost a program its place.
+    """
     b_qg, b_qs, kg, ks = queries
     b_keys = load_keys(kg, t_first, rows.n, C.K, C.BN, C.BK)
     b_anchor = tl.dot(b_qg, b_keys, input_precision=C.PRECISION, out_dtype=C.ACC)
-    return Scores(b_qg, b_qs, kg, ks, rotation_index(b_anchor, C.BM, C.BN, C.ASM))
+    return Scores(b_qg, b_qs, kg, ks, rotation_index(b_anchor, C.BM, C.BN, C.ASM, TILES))
 
 
 @triton.jit
@@ -92,23 +95,32 @@ def score_words(s, t, n, C: tl.constexpr):
 
 
 @triton.jit
-def score_columns(s, last, t, n, C: tl.constexpr):
-    """A tile's words in column order, and what the next tile takes as ``last``.
+def score_columns(s, last, t, n, C: tl.constexpr, TILES: tl.constexpr):
+    """A tile's words in column order, and what the next tile takes as ``last``; ``TILES`` as in :func:`scores_of`.
 
-    By lag the last key tile, rotated, holds the larger lags of this one's window; it starts as zero.
+    By lag the last key tile holds the larger lags of this one's window; it starts as zero.
     """
     words = score_words(s, t, n, C)
     if C.BY_LAG:
-        current = tl.arange(0, C.BN)[None, :] <= (tl.arange(0, C.BM) % C.BN)[:, None]
-        b_turned = rotate(words.gate, s.b_index, C.BM, C.BN)
-        b_gate = tl.where(current, b_turned, last.gate)
+        b_gate, b_last = turned(words.gate, last.gate, s.b_index, C, TILES)
         if C.GLU and not C.PACKED:
-            b_turned_scale = rotate(words.scale, s.b_index, C.BM, C.BN)
-            return Maps(b_gate, tl.where(current, b_turned_scale, last.scale)), Maps(b_turned, b_turned_scale)
+            b_scale, b_last_scale = turned(words.scale, last.scale, s.b_index, C, TILES)
+            return Maps(b_gate, b_scale), Maps(b_last, b_last_scale)
         else:  # noqa: RET505  a compile-time branch
-            return Maps(b_gate, b_gate), Maps(b_turned, last.scale)
+            return Maps(b_gate, b_gate), Maps(b_last, last.scale)
     else:
         return words, last
+
+
+@triton.jit
+def turned(b_x, b_last, b_index, C: tl.constexpr, TILES: tl.constexpr):
+    """A tile of words by key in column order, and what the next one takes as ``b_last``."""
+    if TILES == 2:
+        return rotate(b_x, b_last, b_index, C.BM, C.BN), b_x
+    else:  # noqa: RET505  a compile-time branch
+        current = tl.arange(0, C.BN)[None, :] <= (tl.arange(0, C.BM) % C.BN)[:, None]
+        b_turned = rotate_one(b_x, b_index, C.BM, C.BN)
+        return tl.where(current, b_turned, b_last), b_turned
 
 
 @triton.jit

@@ -4,15 +4,15 @@ Row ``m`` of a score tile holds keys ``t * BN + n``. Seen from query ``i0 + m`` 
 ``base + m - n`` with ``base = i0 - t * BN``, so column ``c = (m - n) mod BN`` of the rotated tile
 holds lag ``base + c`` where ``n <= m``, and ``base - BN + c`` (the next key tile's window) elsewhere:
 
-    lags base .. base + BN - 1  =  where(c <= m, rotate(S_t), rotate(S_{t-1}))
+    lags base .. base + BN - 1  =  where(c <= m, rotated S_t, rotated S_{t-1})
 
-The map ``n -> (m - n) mod BN`` is its own inverse: the same index turns keys into lags and lags
-into keys. With several groups of ``BN`` rows, ``m`` counts within the group. ``kernels/README.md``
+The map ``n -> (m - n) mod BN`` is its own inverse, and ``c <= m`` where ``n <= m``: the same index turns keys into
+lags and lags into keys. With several groups of ``BN`` rows, ``m`` counts within the group. ``kernels/README.md``
 draws it.
 
-The rotation is a gather along a *flattened* tile. A gather of rank one always goes through shared
-memory, in 32-bit words. The flat order is that of the accumulator's registers, so flattening moves
-no data, and its low five bits are ``(row mod 8, column pair mod 4)``: a warp's 32 words fall into 32
+The rotation is a gather along two *flattened* tiles that takes each element from the one it is in. A gather of rank
+one always goes through shared memory, in 32-bit words. The flat order is that of the accumulator's registers, so
+flattening moves no data, and its low five bits are ``(row mod 8, column pair mod 4)``: a warp's 32 words fall into 32
 banks, on the way in and on the way out.
 """
 
@@ -55,8 +55,8 @@ def high_float(b_word):
 
 
 @triton.jit
-def rotation_index(b_like, BM: tl.constexpr, BN: tl.constexpr, ASM: tl.constexpr):
-    """Where :func:`rotate` finds each element, ``[BM * BN]`` int32.
+def rotation_index(b_like, BM: tl.constexpr, BN: tl.constexpr, ASM: tl.constexpr, TILES: tl.constexpr = 2):
+    """Where :func:`rotate` finds each element, ``[BM * BN]`` int32; with one of ``TILES``, :func:`rotate_one`.
 
     ``b_like`` is a float32 tile that a dot made. Its values do not matter: an opaque zero taken from
     it ties the index, and through it the rotated tile, to the registers dots read from.
@@ -65,13 +65,23 @@ def rotation_index(b_like, BM: tl.constexpr, BN: tl.constexpr, ASM: tl.constexpr
     o_c = tl.arange(0, BN)[None, :]
     o_n = (o_m - o_c + BN * (BM // BN)) % BN
     index = (((o_m // 8) * (BN // 8) + o_n // 8) * 2 + o_n % 2) * 32 + (o_m % 8) * 4 + (o_n // 2) % 4
+    if TILES == 2:
+        index += tl.where(o_c <= o_m % BN, 0, BM * BN)
     if ASM:
         index += tl.inline_asm_elementwise("mov.b32 $0, 0;", "=r,r", [b_like], dtype=tl.int32, is_pure=True, pack=1)
     return tl.reshape(index, (BM * BN,))
 
 
 @triton.jit
-def rotate(b_x, b_index, BM: tl.constexpr, BN: tl.constexpr):
-    """``out[m, c] = x[m, (m - c) mod BN]`` of a ``[BM, BN]`` tile of 32-bit elements."""
+def rotate(b_x, b_other, b_index, BM: tl.constexpr, BN: tl.constexpr):
+    """``out[m, c] = x[m, (m - c) mod BN]`` for ``c <= m``, elsewhere of ``other``: tiles of 32-bit elements."""
+    both = tl.reshape(tl.join(b_x, b_other), (BM // 8, 8, BN // 8, 4, 2, 2))
+    registers = tl.permute(both, (5, 0, 2, 4, 1, 3))
+    return tl.reshape(tl.gather(tl.reshape(registers, (2 * BM * BN,)), b_index, 0), (BM, BN))
+
+
+@triton.jit
+def rotate_one(b_x, b_index, BM: tl.constexpr, BN: tl.constexpr):
+    """``out[m, c] = x[m, (m - c) mod BN]``, with half the shared memory of :func:`rotate`."""
     registers = tl.permute(tl.reshape(b_x, (BM // 8, 8, BN // 8, 4, 2)), (0, 2, 4, 1, 3))
     return tl.reshape(tl.gather(tl.reshape(registers, (BM * BN,)), b_index, 0), (BM, BN))

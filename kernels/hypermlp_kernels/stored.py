@@ -14,7 +14,7 @@ from hypermlp_kernels.mixing import mix, mixing_index, mixing_of
 from hypermlp_kernels.readout import bad_tokens, load_values, store_output
 from hypermlp_kernels.selection import LN2
 from hypermlp_kernels.skew import rotate
-from hypermlp_kernels.visibility import hide
+from hypermlp_kernels.visibility import stretches, visible
 
 
 @triton.jit
@@ -53,7 +53,7 @@ def fragment_offsets(x0, pitch, COLUMNS: tl.constexpr, C: tl.constexpr):
     o_x = x0 + o // (COLUMNS * C.BM) * COLUMNS
     if C.BY_LAG:
         o_x += o_row // C.BN * C.BN
-    return o_row * pitch + o_x * 16 + o % (16 * COLUMNS), (o_x >= 0) & (o_x < pitch)
+    return o_row * pitch + o_x * 16 + o % (16 * COLUMNS), o_x.to(tl.uint32) < pitch.to(tl.uint32)
 
 
 @triton.jit
@@ -66,11 +66,12 @@ def store_map(p_map, b_a, slot_row, x0, pitch, C: tl.constexpr):
 
 
 @triton.jit
-def load_map(p_map, slot_row, x0, pitch, C: tl.constexpr):
+def load_map(p_map, slot_row, x0, pitch, C: tl.constexpr, EDGE: tl.constexpr):
     """What :func:`store_map` stored. Elements that no row sees may hold anything."""
     COLUMNS: tl.constexpr = 16 if p_map.dtype.element_ty.primitive_bitwidth == 16 else 8
     offsets, inside = fragment_offsets(x0, pitch, COLUMNS, C)
-    return from_fragments(tl.load(p_map + slot_row * pitch + offsets, mask=inside, other=0.0), C.BM, C.BN, COLUMNS)
+    b_a = tl.load(p_map + slot_row * pitch + offsets, mask=inside if EDGE else None, other=0.0 if EDGE else None)
+    return from_fragments(b_a, C.BM, C.BN, COLUMNS)
 
 
 @triton.jit(
@@ -93,6 +94,7 @@ def stored_readout_kernel(
     """
     BM: tl.constexpr = C.BM
     BN: tl.constexpr = C.BN
+    STRETCHES: tl.constexpr = 1 if C.HOLES else 3
     i_v = tl.program_id(0) % value_blocks
     rows, slot_row = locate_slot(
         tl.program_id(0) // value_blocks, p_blocks, first_slot, length, max_lag, num_blocks, num_rest, num_heads,
@@ -103,32 +105,34 @@ def stored_readout_kernel(
     v = head_of(Stream(p_v, v_batch, v_token, v_head), rows, rows.i_h, ALIGNED_VALUES)
     p_bad = bad_tokens(p_count, rows)
     b_inverse = tl.full((BM,), 1.0, C.ACC)
-    if C.NORM:
+    if C.NORM and EARLY:
         b_inverse = inverse_norm(p_rho, rows, C)
     t_first, t_stop = key_tiles(rows, C)
 
     gate2 = Stream(p_gate2, gate2_batch, gate2_token, gate2_head)
     readout = mixing_of(p_scale2, p_up2, p_z2, gate2, rows.i_h, num_heads, 1.0, rows, C, M2)
     b_index = mixing_index(readout, 0, max_lag, C.ASM and M2.R > 0, C, M2)
-    current = tl.arange(0, BN)[None, :] <= (tl.arange(0, BM) % BN)[:, None]
-    b_next = tl.zeros((BM, BN), p_v.dtype.element_ty)
+    b_next = tl.zeros((BM, BN), C.ACC)
     b_o = tl.zeros((BM, BV), C.ACC)
-    for i in tl.range(0, t_stop - t_first, num_stages=C.STAGES):
-        t = t_stop - 1 - i
-        x0 = first_column(t, rows, C)
-        b_a = load_map(p_map, slot_row, x0, pitch, C).to(C.ACC)
-        b_weights = mix(b_a, readout, x0, max_lag, LN2 if C.GLU else 1.0, C, M2)
-        b_weights = hide(b_weights, t, rows, p_valid, C)
-        if EARLY:
-            b_weights = b_weights * b_inverse[:, None]
-        if C.BY_LAG:
-            b_turned = rotate(tl.where(current, b_weights, b_next.to(C.ACC)), b_index, C.BM, C.BN)
-            b_next = b_weights.to(b_next.dtype)
-            b_weights = b_turned
-        b_v = load_values(v, p_bad, t, i_v, rows, V, C.BN, BV)
-        b_o = tl.dot(b_weights.to(b_v.dtype), b_v, b_o, input_precision=C.PRECISION, out_dtype=C.ACC)
+    bounds = stretches(rows, t_first, t_stop, C)
+    for i in tl.static_range(STRETCHES):
+        for back in tl.range(0, bounds[STRETCHES - i] - bounds[STRETCHES - 1 - i], num_stages=C.STAGES):
+            t = bounds[STRETCHES - i] - 1 - back
+            x0 = first_column(t, rows, C)
+            b_a = load_map(p_map, slot_row, x0, pitch, C, i != 1).to(C.ACC)
+            b_weights = mix(b_a, readout, x0, max_lag, LN2 if C.GLU else 1.0, C, M2, i != 1)
+            if i != 1:
+                b_weights = tl.where(visible(t, rows, p_valid, C), b_weights, 0)
+            if EARLY:
+                b_weights = b_weights * b_inverse[:, None]
+            if C.BY_LAG:
+                b_turned = rotate(b_weights, b_next, b_index, C.BM, C.BN)
+                b_next = b_weights
+                b_weights = b_turned
+            b_v = load_values(v, p_bad, t, i_v, rows, V, C.BN, BV, i != 1)
+            b_o = tl.dot(b_weights.to(b_v.dtype), b_v, b_o, input_precision=C.PRECISION, out_dtype=C.ACC)
 
     if C.NORM and not EARLY:
-        b_o = b_o * b_inverse[:, None]
+        b_o = b_o * inverse_norm(p_rho, rows, C)[:, None]
     o_m = tl.arange(0, BM)
     store_output(b_o, rows.i0 + o_m + 1, rows.i0 + o_m < rows.n, p_o, p_bad, i_v, rows, V, BV, C)

@@ -21,6 +21,26 @@ def has_hidden(t, rows, C: tl.constexpr):
 
 
 @triton.jit
+def stretches(rows, t_first, t_stop, C: tl.constexpr):
+    """Key tiles ``t_first`` to ``t_stop`` in stretches: at an edge, within, at the other edge; as their four bounds.
+
+    Of those within every row sees every key, and every column. With masked tokens anywhere all tiles are in the first.
+    """
+    if C.HOLES:
+        return t_first, t_stop, t_stop, t_stop
+    else:  # noqa: RET505  a compile-time branch
+        low = t_first
+        high = rows.n // C.BN
+        if C.BY_LAG:
+            # the last row's window opens last, and a tile's columns have keys of the tile before it
+            low = tl.cdiv(tl.maximum(rows.i0 + C.BM - rows.max_lag, 0), C.BN) + 1
+        if C.CAUSAL:
+            high = rows.i0 // C.BN
+        low = tl.minimum(tl.maximum(low, t_first), t_stop)
+        return t_first, low, tl.minimum(tl.maximum(high, low), t_stop), t_stop
+
+
+@triton.jit
 def visible(t, rows, p_valid, C: tl.constexpr):
     """Which elements of a tile in column order their rows see, ``[BM, BN]``; ``p_valid`` is uint8 ``[B, T]``."""
     o_m = tl.arange(0, C.BM)

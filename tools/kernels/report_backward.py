@@ -76,7 +76,10 @@ def report(arch: str, name: str, preferred_only: bool = False) -> Iterator[tuple
 
 
 def issue_clocks(tile: BackwardTile, used: Resources, by_lag: bool) -> int:
-    """Modelled clocks of one SM to issue the loop for 128 x 128 scores of a map, all its values: four a clock."""
+    """Modelled clocks of one SM to issue the loop's usual trips for 128 x 128 scores of a map: four a clock.
+
+    Of all its values.
+    """
     elements, warps = tile.rows * tile.keys, tile.warps
     if used.name == "weight_gradient":
         elements = tile.rows * tile.columns * tile.depth // VALUES
@@ -87,7 +90,7 @@ def issue_clocks(tile: BackwardTile, used: Resources, by_lag: bool) -> int:
         elements, warps = ADDING["ROWS"] * 1024, ADDING["num_warps"]
     elif used.name.startswith("table_gradient") and by_lag:
         elements, warps = tile.keys * tile.keys, max(1, tile.warps * tile.keys // tile.rows)
-    return round(used.loop.total() * warps / 4 * 128 * 128 / elements)
+    return round(used.within * warps / 4 * 128 * 128 / elements)
 
 
 def complaints(arch: str, name: str, tile: BackwardTile, used: Resources) -> list[str]:

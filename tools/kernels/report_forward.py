@@ -92,10 +92,17 @@ def shape(tile: Tile) -> str:
     return "x".join(str(size) for size in tile[:3] if size)
 
 
+def clocks_of_block(tile: Tile, used: Resources) -> float:
+    """Modelled clocks of one SM to issue the loop's usual trips for 128 x 128 scores of a head: four a clock.
+
+    Of one block of values.
+    """
+    return used.within * tile.warps / 4 * 128 * 128 / (tile.rows * tile.keys)
+
+
 def issue_clocks(tile: Tile, used: Resources) -> int:
-    """Modelled clocks of one SM to issue the loop for 128 x 128 scores of a head, all its values: four a clock."""
-    blocks = 128 * 128 / (tile.rows * tile.keys) * (VALUES / tile.values if tile.values else 1)
-    return round(used.loop.total() * tile.warps / 4 * blocks)
+    """Of all values."""
+    return round(clocks_of_block(tile, used) * (VALUES / tile.values if tile.values else 1))
 
 
 def complaints(arch: str, name: str, tile: Tile, used: Resources) -> list[str]:
@@ -112,7 +119,7 @@ def rows(arch: str, name: str, preferred_only: bool) -> Iterator[Row]:
 def main() -> int:
     options = arguments(__doc__, CONFIGURATIONS)
     found = print_table(options, rows)
-    for other in (report_decode, report_short_conv):
+    for other in () if options.brief else (report_decode, report_short_conv):
         print()
         found += print_plain_table(options.arch, other.CONFIGURATIONS, other.report)
     return verdict(found)

@@ -13,6 +13,7 @@ from virtual_gpu import TARGETS, Resources
 
 # of kernels with tensor cores, and of those without
 COLUMNS = ("HGMMA", "HMMA", "UTCHMMA", "MFMA", "MUFU", "LDS", "STS", "LDSM", "SHFL", "LDGSTS", "BAR", "LDL")
+BRIEF_COLUMNS = ("registers", "stack B", "shared B", "loop", "seldom", "tensor", "clocks")
 PLAIN_COLUMNS = ("LDG", "LDS", "STS", "SHFL", "BAR", "MUFU", "LDL")
 
 # the others are compiled and shown, but nobody has looked for good tiles there yet
@@ -53,22 +54,56 @@ def arguments(description: str | None, paths: Iterable[str]) -> argparse.Namespa
     parser.add_argument("--arch", nargs="*", default=["sm_80", "sm_90", "sm_100", "gfx942"], choices=list(TARGETS))
     parser.add_argument("--only", nargs="*", default=paths, choices=paths)
     parser.add_argument("--preferred", action="store_true", help="the first tile of each kernel alone")
+    parser.add_argument("--brief", action="store_true", help="the columns that kernels/README.md shows")
     return parser.parse_args()
+
+
+def table_line(cells: Iterable[object]) -> str:
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def brief_line(arch: str, path: str, row: Row) -> str:
+    """What kernels/README.md says of a kernel."""
+    used = row.used
+    resources = (used.registers, used.stack, used.shared, used.loop.total(), used.seldom, used.tensor_instructions)
+    return table_line((arch, path, row.kernel, row.shape, row.warps, *resources, row.clocks))
+
+
+def full_line(arch: str, path: str, row: Row) -> str:
+    used = row.used
+    counts = (used.loop[column] for column in COLUMNS)
+    loop = (used.loop.total(), used.seldom)
+    return table_line((arch, path, row.kernel, row.shape, row.warps, *used[1:5], *loop, row.clocks, *counts))
 
 
 def print_table(options: argparse.Namespace, rows: Callable[[str, str, bool], Iterable[Row]]) -> list[str]:
     """One line for each row of ``rows(arch, path, preferred)``, as it comes; returns all complaints."""
-    names = ("arch", "path", "kernel", "tile", "warps", "regs", "stack B", "smem B", "SASS", "loop", "clocks", *COLUMNS)
-    print("| " + " | ".join(names) + " |")
+    names = (
+        "arch",
+        "path",
+        "kernel",
+        "tile",
+        "warps",
+        "regs",
+        "stack B",
+        "smem B",
+        "SASS",
+        "loop",
+        "seldom",
+        "clocks",
+        *COLUMNS,
+    )
+    line = full_line
+    if options.brief:
+        names, line = ("arch", "path", "kernel", "tile", "warps", *BRIEF_COLUMNS), brief_line
+    print(table_line(names))
     print("|" + " --- |" * len(names))
     found: list[str] = []
     for arch in options.arch:
         for path in options.only:
-            for kernel, shape, warps, used, clocks, complaints in rows(arch, path, options.preferred):
-                found += complaints
-                counts = (used.loop[column] for column in COLUMNS)
-                cells = (arch, path, kernel, shape, warps, *used[1:5], used.loop.total(), clocks, *counts)
-                print("| " + " | ".join(str(cell) for cell in cells) + " |", flush=True)
+            for row in rows(arch, path, options.preferred):
+                found += row.complaints
+                print(line(arch, path, row), flush=True)
     return found
 
 
@@ -85,7 +120,7 @@ def print_plain_table(
 ) -> list[str]:
     """One line for each kernel of ``report(arch, path)``; returns all complaints."""
     names = ("arch", "path", "kernel", "regs", "stack B", "smem B", "SASS", "loop", *PLAIN_COLUMNS)
-    print("| " + " | ".join(names) + " |")
+    print(table_line(names))
     print("|" + " --- |" * len(names))
     found: list[str] = []
     for arch in archs:
@@ -94,7 +129,7 @@ def print_plain_table(
                 found += spills_of(arch, path, used, ALLOWED_STACK)
                 cells = (arch, path, used.name.removesuffix("_kernel"), *used[1:5], used.loop.total())
                 counts = (used.loop[column] for column in PLAIN_COLUMNS)
-                print("| " + " | ".join(str(cell) for cell in (*cells, *counts)) + " |", flush=True)
+                print(table_line((*cells, *counts)), flush=True)
     return found
 
 

@@ -52,6 +52,8 @@ TARGETS = {
 }
 # bytes of shared memory that one block may use (CUDA programming guide, table of compute capabilities; AMD: LDS)
 SHARED_MEMORY = {"sm_80": 166912, "sm_86": 101376, "sm_90": 232448, "sm_100": 232448, "gfx942": 65536}
+# of the longest loop's length: of such loops one kernel has several for the same work
+_ALIKE = 0.4
 _TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 
 
@@ -117,7 +119,11 @@ def virtual_gpu(arch: str) -> Iterator[VirtualGPU]:
 
 
 class Resources(NamedTuple):
-    """What a compiled kernel takes. ``loop`` counts the instructions of its largest loop."""
+    """What a compiled kernel takes.
+
+    ``loop`` counts the instructions of its main loop; ``seldom`` are those among them that few trips come to, a branch
+    for tiles with hidden elements.
+    """
 
     name: str
     registers: int
@@ -125,6 +131,12 @@ class Resources(NamedTuple):
     shared: int
     instructions: int
     loop: Counter[str]
+    seldom: int
+
+    @property
+    def within(self) -> int:
+        """Instructions of a trip that takes no branch, as nearly all do."""
+        return self.loop.total() - self.seldom
 
     @property
     def tensor_instructions(self) -> int:
@@ -152,8 +164,8 @@ def resources(compiled: Any) -> Resources:
     if "amdgcn" in compiled.asm:
         code = compiled.asm["amdgcn"]
         registers, stack = _numbers(code, r"\.vgpr_count:\s+(\d+)", r"\.private_segment_fixed_size:\s+(\d+)")
-        opcodes, loop = _parse(code, _GCN)
-        loop = ["MFMA" if op.startswith("v_mfma") else op for op in loop]
+        found = _parse(code, _GCN)
+        found = found._replace(loop=["MFMA" if op.startswith("v_mfma") else op for op in found.loop])
     else:
         with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
             file.write(compiled.asm["cubin"])
@@ -161,8 +173,8 @@ def resources(compiled: Any) -> Resources:
             usage = _tool("cuobjdump", "-res-usage", file.name)
             code = _tool("nvdisasm", "-c", file.name)
         registers, stack = _numbers(usage, r"REG:(\d+)", r"STACK:(\d+)")
-        opcodes, loop = _parse(code, _SASS)
-    return Resources(name, registers, stack, shared, len(opcodes), Counter(loop))
+        found = _parse(code, _SASS)
+    return Resources(name, registers, stack, shared, len(found.opcodes), Counter(found.loop), found.seldom)
 
 
 def _numbers(text: str, *patterns: str) -> list[int]:
@@ -177,19 +189,36 @@ def _tool(name: str, *args: str) -> str:
     return done.stdout + done.stderr
 
 
-def _parse(code: str, syntax: _Syntax) -> tuple[list[str], list[str]]:
-    """All opcodes, and those between the target and the jump of the longest backward branch."""
+class _Code(NamedTuple):
+    """All opcodes, those of the main loop, and how many of them a trip within leaves out."""
+
+    opcodes: list[str]
+    loop: list[str]
+    seldom: int
+
+
+def _parse(code: str, syntax: _Syntax) -> _Code:
+    """From the labels, and the branches to them.
+
+    Where a kernel walks its tiles in stretches it has several loops alike: the main one is the shortest of those not
+    far from the longest, since tiles at the edges need more. What a branch in it jumps over is for few trips.
+    """
     opcodes: list[str] = []
     labels: dict[str, int] = {}
-    longest: list[str] = []
+    jumps: list[tuple[int, str]] = []
     for line in code.splitlines():
         if label := re.match(syntax.label, line):
             labels[label[1]] = len(opcodes)
         elif instruction := re.match(syntax.instruction, line):
-            opcodes.append(instruction[1])
             target = re.search(syntax.target, instruction[2])
-            if instruction[1].startswith(syntax.branches) and target and target[1] in labels:
-                body = opcodes[labels[target[1]] :]
-                # a branch to itself ends every kernel
-                longest = max(longest, body if len(body) > 1 else [], key=len)
-    return opcodes, longest
+            if instruction[1].startswith(syntax.branches) and target:
+                jumps.append((len(opcodes), target[1]))
+            opcodes.append(instruction[1])
+    branches = [(at, labels[target]) for at, target in jumps if target in labels]
+    # a branch to itself ends every kernel
+    loops = [range(to, at + 1) for at, to in branches if to < at]
+    longest = max(loops, key=len, default=range(0))
+    apart = [x for x in loops if x == longest or x.stop <= longest.start or x.start >= longest.stop]
+    main = min((x for x in apart if len(x) > _ALIKE * len(longest)), key=len, default=longest)
+    seldom = {i for at, to in branches if at in main and at < to < main.stop for i in range(at + 1, to)}
+    return _Code(opcodes, opcodes[main.start : main.stop], len(seldom))

@@ -13,6 +13,7 @@ import repairs
 import torch
 from faults import (
     broken,
+    late_stretches,
     never_hidden,
     next_decode_rows,
     next_scale_rows,
@@ -42,6 +43,7 @@ from hypermlp_kernels import (
     launch_short_conv,
     mixing,
     rows,
+    stored,
     visibility,
 )
 from hypermlp_kernels.backward_tiles import BackwardTile
@@ -204,6 +206,7 @@ FORWARD_FAULTS = {
     ),
     "lost window": (replaced(visibility, "has_hidden", never_hidden), {}, "o (recompute) is off"),
     "lost mask": (replaced(visibility, "visible", visible_without_mask), {"masked": True}, "o (recompute) is off"),
+    "lost tile when stored": (replaced(stored, "stretches", late_stretches), {}, "o (store) is off"),
     "NaN": (broken(launch, "readout", "leaves a NaN", 13), {}, "o (recompute) is off by nan"),
     "error at launch": (broken(launch, "stored_readout", "raises"), {}, "illegal instruction"),
 }

@@ -11,17 +11,19 @@ from hypermlp_kernels import blocks, decode, visibility
 
 # an interpreted function finds what it calls among the globals alone
 RIGHT_ROWS, RIGHT_SCALES, RIGHT_VISIBLE = blocks.table_rows, blocks.scale_rows, visibility.visible
-RIGHT_DECODE_ROWS = decode.table_rows
+RIGHT_DECODE_ROWS, RIGHT_STRETCHES = decode.table_rows, visibility.stretches
 
 
 @triton.jit
-def next_table_rows(p_table, x0, max_lag, NG: tl.constexpr, BN: tl.constexpr, BR: tl.constexpr):
-    return RIGHT_ROWS(p_table, x0 + 1, max_lag, NG, BN, BR)
+def next_table_rows(
+    p_table, x0, max_lag, NG: tl.constexpr, BN: tl.constexpr, BR: tl.constexpr, EDGE: tl.constexpr = True
+):
+    return RIGHT_ROWS(p_table, x0 + 1, max_lag, NG, BN, BR, EDGE)
 
 
 @triton.jit
-def next_scale_rows(p_scale, x0, max_lag, NG: tl.constexpr, BN: tl.constexpr):
-    return RIGHT_SCALES(p_scale, x0 + 1, max_lag, NG, BN)
+def next_scale_rows(p_scale, x0, max_lag, NG: tl.constexpr, BN: tl.constexpr, EDGE: tl.constexpr = True):
+    return RIGHT_SCALES(p_scale, x0 + 1, max_lag, NG, BN, EDGE)
 
 
 @triton.jit
@@ -40,6 +42,11 @@ def never_hidden(t, rows, C: tl.constexpr):
 def visible_without_mask(t, rows, p_valid, C: tl.constexpr):
     # the interpreter takes what is Python's
     return RIGHT_VISIBLE(t, rows, p_valid, C._replace(HOLES=False))
+
+
+@triton.jit
+def late_stretches(rows, t_first, t_stop, C: tl.constexpr):
+    return RIGHT_STRETCHES(rows, tl.minimum(t_first + 1, t_stop), t_stop, C)
 
 
 Break = Callable[[pytest.MonkeyPatch], None]

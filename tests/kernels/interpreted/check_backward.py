@@ -111,16 +111,15 @@ def test_the_same_bits_every_run(dtype: torch.dtype) -> None:
     assert gradients.same_bits(gradients.by_kernels(case), gradients.by_kernels(case))
 
 
-@pytest.mark.slow
 def test_packed_neighbours_do_not_meet() -> None:
-    """What a sequence's neighbour holds does not reach its gradients."""
+    """What a sequence's neighbour holds does not reach its gradients; rows that see what is not finite have none."""
     case = Case(dtype=torch.float32, bounds=[0, 17, 40], rows=12, K=4, V=4, R=(2, 2))
     streams = {"q", "k", "v", "routing.core", "readout.core"}
     together = gradients.by_kernels(case, asked=streams)
     for x in (case.q, case.k, case.v):
         x[:, :17] = float("nan")
     found = gradients.by_kernels(case, asked=streams)
-    assert not torch.isfinite(found["q"][:, :17]).any()
+    assert not found["q"][:, :17].any()
     assert gradients.same_bits({n: x[:, 17:] for n, x in found.items()}, {n: x[:, 17:] for n, x in together.items()})
 
 

@@ -16,6 +16,13 @@ def is_integer(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def check_kind(name: str, value: object, kind: type, remedy: str = "") -> None:
+    """Something of a ``kind``; ``remedy`` says how to come by it."""
+    if not isinstance(value, kind):
+        got = value.__name__ if isinstance(value, type) else type(value).__name__
+        raise TypeError(f"{name} must be a {kind.__name__}, got {got}" + (f": {remedy}" if remedy else ""))
+
+
 def check_module(name: str, value: object) -> None:
     """A module of PyTorch's."""
     if not isinstance(value, nn.Module):

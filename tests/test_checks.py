@@ -3,6 +3,7 @@ than models and tokens."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
@@ -11,7 +12,18 @@ import pytest
 import torch
 from torch import nn
 
-from hypermlp import HyperConfig, extend_max_lag, inspect, parameter_groups, restore_attention, swap_attention
+from hypermlp import (
+    HyperCache,
+    HyperConfig,
+    HyperGLU,
+    build_layer,
+    extend_max_lag,
+    inspect,
+    parameter_groups,
+    restore_attention,
+    swap_attention,
+)
+from hypermlp.cache import CacheSpec
 from hypermlp.config import MixConfig
 from hypermlp.distributed import clip_grad_norm_, full_state_dict
 from hypermlp.generation import generate
@@ -100,3 +112,35 @@ def test_what_takes_tokens_says_so() -> None:
     for wrong, error, message in wrongs:
         with pytest.raises(error, match=message):
             generate(model, ids, 1, stop=[[1]], **wrong)
+
+
+def test_what_takes_a_config_or_a_part_of_this_library_says_so() -> None:
+    layer: Any = HyperGLU(8, max_lag=16, layer_idx=0)
+    model = LanguageModel(LanguageModelConfig(10, 8, 1, layer.config))
+    x, ids, cache = torch.randn(1, 3, 8), torch.ones(1, 2).long(), HyperCache()
+    with torch.no_grad():
+        layer(x, cache=cache)
+    wrong: Any = "e"
+    doors: list[tuple[Callable[[], object], str]] = [
+        (lambda: build_layer(wrong), "config must be a HyperConfig, got str"),
+        (lambda: LanguageModel(wrong), "config must be a LanguageModelConfig, got str"),
+        (lambda: CacheSpec.of(layer), "config must be a HyperConfig, got HyperGLU: a layer has it as layer.config"),
+        (lambda: cache.load_state_dict(cache.state_dict(), {0: layer.config}), "specs must be a CacheSpec of each"),
+        (lambda: cache.load_state_dict(cache.state_dict(), layer), "specs must be a CacheSpec of each"),
+        (lambda: layer(x, cache=[]), "cache must be a HyperCache, got list"),
+        (lambda: inspect.head_maps(layer), "call must be a LayerCall, got HyperGLU"),
+        (lambda: generate(layer, ids, 1), "model must be a LanguageModel, got HyperGLU"),
+        (lambda: generate(model, ids, 1, attention_mask=[[1, 1]]), "attention_mask must be a tensor, got list"),
+        (lambda: generate(model, ids, 1, stop=wrong), "stop must be sequences of tokens, got the text 'e'"),
+        (lambda: generate(model, ids, 1, stop=["ab"]), "stop must be sequences of tokens, got the text 'ab'"),
+    ]
+    for door, message in doors:
+        with pytest.raises(TypeError, match=re.escape(message)):
+            door()
+
+
+def test_a_compiled_model_generates() -> None:
+    model = LanguageModel(LanguageModelConfig(10, 8, 1, HyperConfig(8, max_lag=16)))
+    ids = torch.ones(1, 2).long()
+    compiled: Any = torch.compile(model, backend="eager")
+    assert torch.equal(generate(compiled, ids, 3, temperature=0.0), generate(model, ids, 3, temperature=0.0))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import operator
 import re
 import weakref
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -200,6 +201,8 @@ class HyperCache:
         Raises:
             ValueError: the tensors do not fit ``specs`` or each other; the cache is as it was.
         """
+        if not isinstance(specs, Mapping) or not all(isinstance(spec, CacheSpec) for spec in specs.values()):
+            raise TypeError("specs must be a CacheSpec of each layer: {layer.layer_idx: CacheSpec.of(layer.config)}")
         parts: dict[int, dict[str, Tensor]] = {}
         for key, tensor in state_dict.items():
             found = _KEY.fullmatch(key)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hypermlp.checks import check_kind
 from hypermlp.config import HyperConfig
 
 
@@ -38,6 +39,7 @@ class CacheSpec:
     @classmethod
     def of(cls, config: HyperConfig) -> CacheSpec:
         """The cache of the layer that ``config`` describes."""
+        check_kind("config", config, HyperConfig, "a layer has it as layer.config")
         if not config.causal:
             raise ValueError("a bidirectional layer (causal=False) has no cache: every token sees later ones")
         return cls(

@@ -13,7 +13,7 @@ from hypermlp.cache import HyperCache
 from hypermlp.checks import check_module, is_integer, shown
 from hypermlp.evaluating import evaluating
 from hypermlp.generation.sampling import apply_repetition_penalty, check_sampling, sample
-from hypermlp.models import LanguageModel
+from hypermlp.models import LanguageModel, LanguageModelConfig
 
 
 def generate(model: LanguageModel, prompt_ids: Tensor, max_new_tokens: int, **options: Any) -> Tensor:
@@ -74,6 +74,12 @@ def stream(
         An iterator over the next token of each row, int64 ``[B * num_samples]``, until every row has ended.
     """
     check_module("model", model)
+    # of a compiled one, too, which is of another class
+    if not isinstance(getattr(model, "config", None), LanguageModelConfig):
+        kind = type(model).__name__
+        raise TypeError(
+            f"model must be a LanguageModel, got {kind}: models of transformers have a generate() of their own"
+        )
     _check(prompt_ids, attention_mask, max_new_tokens, num_samples, stop, pad_token_id)
     check_sampling(temperature, top_k, top_p, repetition_penalty)
     device = _device(model)
@@ -204,6 +210,8 @@ def _check(
 ) -> None:
     if not isinstance(prompt_ids, Tensor):
         raise TypeError(f"prompt_ids must be a tensor, got {type(prompt_ids).__name__}")
+    if not isinstance(attention_mask, Tensor | None):
+        raise TypeError(f"attention_mask must be a tensor, got {type(attention_mask).__name__}")
     if prompt_ids.ndim != 2 or prompt_ids.shape[1] == 0:
         raise ValueError(
             f"prompt_ids must be [batch, length] with at least one token, got shape {tuple(prompt_ids.shape)}"
@@ -223,6 +231,8 @@ def _check(
             raise TypeError(f"{name} must be an integer, got {value!r}")
         if value < least:
             raise ValueError(f"{name} must be >= {least}, got {shown(value)}")
+    if texts := [text for text in (stop, *stop) if isinstance(text, str)]:
+        raise TypeError(f"stop must be sequences of tokens, got the text {texts[0]!r}: encode it first")
     if alone := [token for token in stop if is_integer(token)]:
         raise TypeError(f"stop must be sequences of tokens, got the token {alone[0]}: write stop=[[{alone[0]}]]")
     if any(len(sequence) == 0 for sequence in stop):

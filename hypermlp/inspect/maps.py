@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from hypermlp.checks import check_kind
 from hypermlp.inspect.record import LayerCall
 from hypermlp.layers.base import AttentionLayer
 from hypermlp.layers.maps import attention_map
@@ -71,6 +72,7 @@ def head_maps(call: LayerCall) -> HeadMaps:
     Raises:
         ValueError: there are no tokens, or the maps would take more than 8 GiB.
     """
+    check_kind("call", call, LayerCall, "one of those that hypermlp.inspect.record(model, ...) gives")
     layer, x = call.layer, call.hidden_states
     _check_size(layer, x)
     tokens = layer.tokens(x, call.attention_mask, call.cu_seqlens)

@@ -114,6 +114,8 @@ class AttentionLayer(Projections, ABC):
         spec = self._cache_spec or CacheSpec.of(self.config)
         if isinstance(cache, HyperCache):
             return cache.layer(self.layer_idx, spec)
+        if not isinstance(cache, (LayerCache, StaticLayerCache)):
+            raise TypeError(f"cache must be a HyperCache, got {type(cache).__name__}")
         if cache.spec is not spec and cache.spec != spec:
             raise ValueError(f"cache is another layer's part: {cache.spec}, not {spec}")
         return cache

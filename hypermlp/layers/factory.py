@@ -6,6 +6,7 @@ import dataclasses
 
 import torch
 
+from hypermlp.checks import check_kind
 from hypermlp.config import HyperConfig
 from hypermlp.layers.base import AttentionLayer
 from hypermlp.layers.baselines import ReLUAttention, SoftmaxAttention
@@ -26,6 +27,7 @@ def build_layer(
     dtype: torch.dtype | None = None,
 ) -> AttentionLayer:
     """The layer that ``config`` describes, newly initialised."""
+    check_kind("config", config, HyperConfig, "HyperConfig(hidden_size, num_heads, mixer=...)")
     fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     cls = _CLASSES[fields.pop("mixer")]
     return cls(**fields, backend=backend, layer_idx=layer_idx, device=device, dtype=dtype)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hypermlp.cache import HyperCache
-from hypermlp.checks import check_flag, check_number, check_size
+from hypermlp.checks import check_flag, check_kind, check_number, check_size
 from hypermlp.config import HyperConfig
 from hypermlp.layers.base import AttentionLayer
 from hypermlp.layers.block import TransformerBlock
@@ -105,6 +105,9 @@ class LanguageModel(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        check_kind(
+            "config", config, LanguageModelConfig, "LanguageModelConfig(vocab_size, hidden_size, num_layers, ...)"
+        )
         super().__init__()
         self.config = config
         factory: dict[str, Any] = {"device": device, "dtype": dtype}

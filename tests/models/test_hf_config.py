@@ -60,6 +60,21 @@ def test_bad_configs(changes, message):
         tiny_config(tie_word_embeddings=1)
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"mixer": "softmax"}, r"mixer is a field of the attention layers: HyperMLPConfig\(attention={'mixer'"),
+        ({"max_lag": 128}, "max_lag is a field of the attention layers"),
+        ({"num_layers": 4}, r"num_layers is called num_hidden_layers here"),
+        ({"context_length": 4}, r"context_length is called max_position_embeddings here"),
+        ({"num_heads": 4}, r"num_heads is called num_attention_heads here"),
+    ],
+)
+def test_names_of_other_configs_are_refused(given, message):
+    with pytest.raises(TypeError, match=message):
+        HyperMLPConfig(vocab_size=50, hidden_size=32, **given)
+
+
 def test_attention_of_another_kind_is_an_error():
     for wrong in ("softmax", ["softmax", "softmax"], 3):
         with pytest.raises(TypeError, match="HyperConfig"):

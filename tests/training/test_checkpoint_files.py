@@ -37,6 +37,12 @@ def scramble(file):
 
 
 class TestDoesNotLoad:
+    def test_a_folder_of_transformers_is_told_how_it_opens(self, tmp_path):
+        (tmp_path / "model.safetensors").touch()
+        (tmp_path / "config.json").write_text('{"model_type": "hypermlp"}')
+        with pytest.raises(CheckpointError, match="is a model of transformers .*: it opens by AutoModelForCausalLM"):
+            checkpoint.load_model(tmp_path)
+
     @pytest.mark.parametrize("damage", [truncate, empty, garble, scramble, Path.unlink])
     @pytest.mark.parametrize("file", ["model.safetensors", "trainer.pt", "config.json"])
     def test_it_is_named_and_the_one_before_is_offered(self, new_trainer, saved, file, damage):

@@ -138,6 +138,12 @@ def read_config(folder: Path) -> tuple[LanguageModelConfig, dict[str, Any]]:
     """Model config of a checkpoint, and what its run is."""
     with reading(folder / _CONFIG):
         config = read_json(folder / _CONFIG)
+    if "model_type" in config:
+        raise CheckpointError(
+            f"{folder} is a model of transformers and no checkpoint of a training run: it opens by "
+            "AutoModelForCausalLM.from_pretrained, after import hypermlp.models.huggingface"
+        )
+    with reading(folder / _CONFIG):
         return LanguageModelConfig(**config["model"]), dict(config["training"])
 
 

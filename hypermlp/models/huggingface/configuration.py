@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,6 +33,8 @@ _PLAIN_NAMES = {
     "tie_word_embeddings": "tie_embeddings",
     "rms_norm_eps": "norm_eps",
 }
+# fields of every attention layer, which stand in attention
+_OF_LAYERS = {field.name for field in dataclasses.fields(HyperConfig)} - {"hidden_size", "num_heads"}
 
 
 class HyperMLPConfig(PreTrainedConfig):
@@ -88,6 +91,7 @@ class HyperMLPConfig(PreTrainedConfig):
     eos_token_id: int | list[int] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
+        _check_names(kwargs)
         layers = [self._layer_model(layer) for layer in self._attention_fields()]
         self.intermediate_size = layers[0].intermediate_size
         attention = [layer.attention.to_dict() for layer in layers]
@@ -169,3 +173,13 @@ class HyperMLPConfig(PreTrainedConfig):
             if fields["mixer"] in ("hyperglu", "hypermlp") and fields["layout"] == "lag":
                 fields["max_lag"] = max(fields["max_lag"], max_lag)
         self.max_position_embeddings = max(self.max_position_embeddings, max_lag)
+
+
+def _check_names(others: Mapping[str, Any]) -> None:
+    """TypeError for fields of other configs of this library, which transformers would keep and nobody read."""
+    own = {plain: name for name, plain in _PLAIN_NAMES.items()} | {"num_heads": "num_attention_heads"}
+    for name in others:
+        if name in own:
+            raise TypeError(f"{name} is called {own[name]} here: HyperMLPConfig({own[name]}=...)")
+        if name in _OF_LAYERS:
+            raise TypeError(f"{name} is a field of the attention layers: HyperMLPConfig(attention={{{name!r}: ...}})")

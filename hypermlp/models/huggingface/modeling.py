@@ -14,6 +14,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import can_return_tuple, logging
 from transformers.utils.output_capturing import capture_outputs
 
+from hypermlp.checks import check_kind
 from hypermlp.integrations.arguments import refuse_unknown
 from hypermlp.integrations.huggingface.cache import check_cache
 from hypermlp.integrations.huggingface.masks import document_bounds, refuse_nested
@@ -211,6 +212,7 @@ class HyperMLPForCausalLM(HyperMLPPreTrainedModel, GenerationMixin):
             model: such as one trained by ``hypermlp train``.
             options: fields of :class:`HyperMLPConfig`, such as ``eos_token_id``.
         """
+        check_kind("model", model, LanguageModel)
         weight = model.embedding.weight
         new: HyperMLPForCausalLM = cls(HyperMLPConfig.from_language_model(model.config, **options))
         state = under_family_names(model.state_dict())

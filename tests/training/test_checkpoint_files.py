@@ -40,7 +40,7 @@ class TestDoesNotLoad:
     def test_a_folder_of_transformers_is_told_how_it_opens(self, tmp_path):
         (tmp_path / "model.safetensors").touch()
         (tmp_path / "config.json").write_text('{"model_type": "hypermlp"}')
-        with pytest.raises(CheckpointError, match="is a model of transformers .*: it opens by AutoModelForCausalLM"):
+        with pytest.raises(CheckpointError, match=r"is a model of transformers .*: it opens by AutoModelForCausalLM"):
             checkpoint.load_model(tmp_path)
 
     @pytest.mark.parametrize("damage", [truncate, empty, garble, scramble, Path.unlink])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from importlib import import_module
 from typing import Any, ClassVar
 
@@ -103,7 +104,9 @@ class SizedAdapter(Adapter):
         """Tokens that the attention within a module sees; None if the module does not say."""
 
     def at(self, model: nn.Module, name: str) -> Adapter:
-        return type(self)(nearest(model, name, self.tokens) or self.length)
+        here = copy(self)
+        here.length = nearest(model, name, self.tokens) or self.length
+        return here
 
     def wrap(self, layer: AttentionLayer, module: nn.Module, host: Host) -> nn.Module:
         return self.wrapper(layer, host.output_dropout)

@@ -9,7 +9,9 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping
 from datetime import timedelta
+from multiprocessing import forkserver
 from pathlib import Path
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -35,6 +37,9 @@ def run_checks(checks: Mapping[str, Callable[[], None]], folder: Path, world: in
         opened.bind(("127.0.0.1", 0))
         port = int(opened.getsockname()[1])
     multiprocessing.set_forkserver_preload(PRELOADED)
+    # before Python 3.14 the server does not know this process's path, and would load another checkout that is installed
+    with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(place for place in sys.path if place)):
+        forkserver.ensure_running()
     arguments = world, port, checks, str(folder)
     torch.multiprocessing.start_processes(_process, arguments, nprocs=world, start_method="forkserver")
     found = [torch.load(folder / f"{rank}.pt") for rank in range(world)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hypermlp import restore_attention, swap_attention
-from hypermlp.integrations.hosts.nanogpt import NanoGPTAttention
+from hypermlp.integrations.host import Host
+from hypermlp.integrations.hosts.nanogpt import NanoGPTAdapter, NanoGPTAttention
 
 
 @dataclass
@@ -106,6 +107,24 @@ def tokens(batch: int = 3, length: int = 12, seed: int = 0) -> Tensor:
 def logits(model: GPT, ids: Tensor) -> Tensor:
     with torch.no_grad():
         return model(ids)[0]
+
+
+class MyAdapter(NanoGPTAdapter):
+    """One with something of its own, which it needs where it stands."""
+
+    def __init__(self, note: str) -> None:
+        super().__init__()
+        self.note = note
+
+    def describe(self, module: Any) -> Host:
+        return replace(super().describe(module), notes=(self.note,))
+
+
+def test_an_adapter_built_on_this_one_keeps_what_it_knows() -> None:
+    model, mine = stock(), MyAdapter("kept")
+    report = swap_attention(model, adapter={CausalSelfAttention: mine})
+    assert [(entry.notes, entry.layer.config.max_lag) for entry in report.swapped] == [(("kept",), 16)] * 2
+    assert mine.length is None
 
 
 def check_called_and_causal(model: GPT) -> None:

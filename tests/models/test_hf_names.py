@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from functools import partial
 from types import SimpleNamespace
 
@@ -12,10 +13,16 @@ import torch.nn.functional as F
 from tests.models.families import PAD, tiny, tiny_config, tokens
 
 import transformers  # isort: skip
-from transformers import DynamicCache, Trainer, TrainingArguments  # isort: skip
+from transformers import DynamicCache, PreTrainedModel, Trainer, TrainingArguments  # isort: skip
 
 from hypermlp.integrations.huggingface.names import CACHE_NAME
-from hypermlp.models.huggingface import HyperMLPConfig, HyperMLPForSequenceClassification, modeling
+from hypermlp.models.huggingface import (
+    HyperMLPConfig,
+    HyperMLPForCausalLM,
+    HyperMLPForSequenceClassification,
+    HyperMLPModel,
+    modeling,
+)
 
 NAMES = ["cache", "past_key_values"]
 
@@ -132,3 +139,12 @@ def test_label_smoothing_is_of_the_next_token(kind, tmp_path):
         found = trainer.compute_loss(model.eval(), {"input_ids": ids, "labels": ids.clone()})
     torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=0)
     assert trainer.evaluate()["eval_loss"] == pytest.approx(expected.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("made", [HyperMLPForCausalLM, HyperMLPModel])
+def test_saving_is_described_as_transformers_describes_it(made):
+    """Tools look whether a model's method takes an option, and people read what it does."""
+    ours, theirs = made.save_pretrained, PreTrainedModel.save_pretrained
+    assert inspect.signature(ours) == inspect.signature(theirs)
+    assert ours is not theirs
+    assert inspect.getdoc(ours) == inspect.getdoc(theirs)

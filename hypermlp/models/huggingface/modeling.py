@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import wraps
 from typing import Any, NoReturn
 
 import torch
@@ -62,8 +63,9 @@ class HyperMLPPreTrainedModel(PreTrainedModel):
         for parameter, value in loaded:
             parameter.data.copy_(value)
 
+    @wraps(PreTrainedModel.save_pretrained)
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """As it stands: single layers may have been extended since."""
+        # as it stands: single layers may have been extended since
         attention = enumerate(getattr(layer, "attention", None) for layer in self.base_model.layers)
         known = {index: layer.config.max_lag for index, layer in attention if isinstance(layer, AttentionLayer)}
         self.config.note_max_lags(known)

@@ -49,12 +49,13 @@ def _once(patch: Callable[[FunctionType], Any]) -> Callable[[FunctionType], Simp
 
 def _keep_types() -> None:
     block_init, tensor_init, numpy_dtype = tl.block_type.__init__, tl.tensor.__init__, interpreter._get_np_dtype
-    blocks: dict[tuple[str, tuple[int, ...]], dict[str, Any]] = {}
+    blocks: dict[tuple[Any, ...], dict[str, Any]] = {}
     shapes: dict[tuple[int, ...], tuple[Any, Any]] = {}
     dtypes: dict[str, np.dtype] = {}
 
     def init_block(self, element_ty, shape):
-        key = element_ty.name, tuple(tl.core._unwrap_if_constexpr(size) for size in shape)
+        sizes = [tl.core._unwrap_if_constexpr(size) for size in shape]
+        key = (element_ty.name, *sizes, *map(type, sizes))  # 16.0 is equal to 16, and refused
         if key not in blocks:
             block_init(self, element_ty, shape)
             blocks[key] = vars(self).copy()

@@ -1,0 +1,36 @@
+"""The processes of these tests run the code that the tests are of."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+# as pytest does it for who calls it from elsewhere: the checkout stands first, and in no variable
+SCRIPT = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from pathlib import Path
+from tests.distributed.processes import run_checks
+from tests.distributed.test_processes import check_checkout
+if __name__ == "__main__":
+    print(run_checks({{"checkout": check_checkout}}, Path.cwd(), world=1))
+"""
+
+
+def check_checkout() -> None:
+    import hypermlp
+
+    assert Path(hypermlp.__file__).parents[1] == ROOT, hypermlp.__file__
+
+
+def test_processes_have_the_path_of_the_tests(tmp_path: Path) -> None:
+    """And not another checkout that is installed."""
+    (tmp_path / "installed" / "hypermlp").mkdir(parents=True)
+    (tmp_path / "installed" / "hypermlp" / "__init__.py").touch()
+    (tmp_path / "script.py").write_text(SCRIPT)
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "installed")}
+    command = [sys.executable, "-W", "ignore", "script.py"]
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert run.stdout.strip() == "{'checkout': []}"

@@ -13,10 +13,10 @@ from torch import nn
 
 @dataclass
 class _Held:
-    """A model in evaluation mode: how many use it, and which of its modules go back to training."""
+    """A model in evaluation mode: how many use it, and the mode that each of its modules goes back to."""
 
     users: int = 0
-    trained: list[nn.Module] = field(default_factory=list)
+    modes: list[tuple[nn.Module, bool]] = field(default_factory=list)
 
 
 _HELD: WeakKeyDictionary[nn.Module, _Held] = WeakKeyDictionary()
@@ -34,8 +34,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         held = _HELD.setdefault(model, _Held())
         held.users += 1
         if held.users == 1:
-            held.trained = [module for module in model.modules() if module.training]
-            for module in held.trained:
+            held.modes = [(module, module.training) for module in model.modules()]
+            for module, _ in held.modes:
                 module.training = False
     try:
         yield
@@ -44,5 +44,5 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             held.users -= 1
             if not held.users:
                 del _HELD[model]
-                for module in held.trained:
-                    module.training = True
+                for module, training in held.modes:
+                    module.training = training

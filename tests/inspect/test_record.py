@@ -107,6 +107,24 @@ def test_dropout_is_off_and_the_mode_comes_back_after_an_error() -> None:
     assert not model[1]._forward_pre_hooks
 
 
+class Switches(nn.Module):
+    """A model that puts a part of itself into training when it is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part, self.layer = nn.Dropout(), HyperGLU(8, max_lag=16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.part.train()
+        return self.layer(x)
+
+
+def test_a_mode_that_the_model_itself_changes_comes_back() -> None:
+    model = Switches().eval()
+    inspect.record(model, torch.randn(1, 3, 8))
+    assert not any(module.training for module in model.modules())
+
+
 def test_a_compiled_model_is_recorded() -> None:
     layer, x = HyperGLU(WIDTH, max_lag=9), torch.randn(1, 5, WIDTH)
     compiled = torch.compile(layer, backend="eager")

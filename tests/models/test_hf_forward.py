@@ -172,6 +172,12 @@ def test_packed_equals_separate(mixer, how):
     torch.testing.assert_close(model(ids, position_ids=one).logits, model(ids).logits, **CLOSE)
 
 
+def test_a_block_takes_no_packed_sequences_with_a_cache():
+    block, x = tiny().model.layers[0], torch.randn(1, 5, 16, dtype=torch.float64)
+    with pytest.raises(ValueError, match="cu_seqlens: packed sequences cannot be continued"):
+        block(x, cu_seqlens=torch.tensor([0, 2, 5]), cache=DynamicCache())
+
+
 def test_packed_bounds():
     positions = torch.tensor([[0, 1, 2, 0, 1], [4, 5, 6, 7, 0]])
     assert packed_bounds(positions).tolist() == [0, 3, 5, 9, 10]

@@ -54,6 +54,8 @@ class HyperMLPDecoderLayer(GradientCheckpointingLayer, TransformerBlock):
         """
         x = self.attention_norm(hidden_states)
         cache = one_cache(cache=cache, past_key_values=past_key_values)
+        if cache is not None and cu_seqlens is not None:
+            raise ValueError("cu_seqlens: packed sequences cannot be continued, so they go without a cache")
         part = None if cache is None else join_cache(cache, self.attention.layer_idx, x.shape[1])
         tokens = Tokens(attention_mask, cu_seqlens)
         read, weights = call_layer(self.attention, x, tokens, part, want_map=output_attentions)

@@ -300,3 +300,10 @@ def test_options_that_change_scores_are_refused_from_attention(name: str) -> Non
     with pytest.raises(ValueError, match=f"not offered for this host .*{why}"):
         swapped(name, host=options, init="from_attention")
     assert outputs(swapped(name, host=options), inputs(name)).isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["gpt_neox", "falcon"])
+def test_fields_that_a_host_does_not_read_change_nothing(name: str) -> None:
+    """Of Llama's kin, whose description these share."""
+    model: Any = swapped(name, host={"sliding_window": 5, "clip_qkv": 1.0}, init="from_attention")
+    assert torch.equal(outputs(model, inputs(name)), outputs(swapped(name, init="from_attention"), inputs(name)))

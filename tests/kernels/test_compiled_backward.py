@@ -52,9 +52,13 @@ def test_every_tile_keeps_to_its_allowance(arch: str, name: str) -> None:
 @pytest.mark.parametrize("arch", ["sm_86", "sm_100", "gfx942"])
 def test_other_architectures_compile(arch: str) -> None:
     with virtual_gpu(arch) as gpu:
-        report_backward.call()
-        report_backward.call(256, span=1)
-        assert gpu.launches == ORDER + SPLIT_ORDER
+        for order, options in ((ORDER, {}), (SPLIT_ORDER, {"length": 256, "span": 1})):
+            gpu.launches.clear()
+            report_backward.call(**options)
+            # gfx942's 64 KiB of shared memory do not hold the first tile: all start again with the second
+            begun = len(gpu.launches) - len(order)
+            assert gpu.launches[begun:] == order
+            assert gpu.launches[:begun] == (order[:begun] if arch == "gfx942" else [])
 
 
 def test_complaints_are_made() -> None:

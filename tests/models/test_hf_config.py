@@ -75,6 +75,13 @@ def test_names_of_other_configs_are_refused(given, message):
         HyperMLPConfig(vocab_size=50, hidden_size=32, **given)
 
 
+def test_a_saved_config_with_such_a_name_opens_as_it_was(tmp_path):
+    config = HyperMLPConfig(vocab_size=50, hidden_size=32)
+    config.max_lag = 128  # as releases before wrote what they were given and did not read
+    config.save_pretrained(tmp_path)
+    assert HyperMLPConfig.from_pretrained(tmp_path).attention == config.attention
+
+
 def test_attention_of_another_kind_is_an_error():
     for wrong in ("softmax", ["softmax", "softmax"], 3):
         with pytest.raises(TypeError, match="HyperConfig"):

@@ -54,7 +54,12 @@ def test_the_native_hugging_face_model(offload: str, tied: bool, tmp_path: Path)
 
     torch.manual_seed(1)
     config = HyperMLPConfig(
-        vocab_size=13, hidden_size=8, num_hidden_layers=2, intermediate_size=16, max_lag=12, tie_word_embeddings=tied
+        vocab_size=13,
+        hidden_size=8,
+        num_hidden_layers=2,
+        intermediate_size=16,
+        attention={"max_lag": 12},
+        tie_word_embeddings=tied,
     )
     model = HyperMLPForCausalLM(config).double().eval()
     shake(model)

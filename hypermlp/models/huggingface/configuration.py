@@ -91,7 +91,7 @@ class HyperMLPConfig(PreTrainedConfig):
     eos_token_id: int | list[int] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        if "transformers_version" not in kwargs:  # a saved one is read as it stands
+        if self.transformers_version is None:  # a saved one is read as it stands
             _check_names(kwargs)
         layers = [self._layer_model(layer) for layer in self._attention_fields()]
         self.intermediate_size = layers[0].intermediate_size

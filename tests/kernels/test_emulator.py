@@ -244,4 +244,5 @@ def test_the_preferred_backward_tile_with_padding() -> None:
     options = {"length": 200, "width": 64, "values": 64, "masked": True, "window": 150}
     result = emulate.emulate("sm_90", Tile(128, 64, 64, 8, 2), backward=True, **options)
     assert not result.wrong, (result.error, result.allowed, [one.mistakes for one in result.launches])
-    assert all(one.found["wgmma"] for one in result.launches)
+    # of the kernel for norms of any size nearly every program only reads
+    assert [one.name for one in result.launches if not one.found["wgmma"]] == ["extreme_norms_kernel"]

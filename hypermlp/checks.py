@@ -6,7 +6,7 @@ import sys
 from collections.abc import Collection
 from typing import TypeGuard
 
-from torch import nn
+from torch import Tensor, nn
 
 _TOO_LARGE = 2**63
 
@@ -19,14 +19,8 @@ def is_integer(value: object) -> TypeGuard[int]:
 def check_kind(name: str, value: object, kind: type, remedy: str = "") -> None:
     """Something of a ``kind``; ``remedy`` says how to come by it."""
     if not isinstance(value, kind):
-        got = value.__name__ if isinstance(value, type) else type(value).__name__
-        raise TypeError(f"{name} must be a {kind.__name__}, got {got}" + (f": {remedy}" if remedy else ""))
-
-
-def check_module(name: str, value: object) -> None:
-    """A module of PyTorch's."""
-    if not isinstance(value, nn.Module):
-        raise TypeError(f"{name} must be a module, got {type(value).__name__}")
+        called = {Tensor: "tensor", nn.Module: "module"}.get(kind, kind.__name__)
+        raise TypeError(f"{name} must be a {called}, got {type(value).__name__}" + (f": {remedy}" if remedy else ""))
 
 
 def check_choice(name: str, value: object, choices: Collection[object]) -> None:

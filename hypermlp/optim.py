@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from hypermlp.checks import check_number
+from hypermlp.checks import check_kind, check_number
 from hypermlp.layers.sequence_mixing import LagMixing
 
 Group = dict[str, Any]
@@ -81,8 +81,7 @@ def parameter_groups(
         TypeError: ``model`` is no module, ``weight_decay`` no number, or ``heads`` no list of linear layers.
         ValueError: ``weight_decay`` is negative, or a head is not in ``model``.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a module, got {type(model).__name__}: give the model, not its parameters")
+    check_kind("model", model, nn.Module, "give the model, not its parameters")
     check_number("weight_decay", weight_decay, zero=True)
     linear = [module for module in model.modules() if _is_linear(module)]
     outer = {id(module) for module in (*_given_heads(model, heads), *_own_heads(model, linear))}

@@ -93,7 +93,7 @@ DOORS: list[Callable[[Any], object]] = [
 @pytest.mark.parametrize("door", DOORS)
 @pytest.mark.parametrize("wrong", [3, None, [nn.Linear(2, 2)], nn.Linear])
 def test_what_takes_a_model_says_so(door: Callable[[Any], object], wrong: object) -> None:
-    with pytest.raises(TypeError, match=f"(model|module) must be a module, got {type(wrong).__name__}"):
+    with pytest.raises(TypeError, match=f"(model|module) must be a (module|LanguageModel), got {type(wrong).__name__}"):
         door(wrong)
 
 

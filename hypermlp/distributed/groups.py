@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from hypermlp.checks import check_module
+from hypermlp.checks import check_kind
 from hypermlp.layers import AttentionLayer
 
 
@@ -65,7 +65,7 @@ def process_group(group: DeviceMesh | dist.ProcessGroup | None) -> dist.ProcessG
 
 
 def attention_layers(module: nn.Module) -> Iterator[tuple[str, AttentionLayer]]:
-    check_module("module", module)
+    check_kind("module", module, nn.Module)
     return ((name, layer) for name, layer in module.named_modules() if isinstance(layer, AttentionLayer))
 
 

@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from hypermlp.checks import check_module
+from hypermlp.checks import check_kind
 from hypermlp.distributed.groups import attention_layers
 from hypermlp.distributed.heads import WHOLE, SummedLinear, cuts_of
 
@@ -25,7 +25,7 @@ def full_state_dict(module: nn.Module) -> dict[str, Tensor]:
     A collective call of all processes of all groups; each gets the whole. It loads into a module that
     is not sharded. What FSDP2 spread comes whole, too, a parameter at a time.
     """
-    check_module("module", module)
+    check_kind("module", module, nn.Module)
     state = {key: _whole(x) for key, x in module.state_dict().items()}
     for name, layer in attention_layers(module):
         if isinstance(layer.o_proj, SummedLinear):

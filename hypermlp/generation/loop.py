@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hypermlp.cache import HyperCache
-from hypermlp.checks import check_module, is_integer, shown
+from hypermlp.checks import check_kind, is_integer, shown
 from hypermlp.evaluating import evaluating
 from hypermlp.generation.sampling import apply_repetition_penalty, check_sampling, sample
 from hypermlp.models import LanguageModel, LanguageModelConfig
@@ -73,7 +73,6 @@ def stream(
     Returns:
         An iterator over the next token of each row, int64 ``[B * num_samples]``, until every row has ended.
     """
-    check_module("model", model)
     # of a compiled one, too, which is of another class
     if not isinstance(getattr(model, "config", None), LanguageModelConfig):
         kind = type(model).__name__
@@ -208,10 +207,9 @@ def _check(
     stop: Sequence[Sequence[int]],
     pad_token_id: int,
 ) -> None:
-    if not isinstance(prompt_ids, Tensor):
-        raise TypeError(f"prompt_ids must be a tensor, got {type(prompt_ids).__name__}")
-    if not isinstance(attention_mask, Tensor | None):
-        raise TypeError(f"attention_mask must be a tensor, got {type(attention_mask).__name__}")
+    check_kind("prompt_ids", prompt_ids, Tensor)
+    if attention_mask is not None:
+        check_kind("attention_mask", attention_mask, Tensor)
     if prompt_ids.ndim != 2 or prompt_ids.shape[1] == 0:
         raise ValueError(
             f"prompt_ids must be [batch, length] with at least one token, got shape {tuple(prompt_ids.shape)}"

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hypermlp.checks import check_module
+from hypermlp.checks import check_kind
 from hypermlp.evaluating import evaluating
 from hypermlp.layers import AttentionLayer
 
@@ -48,7 +48,7 @@ def record(model: nn.Module, *args: Any, **kwargs: Any) -> list[LayerCall]:
     Raises:
         ValueError: no such layer was called, or one was called with earlier tokens in a cache.
     """
-    check_module("model", model)
+    check_kind("model", model, nn.Module)
     found: list[LayerCall] = []
     names = {module: name for name, module in model.named_modules() if isinstance(module, AttentionLayer)}
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hypermlp.checks import check_module, is_integer
+from hypermlp.checks import check_kind, is_integer
 from hypermlp.integrations.sites import replaced_sites
 from hypermlp.integrations.swap import tell_adapters
 from hypermlp.integrations.tables import replace_tables, rows_of
@@ -67,7 +67,7 @@ def resize_positions(
         ValueError: no layer has such tables, they do not fit ``old_grid`` and ``prefix_tokens``, or they are sharded,
             pruned or parametrised.
     """
-    check_module("model", model)
+    check_kind("model", model, nn.Module)
     new = _checked("grid", grid)
     layers = [m for m in model.modules() if isinstance(m, HyperMLP) and m.config.layout == "position"]
     if not layers:

@@ -10,7 +10,7 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import nn
 
-from hypermlp.checks import check_choice, check_module, is_integer
+from hypermlp.checks import check_choice, check_kind, is_integer
 from hypermlp.config import HyperConfig, Mixer
 from hypermlp.integrations.from_attention import fields_from_attention, start_from_attention
 from hypermlp.integrations.hooks import hooks_left, return_hooks, share_hooks
@@ -149,7 +149,7 @@ def swapped_layers(model: nn.Module) -> dict[str, AttentionLayer]:
 
 def _check_unwrapped(model: nn.Module) -> None:
     """DistributedDataParallel averages the gradients of the parameters that it was made with, and of no others."""
-    check_module("model", model)
+    check_kind("model", model, nn.Module)
     if any(isinstance(module, nn.parallel.DistributedDataParallel) for module in model.modules()):
         raise ValueError("model is in DistributedDataParallel, which would not see new parameters: wrap it afterwards")
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hypermlp.cache import CacheSpec, HyperCache, LayerCache, Part, StaticLayerCache
 from hypermlp.cache.state import refuse_gradients
+from hypermlp.checks import check_kind
 from hypermlp.config import HyperConfig
 from hypermlp.layers.feature_mixing import Gates
 from hypermlp.layers.streams import Projections, Streams
@@ -203,8 +204,7 @@ class AttentionLayer(Projections, ABC):
                 "torch's context_parallel (accelerate's cp_size) knows scaled_dot_product_attention alone: here each "
                 "process would attend to its own tokens only; use hypermlp.distributed.shard_sequence instead"
             )
-        if not isinstance(hidden_states, Tensor):
-            raise TypeError(f"hidden_states must be a tensor, got {type(hidden_states).__name__}")
+        check_kind("hidden_states", hidden_states, Tensor)
         if not hidden_states.is_floating_point():
             raise TypeError(f"hidden_states must be floating point, got {hidden_states.dtype}")
         if hidden_states.is_nested:

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from hypermlp.checks import check_choice, check_module, is_integer
+from hypermlp.checks import check_choice, check_kind, is_integer
 from hypermlp.integrations.sites import find_sites, holds_replacements, replaced_sites
 from hypermlp.integrations.swap import tell_adapters
 from hypermlp.integrations.tables import replace_tables, rows_of
@@ -58,7 +58,7 @@ def extend_max_lag(model: nn.Module, max_lag: int, *, fill: Fill = "identity") -
         >>> layer.routing_mix.up.shape
         torch.Size([2, 512, 16])
     """
-    check_module("model", model)
+    check_kind("model", model, nn.Module)
     if not is_integer(max_lag):
         raise TypeError(f"max_lag must be an integer, got {max_lag!r}")
     check_choice("fill", fill, get_args(Fill))

@@ -167,8 +167,7 @@ class LanguageModel(nn.Module):
         Returns:
             ``[B, T, vocab_size]``. Those of padded tokens mean nothing.
         """
-        if not isinstance(input_ids, Tensor):
-            raise TypeError(f"input_ids must be a tensor, got {type(input_ids).__name__}")
+        check_kind("input_ids", input_ids, Tensor)
         if input_ids.ndim != 2 or input_ids.dtype not in (torch.int64, torch.int32):
             raise ValueError(
                 f"input_ids must be int64 or int32 [batch, length], got {input_ids.dtype} {tuple(input_ids.shape)}"

@@ -7,6 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from hypermlp.checks import check_kind
 from hypermlp.ops.arguments import OperatorArgs, SequenceMix
 from hypermlp.ops.modes import require, values_readable
 from hypermlp.ops.varlen import ALL_TOKENS, Tokens
@@ -31,8 +32,7 @@ def check_plain(name: str, x: Tensor) -> None:
 def check_kinds(x: OperatorArgs) -> None:
     """Tensors where tensors belong, so that whatever reads them next may rely on it."""
     for name, stream in (("q", x.q), ("k", x.k), ("v", x.v)):
-        if not isinstance(stream, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(stream).__name__}")
+        check_kind(name, stream, Tensor)
         check_plain(name, stream)
     for name, mix in (("routing_mix", x.routing_mix), ("readout_mix", x.readout_mix)):
         if not isinstance(mix, SequenceMix):
@@ -162,8 +162,7 @@ def table_rows(routing_mix: SequenceMix, readout_mix: SequenceMix, max_lag: int 
 
 def check_attention_mask(mask: Tensor, x: Tensor) -> Tensor:
     """A 0/1 mask ``[B, T]`` for ``x`` ``[B, T, ...]``, as bool."""
-    if not isinstance(mask, Tensor):
-        raise TypeError(f"attention_mask must be a tensor, got {type(mask).__name__}")
+    check_kind("attention_mask", mask, Tensor)
     if mask.is_floating_point() or mask.is_complex():
         raise TypeError(
             f"attention_mask must be bool or integer 0/1, got {mask.dtype}: "

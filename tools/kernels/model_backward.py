@@ -52,9 +52,9 @@ KERNELS = {
 PARTS = {
     "readout_statistic_gradient": (0, RANK),
     "map_gradient": (0.5, MAPS * RANK),
+    "turn of weights": (1, 0),
     "turn of scores": (1, MAPS * WIDTH),
 }
-PARTS |= {"turn of weights": (1, 0)}
 # what a key gets of a map
 PRODUCTS = {"key_product of values": VALUES, "key_product of keys": WIDTH}
 

@@ -79,20 +79,9 @@ def full_line(arch: str, path: str, row: Row) -> str:
 def print_table(options: argparse.Namespace, rows: Callable[[str, str, bool], Iterable[Row]]) -> list[str]:
     """One line for each row of ``rows(arch, path, preferred)``, as it comes; returns all complaints."""
     names = (
-        "arch",
-        "path",
-        "kernel",
-        "tile",
-        "warps",
-        "regs",
-        "stack B",
-        "smem B",
-        "SASS",
-        "loop",
-        "seldom",
-        "clocks",
+        "arch", "path", "kernel", "tile", "warps", "regs", "stack B", "smem B", "SASS", "loop", "seldom", "clocks",
         *COLUMNS,
-    )
+    )  # fmt: skip
     line = full_line
     if options.brief:
         names, line = ("arch", "path", "kernel", "tile", "warps", *BRIEF_COLUMNS), brief_line

@@ -6,7 +6,8 @@ to bfloat16 where hardware rounds to nearest even.
 Most of its time goes into work without effect: every call of a device function patches all of
 ``triton.language`` once more, and every sum and product of integers is computed again in 64 bits, to see whether
 it overflows, for an assertion that is then not made (it needs debug). And every tensor of a kernel makes its type,
-its shape and NumPy's dtype for it anew, which are few: they are kept.
+its shape and NumPy's dtype for it anew, which are few: they are kept. So is the tile that a number becomes beside a
+tensor, and two tensors of one shape and type are taken as they are.
 """
 
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import triton.language as tl
+from triton.language.semantic import TritonSemantic
 from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
@@ -36,13 +38,17 @@ def _round_to_bfloat16(x: np.ndarray) -> np.ndarray:
 def _once(patch: Callable[[FunctionType], Any]) -> Callable[[FunctionType], SimpleNamespace]:
     """``patch`` for the first function that sees a module of the language. It stays, for a restored one is no other."""
     done: set[int] = set()
+    known: set[FunctionType] = set()
+    patched = SimpleNamespace(restore=lambda: None)
 
     def patch_lang(function: FunctionType) -> SimpleNamespace:
-        seen = {id(x) for x in function.__globals__.values() if x is tl or x is tl.core}
-        if not seen <= done:
-            patch(function)
-            done.update(seen)
-        return SimpleNamespace(restore=lambda: None)
+        if function not in known:
+            known.add(function)
+            seen = {id(x) for x in function.__globals__.values() if x is tl or x is tl.core}
+            if not seen <= done:
+                patch(function)
+                done.update(seen)
+        return patched
 
     return patch_lang
 
@@ -77,6 +83,37 @@ def _keep_types() -> None:
     tl.block_type.__init__, tl.tensor.__init__, interpreter._get_np_dtype = init_block, init_tensor, get_np_dtype
 
 
+def _keep_operands() -> None:
+    checked, compatible = TritonSemantic.binary_op_type_checking_impl, TritonSemantic.broadcast_impl_value
+    unpromoted = (tl.float32, tl.int32, tl.int64)
+    tiles: dict[tuple[Any, ...], tl.tensor] = {}
+
+    def beside(self, lhs, rhs, options):
+        """A tensor and a number, which becomes the same tile each time."""
+        first = isinstance(lhs, tl.tensor)
+        tensor, number = (lhs, rhs) if first else (rhs, lhs)
+        key = tensor.type.name, type(number), number, first, options
+        if key not in tiles:
+            pair = checked(self, lhs, rhs, *options)
+            if pair[not first] is not tensor or number != number:
+                return pair
+            tiles[key] = pair[first]
+        return (lhs, tiles[key]) if first else (tiles[key], rhs)
+
+    def operands(self, lhs, rhs, *options):
+        tensors = isinstance(lhs, tl.tensor) + isinstance(rhs, tl.tensor)
+        if tensors == 1:
+            return beside(self, lhs, rhs, options)
+        if tensors and lhs.shape is rhs.shape and lhs.dtype is rhs.dtype and lhs.dtype in unpromoted:
+            return lhs, rhs
+        return checked(self, lhs, rhs, *options)
+
+    def broadcast(self, lhs, rhs):
+        return (lhs, rhs) if lhs.shape is rhs.shape else compatible(self, lhs, rhs)
+
+    TritonSemantic.binary_op_type_checking_impl, TritonSemantic.broadcast_impl_value = operands, broadcast
+
+
 @cache
 def repair() -> None:
     """Patch the interpreter, once. For this process: checks run in one of their own."""
@@ -85,6 +122,7 @@ def repair() -> None:
     assert not builder.options.debug
     builder.options = replace(builder.options, sanitize_overflow=False)
     _keep_types()
+    _keep_operands()
     dot, cast = InterpreterBuilder.create_dot, InterpreterBuilder.cast_impl
 
     def create_dot(self, a, b, d, input_precision, max_num_imprecise_acc):

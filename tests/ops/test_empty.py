@@ -48,13 +48,9 @@ def test_the_convolution(batch, length):
     assert not taps.grad.any()
 
 
-# compiled every size once, with both directions
 LAYERS = combinations(
     ["eager", "compiled"], SIZES, ["hyperglu", "hypermlp", "relu", "softmax"], [True, False],
-    quick=lambda mode, size, mixer, causal: mode == "eager"
-    or (size, mixer, causal) in [
-        ((0, 6), "hyperglu", True), ((2, 0), "softmax", True), ((0, 0), "hypermlp", False),
-    ],
+    quick=lambda mode, size, mixer, causal: mode == "eager" or (size, mixer, causal) == ((0, 6), "hyperglu", True),
 )  # fmt: skip
 
 

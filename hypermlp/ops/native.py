@@ -104,7 +104,6 @@ def decode_step(x: StepArgs) -> Tensor:
     from hypermlp_kernels.native import launch_step
 
     return launch_step.step(
-        q, past.keys, past.values, routing_mix, readout_mix,
-        glu=options.glu, norm=options.norm, eps=options.eps,
+        q, past.keys, past.values, routing_mix, readout_mix, options,
         valid=past.valid, start=past.start, length=past.length,
     ).to(q.dtype)  # fmt: skip

@@ -42,7 +42,7 @@ def forward_errors(x: OperatorArgs) -> Errors:
     found = {}
     with TUNED.searching(False):
         for design in ("recompute", "store"):
-            o = launch.forward(*_arguments(there), **triton.keywords(there), design=design)[0]
+            o = launch.forward(*_arguments(there), there.options, **triton.keywords(there), design=design)[0]
             found[f"o ({design})"] = twin.tokens.zeroed(o.to(x.q.dtype).cpu())
 
     def evaluate(precision: torch.dtype, change: Change) -> Mapping[str, Tensor]:
@@ -64,11 +64,12 @@ def backward_errors(x: OperatorArgs, needs: Needs) -> Errors:
     names = [name for name, need in zip(DIFFERENTIABLE, asked, strict=True) if need]
     found: dict[str, Tensor] = {}
     with TUNED.searching(False):
-        o, z1, rho, z2 = launch.forward(*_arguments(there), **triton.keywords(there))
+        o, z1, rho, z2 = launch.forward(*_arguments(there), there.options, **triton.keywords(there))
         for span in (None, 1) if _may_be_split(x) else (None,):
             grads = launch_backward.backward(
-                grad_o.to(o.device), o, (z1, rho, z2), *_arguments(there), needs, span=span, **triton.keywords(there)
-            )
+                grad_o.to(o.device), o, (z1, rho, z2), *_arguments(there), needs, there.options,
+                span=span, **triton.keywords(there),
+            )  # fmt: skip
             found |= _named(grads, twin, f"gradient of {{}} (parts of {span} tile)" if span else "gradient of {}")
 
     def evaluate(precision: torch.dtype, change: Change) -> Mapping[str, Tensor]:

@@ -63,7 +63,7 @@ def forward(x: OperatorArgs) -> Outputs:
     """The operator, as :func:`hypermlp.ops.chunked.forward`. float32 follows PyTorch's matmul precision."""
     from hypermlp_kernels import launch
 
-    return Outputs(*launch.forward(x.q, x.k, x.v, x.routing_mix, x.readout_mix, **keywords(x)))
+    return Outputs(*launch.forward(x.q, x.k, x.v, x.routing_mix, x.readout_mix, x.options, **keywords(x)))
 
 
 def backward(grad_o: Tensor, outputs: Outputs, x: OperatorArgs, needs: Needs) -> Gradients:
@@ -71,19 +71,14 @@ def backward(grad_o: Tensor, outputs: Outputs, x: OperatorArgs, needs: Needs) ->
     from hypermlp_kernels import launch_backward
 
     return launch_backward.backward(
-        grad_o, outputs.o, outputs.statistics, x.q, x.k, x.v, x.routing_mix, x.readout_mix, needs, **keywords(x)
-    )
+        grad_o, outputs.o, outputs.statistics, x.q, x.k, x.v, x.routing_mix, x.readout_mix, needs, x.options,
+        **keywords(x),
+    )  # fmt: skip
 
 
 def keywords(x: OperatorArgs) -> dict[str, Any]:
-    """What the kernels' host functions take beside tensors."""
+    """What the kernels' host functions take by name."""
     return {
-        "glu": x.options.glu,
-        "norm": x.options.norm,
-        "eps": x.options.eps,
-        "causal": x.options.causal,
-        "by_lag": x.options.by_lag,
-        "max_lag": x.options.max_lag,
         "attention_mask": x.tokens.valid,
         "cu_seqlens": x.tokens.cu_seqlens,
         "allow_tf32": torch.get_float32_matmul_precision() != "highest",
@@ -126,10 +121,7 @@ def _decode(x: StepArgs) -> Tensor:
         [part.view(batch, -1, *part.shape[1:]) for part in past.values],
         routing_mix,
         readout_mix,
-        glu=options.glu,
-        norm=options.norm,
-        eps=options.eps,
-        max_lag=options.max_lag,
+        options,
         valid=past.valid,
         start=past.start,
         length=past.length,

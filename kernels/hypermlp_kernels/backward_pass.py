@@ -137,7 +137,7 @@ class BackwardPass:
     @property
     def _num_maps(self) -> int:
         """Score maps of a head."""
-        return 2 if self._call.glu else 1
+        return 2 if self._call.options.glu else 1
 
     @property
     def _num_planes(self) -> int:
@@ -159,7 +159,7 @@ class BackwardPass:
     def _pull_of_norm(self, grad_o: Tensor, o: Tensor) -> Tensor:
         """What flows back through ``rho``, ``[B, T, H]``: ``dg`` gets this times ``-g``; ``o`` is 0 if none does."""
         call = self._call
-        if not (call.norm and self._needs.scores):
+        if not (call.options.norm and self._needs.scores):
             return torch.zeros_like(call.rho)
         return (grad_o * o).sum(-1) / call.rho / call.rho
 
@@ -244,7 +244,7 @@ class BackwardPass:
         # dy of the scores is zero where hidden already
         block = self._unmasked if scores else self._constants
         # by lag a program has ``keys`` rows of a tile at once, by position all
-        unit = block._replace(BM=block.BN, NG=1) if call.by_lag else block
+        unit = block._replace(BM=block.BN, NG=1) if call.options.by_lag else block
         table_gradient_kernel[grid](
             call.q, call.k, self._planes[1], self._planes[2 if scores else 0], z, gate, dz,
             into.diag, into.down, into.up, self._blocks, self._valid,

@@ -88,9 +88,9 @@ class Plan(NamedTuple):
     def of(cls, call: Call, tile: BackwardTile, num_blocks: int, heads: int) -> Plan:
         step = tile.rows // tile.keys
         most = triton.cdiv(call.sizes[1], tile.keys)
-        if call.by_lag:
+        if call.options.by_lag:
             most = min(most, step + triton.cdiv(call.max_lag - 1, tile.keys))
-        return cls(num_blocks, heads, most // step if call.causal else 0, most, step)
+        return cls(num_blocks, heads, most // step if call.options.causal else 0, most, step)
 
     def tiles_before(self, block: int) -> int:
         """Tiles before a block, counted head after head."""

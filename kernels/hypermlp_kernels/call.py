@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hypermlp_kernels.arguments import SequenceMix
+from hypermlp_kernels.arguments import Options, SequenceMix
 from hypermlp_kernels.autotune import TUNED
 from hypermlp_kernels.backward_tiles import BackwardTile
 from hypermlp_kernels.constants import Constants, MixConstants
@@ -47,12 +47,7 @@ class Call(NamedTuple):
     z1: Tensor
     rho: Tensor
     z2: Tensor
-    glu: bool
-    by_lag: bool
-    causal: bool
-    norm: bool
-    eps: float
-    max_lag: int
+    options: Options
     precision: Precision
     attention_mask: Tensor | None
     sequences: tuple[Tensor, Tensor, Tensor] | None
@@ -63,6 +58,11 @@ class Call(NamedTuple):
     @property
     def sizes(self) -> tuple[int, int, int]:
         return self.v.shape[0], self.v.shape[1], self.v.shape[2]
+
+    @property
+    def max_lag(self) -> int:
+        """Rows of the tables, and by lag the window."""
+        return self.v.shape[1] if self.options.max_lag is None else self.options.max_lag
 
     @property
     def accumulator(self) -> torch.dtype:
@@ -76,13 +76,13 @@ class Call(NamedTuple):
     def constants(self, tile: Tile | BackwardTile) -> Constants:
         """What its kernels are compiled for with ``tile``."""
         return Constants(
-            GLU=self.glu,
-            BY_LAG=self.by_lag,
-            CAUSAL=self.causal,
-            NORM=self.norm,
+            GLU=self.options.glu,
+            BY_LAG=self.options.by_lag,
+            CAUSAL=self.options.causal,
+            NORM=self.options.norm,
             HAS_BLOCKS=self.sequences is not None,
             HOLES=self.attention_mask is not None,
-            PACKED=self.glu and self.by_lag and self.q.dtype == torch.bfloat16,
+            PACKED=self.options.glu and self.options.by_lag and self.q.dtype == torch.bfloat16,
             ASM=not interpreted() and triton.runtime.driver.active.get_current_target().backend == "cuda",
             ACC=DTYPES[self.accumulator],
             MIX=DTYPES[self.mix_dtype],
@@ -91,7 +91,7 @@ class Call(NamedTuple):
             BK=pad_width(self.q.shape[-1]),
             BM=tile.rows,
             BN=tile.keys,
-            NG=tile.rows // tile.keys if self.by_lag else 1,
+            NG=tile.rows // tile.keys if self.options.by_lag else 1,
             STAGES=tile.stages,
         )
 
@@ -102,10 +102,8 @@ class Call(NamedTuple):
             f"{scale_mode(mix)}/{mix.rank}{'/gated' if mix.core is not None else ''}"
             for mix in (self.routing, self.readout)
         )
-        switches = {
-            "glu": self.glu, "by_lag": self.by_lag, "causal": self.causal, "norm": self.norm,
-            "masked": self.attention_mask is not None, "blocks": self.sequences is not None,
-        }  # fmt: skip
+        switches = {name: getattr(self.options, name) for name in ("glu", "by_lag", "causal", "norm")}
+        switches |= {"masked": self.attention_mask is not None, "blocks": self.sequences is not None}
         widths = f"K{self.q.shape[-1]} V{self.v.shape[-1]} H{self.sizes[2]}"
         on = " ".join(name for name, switch in switches.items() if switch)
         return f"{target.arch} {kernel} {self.design} {self.precision} {widths} {' '.join(mixes)} {on}".rstrip()
@@ -226,7 +224,7 @@ def routing_tensors(call: Call) -> MixTensors:
 
 def readout_tensors(call: Call) -> MixTensors:
     """Of the second mixing, whose map counts in units of ln 2 where ``softplus2`` made it."""
-    return _tensors(call.readout, LN2 if call.glu else 1.0, call.z2, call)
+    return _tensors(call.readout, LN2 if call.options.glu else 1.0, call.z2, call)
 
 
 def _tensors(mix: SequenceMix, unit: float | Tensor, z: Tensor, call: Call) -> MixTensors:

@@ -9,7 +9,7 @@ import torch
 import triton
 from torch import Tensor
 
-from hypermlp_kernels.arguments import SequenceMix
+from hypermlp_kernels.arguments import Options, SequenceMix
 from hypermlp_kernels.call import (
     Call,
     aligned,
@@ -45,13 +45,8 @@ def forward(
     v: Tensor,
     routing_mix: SequenceMix,
     readout_mix: SequenceMix,
+    options: Options,
     *,
-    glu: bool,
-    norm: bool,
-    eps: float,
-    causal: bool,
-    by_lag: bool,
-    max_lag: int | None,
     attention_mask: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
     allow_tf32: bool = False,
@@ -68,12 +63,7 @@ def forward(
         v: ``[B, T, H, V]``.
         routing_mix: over ``S*H`` heads.
         readout_mix: over ``H`` heads.
-        glu: two score maps a head, softplus(scale) * relu(gate); else one, relu(gate).
-        norm: divide by the gate map's row norm, at least ``eps``.
-        eps: see ``norm``.
-        causal: hide keys after the query.
-        by_lag: table rows are lags (causal only), else positions.
-        max_lag: rows of the tables; by lag also the window. None without either.
+        options: the switches; ``max_lag`` is the rows of the tables, and by lag the window, or None without either.
         attention_mask: bool ``[B, T]``; masked tokens hold zeros in ``q, k, v`` and the gates.
         cu_seqlens: bounds of packed sequences, with a batch of 1; tokens outside them are padding.
         allow_tf32: whether float32 may be multiplied as tf32.
@@ -104,9 +94,8 @@ def forward(
     z2 = new((batch, length, heads, readout_mix.rank), dtype=dtype, device=q.device)
     rho = torch.ones((batch, length, heads), dtype=dtype, device=q.device)
     call = Call(
-        q, k, v, routing_mix, readout_mix, z1, rho, z2, glu, by_lag, causal, norm, eps,
-        length if max_lag is None else max_lag, precision_of(q.dtype, allow_tf32), attention_mask, kept, chosen,
-        autotune=autotune,
+        q, k, v, routing_mix, readout_mix, z1, rho, z2, options, precision_of(q.dtype, allow_tf32),
+        attention_mask, kept, chosen, autotune=autotune,
     )  # fmt: skip
     with on_device(q):
         layout = _layout(call, scratch_limit, design)
@@ -115,7 +104,7 @@ def forward(
         if layout is not None:
             _store_and_read(call._replace(design="store"), o, layout)
         else:
-            if norm or readout_mix.rank:
+            if options.norm or readout_mix.rank:
                 _selection_statistics(call)(None)
             _readout(call, o)
     return o, z1, rho, z2
@@ -147,15 +136,15 @@ def _layout(call: Call, limit: int, design: Design | None) -> _Layout | None:
     statistics, stored_readout = candidates("selection_statistics", storing), candidates("stored_readout", storing)
     rows = slot_rows(statistics, stored_readout)
     length, size = call.sizes[1], call.mix_dtype.itemsize
-    columns = min(length, call.max_lag) if call.by_lag else length
-    grows = call.causal and call.sequences is None
+    columns = min(length, call.max_lag) if call.options.by_lag else length
+    grows = call.options.causal and call.sequences is None
     parts = chunks(*call.count_blocks(rows), rows, columns, size, limit, grows=grows)
     if design == "store":
         if not parts:
             raise ValueError(f"scratch_limit={limit} bytes does not hold {rows} rows of {columns}; raise it")
     elif parts:
         rank = max(call.routing.rank, call.readout.rank)
-        widths = Widths(call.precision, call.glu, call.q.shape[-1], call.v.shape[-1], rank, size)
+        widths = Widths(call.precision, call.options.glu, call.q.shape[-1], call.v.shape[-1], rank, size)
         preferred = Tiles(statistics[0], candidates("readout", call)[0], stored_readout[0])
         parts = parts if stores(*modelled_clocks(widths, preferred, parts, rows, multiprocessors())) else []
     return _Layout(rows, parts) if parts else None
@@ -204,7 +193,8 @@ def _selection_statistics(call: Call) -> Callable[[_Stored | None], None]:
         selection_statistics_kernel[(programs,)](
             call.q, call.k, *routing, down, call.rho, call.z2, kept, blocks, valid,
             *strides(call.q, call.k, routing.gate),
-            call.sizes[1], call.max_lag, num_blocks, call.sizes[2], per_block, chunk.first, chunk.pitch, call.eps,
+            call.sizes[1], call.max_lag, num_blocks, call.sizes[2], per_block, chunk.first, chunk.pitch,
+            call.options.eps,
             SLOT=rows, ALIGNED=aligned(call.q, call.k),
             C=call.constants(tile), M1=mix_constants(call.routing), M2=mix_constants(call.readout),
             **launch_options(tile),
@@ -214,7 +204,7 @@ def _selection_statistics(call: Call) -> Callable[[_Stored | None], None]:
 
     def both(stored: _Stored | None) -> None:
         run("selection_statistics", call, lambda tile: launch(tile, stored))
-        if call.norm:
+        if call.options.norm:
             extreme()
 
     return both
@@ -259,7 +249,7 @@ def _readout(call: Call, o: Tensor) -> None:
 
 def _divides_early(call: Call) -> bool:
     """Weights, not outputs, by ``rho``: float16 would overflow."""
-    return call.norm and call.q.dtype == torch.float16
+    return call.options.norm and call.q.dtype == torch.float16
 
 
 def _nonfinite(x: Tensor, heads: int) -> Tensor:

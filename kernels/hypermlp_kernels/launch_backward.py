@@ -8,7 +8,7 @@ import torch
 import triton
 from torch import Tensor
 
-from hypermlp_kernels.arguments import Gradients, Needs, SequenceMix
+from hypermlp_kernels.arguments import Gradients, Needs, Options, SequenceMix
 from hypermlp_kernels.backward_pass import BackwardPass
 from hypermlp_kernels.backward_tiles import BackwardTile, backward_tiles
 from hypermlp_kernels.call import Call, interpreted, on_device, precision_of, unit_stride
@@ -29,13 +29,8 @@ def backward(
     routing_mix: SequenceMix,
     readout_mix: SequenceMix,
     needs: Needs,
+    options: Options,
     *,
-    glu: bool,
-    norm: bool,
-    eps: float,
-    causal: bool,
-    by_lag: bool,
-    max_lag: int | None,
     attention_mask: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
     allow_tf32: bool = False,
@@ -53,7 +48,7 @@ def backward(
             that keep to it, one block of rows of one head at the least; besides it memory is linear in ``T``.
         tile: instead of the table's.
         span: key tiles of a part, into which all longer rows are split, instead of the plan's choice.
-        q, k, v, routing_mix, readout_mix and the others: as :func:`hypermlp_kernels.launch.forward` took them.
+        q, k, v, routing_mix, readout_mix, options and the others: as :func:`hypermlp_kernels.launch.forward` took them.
 
     Returns:
         In float32 (float64 for float64); summed in a fixed order, so the same input gives the same bits.
@@ -70,15 +65,15 @@ def backward(
         kept = sequences(attention_mask, cu_seqlens, v.shape[0], v.shape[1], q.device)
     z1, rho, z2 = (_finite(x).contiguous() for x in statistics)
     rho = rho.masked_fill(marked[..., 0], 1)
-    if norm:
-        o = o.masked_fill((rho <= eps)[..., None], 0)
+    if options.norm:
+        o = o.masked_fill((rho <= options.eps)[..., None], 0)
     # rows of extreme size in a unit of their own: all but the queries' gradients stay as they are
     unit = _units(rho, q.dtype)
     q, z1 = (_by_unit(x, unit) for x in (q, z1))
     rho, z2 = rho / unit, z2 / unit[..., None]
     call = Call(
-        q, k, v, routing_mix, readout_mix, z1, rho, z2, glu, by_lag, causal, norm, eps,
-        v.shape[1] if max_lag is None else max_lag, precision_of(q.dtype, allow_tf32), attention_mask, kept, None,
+        q, k, v, routing_mix, readout_mix, z1, rho, z2, options, precision_of(q.dtype, allow_tf32),
+        attention_mask, kept, None,
     )  # fmt: skip
     with on_device(q):
         *larger, smallest = _choices(call, tile)

@@ -9,7 +9,7 @@ import torch
 import triton
 from torch import Tensor
 
-from hypermlp_kernels.arguments import SequenceMix
+from hypermlp_kernels.arguments import Options, SequenceMix
 from hypermlp_kernels.call import DTYPES, gate_of, interpreted, on_device, unit_stride
 from hypermlp_kernels.decode import (
     decode_readout_kernel,
@@ -78,9 +78,7 @@ class _Call(NamedTuple):
     length: Tensor | None
     slots: int
     num_splits: int
-    glu: bool
-    norm: bool
-    max_lag: int
+    options: Options
     tile: DecodeTile
 
     @property
@@ -94,6 +92,10 @@ class _Call(NamedTuple):
     @property
     def grid(self) -> tuple[int, int]:
         return self.batch * self.heads, self.num_splits
+
+    @property
+    def max_lag(self) -> int:
+        return self.slots if self.options.max_lag is None else self.options.max_lag
 
     @property
     def accumulator(self) -> torch.dtype:
@@ -112,7 +114,7 @@ class _Call(NamedTuple):
     def valid_strides(self) -> tuple[int, int]:
         return (0, 0) if self.valid is None else (self.valid.stride(0), self.valid.stride(1))
 
-    def options(self) -> dict[str, Any]:
+    def constants(self) -> dict[str, Any]:
         """What every phase is compiled for."""
         return {
             "BY_LAG": self.start is None,
@@ -132,11 +134,8 @@ def decode(
     values: Sequence[Tensor],
     routing_mix: SequenceMix,
     readout_mix: SequenceMix,
+    options: Options,
     *,
-    glu: bool,
-    norm: bool,
-    eps: float,
-    max_lag: int | None,
     valid: Tensor | None = None,
     start: Tensor | None = None,
     length: Tensor | None = None,
@@ -154,10 +153,7 @@ def decode(
         values: segments ``[B, H, n, V]``, cut at the same places.
         routing_mix: over ``S*H`` heads, gate ``[B, 1, S*H, R]``.
         readout_mix: over ``H`` heads.
-        glu: two score maps a head, softplus(scale) * relu(gate); else one, relu(gate).
-        norm: divide by the gate map's row norm, at least ``eps``.
-        eps: see ``norm``.
-        max_lag: rows of the tables, and by lag the window; None for neither.
+        options: the switches; ``max_lag`` is the rows of the tables, and by lag the window, or None for neither.
         valid: bool ``[B, n]`` over all slots; hidden tokens hold zeros.
         start: int64 ``[B]``: the slot of table row 0, for tables by position. None for tables by lag.
         length: 0-dim int64 on the device: tokens there have been in a ring, whose one segment has each token in slot
@@ -178,13 +174,13 @@ def decode(
     routing_mix, readout_mix = (_with_unit_strides(mix) for mix in (routing_mix, readout_mix))
     call = _Call(
         unit_stride(q), key_parts, value_parts, routing_mix, readout_mix, valid, start, length,
-        slots, num_splits, glu, norm, slots if max_lag is None else max_lag, chosen or _tile(key_parts, value_parts),
+        slots, num_splits, options, chosen or _tile(key_parts, value_parts),
     )  # fmt: skip
     o = torch.empty((batch, 1, heads, value_width), dtype=q.dtype, device=q.device)
     with on_device(q):
         s, z1 = _scores(call)
         a, square, z2 = _selection(call, s, z1)
-        parts = _readout(call, a, square, z2, eps)
+        parts = _readout(call, a, square, z2)
         width = min(_SUM_VALUES, triton.next_power_of_2(value_width))
         decode_sum_kernel[(batch * heads, triton.cdiv(value_width, width))](
             parts, o, num_splits, V=value_width, ACC=DTYPES[call.accumulator], BS=_SUM_SPLITS, BV=width, num_warps=2
@@ -207,9 +203,9 @@ def _scores(call: _Call) -> tuple[Tensor, Tensor]:
         q, keys.older, keys.newer, down, *call.places, s, z1,
         q.stride(0), q.stride(2), *keys.older.stride(), *_table_strides(mix.down), *call.valid_strides,
         keys.slots, call.slots, keys.skip, call.num_splits, call.heads, call.batch, call.max_lag,
-        K=width, R=mix.rank, GLU=call.glu, SLOTS_LAST=keys.slots_last,
+        K=width, R=mix.rank, GLU=call.options.glu, SLOTS_LAST=keys.slots_last,
         BN=call.tile.score_slots, BK=triton.next_power_of_2(width), BR=_padded_rank(mix),
-        **call.options(),
+        **call.constants(),
     )  # fmt: skip
     return s, z1
 
@@ -226,14 +222,14 @@ def _selection(call: _Call, s: Tensor, z1: Tensor) -> tuple[Tensor, Tensor, Tens
         *_table_strides(routing.diag)[:1], *_table_strides(routing.up), gate.stride(0), gate.stride(2),
         *_table_strides(readout.down), *call.valid_strides,
         call.keys.slots, call.slots, call.num_splits, call.heads, call.batch, call.max_lag,
-        R1=routing.rank, R2=readout.rank, GLU=call.glu, NORM=call.norm, ASM=_inline_assembly(),
+        R1=routing.rank, R2=readout.rank, GLU=call.options.glu, NORM=call.options.norm, ASM=_inline_assembly(),
         BN=call.tile.selection_slots, BS=_SUM_SPLITS, BR1=_padded_rank(routing), BR2=_padded_rank(readout),
-        **call.mixing(routing), **call.options(),
+        **call.mixing(routing), **call.constants(),
     )  # fmt: skip
     return a, square, z2
 
 
-def _readout(call: _Call, a: Tensor, square: Tensor, z2: Tensor, eps: float) -> Tensor:
+def _readout(call: _Call, a: Tensor, square: Tensor, z2: Tensor) -> Tensor:
     values, mix = call.values, call.readout
     width = values.older.shape[3]
     parts = call.new(call.batch, call.heads, call.num_splits, width)
@@ -242,10 +238,10 @@ def _readout(call: _Call, a: Tensor, square: Tensor, z2: Tensor, eps: float) -> 
         a, square, z2, diag, up, gate, values.older, values.newer, *call.places, parts,
         *_table_strides(mix.diag)[:1], *_table_strides(mix.up), gate.stride(0), gate.stride(2),
         *values.older.stride(), *call.valid_strides,
-        values.slots, call.slots, values.skip, call.num_splits, call.heads, call.batch, call.max_lag, eps,
-        V=width, R=mix.rank, NORM=call.norm, SLOTS_LAST=values.slots_last,
+        values.slots, call.slots, values.skip, call.num_splits, call.heads, call.batch, call.max_lag, call.options.eps,
+        V=width, R=mix.rank, NORM=call.options.norm, SLOTS_LAST=values.slots_last,
         BN=call.tile.readout_slots, BS=_SUM_SPLITS, BR=_padded_rank(mix), BV=call.tile.values,
-        **call.mixing(mix), **call.options(),
+        **call.mixing(mix), **call.constants(),
     )  # fmt: skip
     return parts
 

@@ -23,7 +23,7 @@ def extreme_norms(call: Call, routing: MixTensors) -> Callable[[], None]:
         extreme_norms_kernel[(num_blocks * programs,)](
             call.q, call.k, *routing, call.rho, blocks, valid,
             *strides(call.q, call.k, routing.gate),
-            call.sizes[1], call.max_lag, num_blocks, call.sizes[2], call.q.shape[2], call.eps,
+            call.sizes[1], call.max_lag, num_blocks, call.sizes[2], call.q.shape[2], call.options.eps,
             ALIGNED=aligned(call.q, call.k), C=constants, M=mix_constants(call.routing), **launch_options(tile),
         )  # fmt: skip
 

@@ -14,7 +14,7 @@ import triton
 from virtual_gpu import virtual_gpu
 
 from hypermlp_kernels import autotune, launch
-from hypermlp_kernels.arguments import SequenceMix
+from hypermlp_kernels.arguments import Options, SequenceMix
 from hypermlp_kernels.autotune import TUNED, Tuned
 from hypermlp_kernels.call import Call, candidates
 from hypermlp_kernels.tiles import Tile
@@ -78,12 +78,14 @@ def test_a_file_that_is_none_is_refused_whole(tmp_path: Path, text: str) -> None
     assert tuned.get("key") is None
 
 
+OPTIONS = Options("glu", True, 1e-12, True, "lag", None)
+
+
 def call(length: int = 8, **changes: object) -> Call:
     q, v = torch.zeros(1, length, 2, 16), torch.zeros(1, length, 1, 32)
     bare = SequenceMix(None, None, None, None, True)
     made = Call(
-        q, q, v, bare, bare, q, q, q, glu=True, by_lag=True, causal=True, norm=True, eps=1e-12, max_lag=length,
-        precision="ieee", attention_mask=None, sequences=None, chosen=None,
+        q, q, v, bare, bare, q, q, q, OPTIONS, precision="ieee", attention_mask=None, sequences=None, chosen=None,
     )  # fmt: skip
     return made._replace(**changes)
 
@@ -100,9 +102,9 @@ def test_the_key_holds_what_is_compiled_and_never_the_length() -> None:
     assert len(keys) == 1
     others = [
         call().key("selection_statistics"),
-        call(glu=False).key("readout"),
-        call(norm=False).key("readout"),
-        call(by_lag=False).key("readout"),
+        call(options=OPTIONS._replace(selection="relu")).key("readout"),
+        call(options=OPTIONS._replace(norm=False)).key("readout"),
+        call(options=OPTIONS._replace(layout="position")).key("readout"),
         call(precision="tf32").key("readout"),
         call(design="store").key("readout"),
         call(v=torch.zeros(1, 8, 1, 64)).key("readout"),

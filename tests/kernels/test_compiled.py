@@ -12,7 +12,7 @@ import triton
 from virtual_gpu import SHARED_MEMORY, virtual_gpu
 
 from hypermlp_kernels import launch
-from hypermlp_kernels.arguments import SequenceMix
+from hypermlp_kernels.arguments import Options, SequenceMix
 from hypermlp_kernels.tiles import KERNELS, Design, Precision, Tile, tiles
 from tests.quick import some
 
@@ -123,21 +123,21 @@ def test_every_option_compiles() -> None:
     q, v = torch.zeros(1, 20, 2, 12), torch.zeros(1, 20, 1, 20)
     bare, scale = SequenceMix(None, None, None, None, True), SequenceMix(torch.zeros(2, 9), None, None, None, False)
     mask, bounds = torch.ones(1, 20, dtype=torch.bool), torch.tensor([0, 7, 20])
-    common = {"norm": True, "eps": 1e-12, "max_lag": 9, "chosen": SMALL}
+    by_lag, by_position = (
+        Options("glu", True, 1e-12, True, "lag", 9),
+        Options("relu", False, 1e-12, False, "position", 20),
+    )
     with virtual_gpu("sm_90") as gpu:
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             x, y = q.to(dtype), v.to(dtype)
             for design in report_forward.DESIGNS:
                 launch.forward(
-                    x, x, y, scale, bare,
-                    glu=True, causal=True, by_lag=True, attention_mask=mask, cu_seqlens=bounds, design=design, **common,
+                    x, x, y, scale, bare, by_lag, attention_mask=mask, cu_seqlens=bounds, chosen=SMALL, design=design
                 )  # fmt: skip
         low_rank = SequenceMix(None, torch.zeros(1, 20, 1), torch.zeros(1, 20, 1), torch.zeros(1, 20, 1, 1), False)
-        common |= {"norm": False, "max_lag": 20}
         for design in report_forward.DESIGNS:
             launch.forward(
-                q[:, :, :1], q[:, :, :1], v, low_rank, low_rank,
-                glu=False, causal=False, by_lag=False, design=design, **common,
+                q[:, :, :1], q[:, :, :1], v, low_rank, low_rank, by_position, chosen=SMALL, design=design
             )  # fmt: skip
         without_norm = [name for name in ALL + STORED if name != "extreme_norms_kernel"]
         assert gpu.launches == (ALL[1:] + STORED[1:]) * 3 + without_norm

@@ -13,7 +13,7 @@ from report_forward import CONFIGURATIONS
 from virtual_gpu import SHARED_MEMORY, virtual_gpu
 
 from hypermlp_kernels import launch, launch_backward
-from hypermlp_kernels.arguments import MixNeeds, Needs, SequenceMix
+from hypermlp_kernels.arguments import MixNeeds, Needs, Options, SequenceMix
 from hypermlp_kernels.backward_tiles import BackwardTile, backward_tiles
 from tests.quick import some
 
@@ -100,8 +100,8 @@ def test_every_option_compiles() -> None:
             x, y = q.to(dtype), v.to(dtype)
             launch_backward.backward(
                 v, v, (torch.zeros(1, 20, 2, 0), rho, none), x, x, y, scale, bare,
-                Needs(True, True, True, diag, nothing), glu=True, norm=True, eps=1e-12, causal=True, by_lag=True,
-                max_lag=9, attention_mask=mask, cu_seqlens=bounds, tile=SMALL,
+                Needs(True, True, True, diag, nothing), Options("glu", True, 1e-12, True, "lag", 9),
+                attention_mask=mask, cu_seqlens=bounds, tile=SMALL,
             )  # fmt: skip
         mix, z = (
             SequenceMix(None, *[torch.zeros(1, 20, 1)] * 2, torch.zeros(1, 20, 1, 1), False),
@@ -109,7 +109,7 @@ def test_every_option_compiles() -> None:
         )
         launch_backward.backward(
             v, v, (z, rho, z), q[:, :, :1], q[:, :, :1], v, mix, mix, Needs(True, True, True, low_rank, low_rank),
-            glu=False, norm=False, eps=1e-12, causal=False, by_lag=False, max_lag=20, tile=SMALL,
+            Options("relu", False, 1e-12, False, "position", 20), tile=SMALL,
         )  # fmt: skip
         without = [x for x in ORDER if x != "readout_statistic_gradient_kernel"]
         without.remove("table_gradient_kernel")

@@ -12,7 +12,7 @@ from report_decode import Step
 from virtual_gpu import SHARED_MEMORY, virtual_gpu
 
 from hypermlp_kernels import launch, launch_decode
-from hypermlp_kernels.arguments import SequenceMix
+from hypermlp_kernels.arguments import Options, SequenceMix
 from tests.quick import some
 
 pytestmark = pytest.mark.skipif(launch.interpreted(), reason="TRITON_INTERPRET is set: nothing is compiled")
@@ -94,8 +94,8 @@ def test_every_option_compiles(dtype: torch.dtype) -> None:
         Step(20, 0, 64, dtype=dtype, static=True, heads=3, width=5, values=33, rank=1, slots_last=True).run()
         bare = SequenceMix(None, None, None, None, True)
         q, v = torch.zeros(1, 1, 2, 8, dtype=dtype), torch.zeros(1, 1, 9, 8, dtype=dtype)
-        options = {"glu": True, "norm": False, "eps": 1e-12, "max_lag": None}
-        launch_decode.decode(q, [q.expand(1, 9, 2, 8).transpose(1, 2)], [v], bare, bare, **options)
+        options = Options("glu", False, 1e-12, True, "lag", None)
+        launch_decode.decode(q, [q.expand(1, 9, 2, 8).transpose(1, 2)], [v], bare, bare, options)
         assert gpu.launches == ALL * 3
 
 

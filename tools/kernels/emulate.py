@@ -24,7 +24,7 @@ from emulator.device import Launch, emulated_gpu  # noqa: E402
 from hypermlp.ops import SequenceMix  # noqa: E402
 from hypermlp.ops.reference import hyper_attention_reference  # noqa: E402
 from hypermlp_kernels import launch, launch_backward  # noqa: E402
-from hypermlp_kernels.arguments import Needs  # noqa: E402
+from hypermlp_kernels.arguments import Needs, Options  # noqa: E402
 from hypermlp_kernels.backward_tiles import BackwardTile  # noqa: E402
 from hypermlp_kernels.tiles import KERNELS, Tile  # noqa: E402
 
@@ -82,18 +82,16 @@ def emulate(
             x[~mask] = 0
     inputs = [q, k, v, *mixes[0], *mixes[1]]
     options = {"selection": selection, "layout": layout, "max_lag": rows, "attention_mask": mask}
-    switches = {
-        "glu": selection == "glu", "norm": True, "eps": 1e-12, "causal": True, "by_lag": layout == "lag",
-        "max_lag": rows, "attention_mask": mask, "allow_tf32": allow_tf32,
-    }  # fmt: skip
+    switches = Options(selection, True, 1e-12, True, layout, rows)
+    given: dict[str, Any] = {"attention_mask": mask, "allow_tf32": allow_tf32}
     tolerance = _TF32_TOLERANCE if allow_tf32 else TOLERANCE[dtype]
     streams = (q, k, v, *(SequenceMix(*mix, True) for mix in mixes))
     grad_o = normal(*v.shape)
     with emulated_gpu(arch) as launches:
-        o, *statistics = launch.forward(*streams, **switches, chosen=dict.fromkeys(KERNELS, tile))
+        o, *statistics = launch.forward(*streams, switches, **given, chosen=dict.fromkeys(KERNELS, tile))
         if backward:
             gradients = launch_backward.backward(
-                grad_o.to(o.dtype), o, tuple(statistics), *streams, Needs.of([True] * len(inputs)), **switches,
+                grad_o.to(o.dtype), o, tuple(statistics), *streams, Needs.of([True] * len(inputs)), switches, **given,
                 tile=BackwardTile(tile.rows, tile.keys, 2 * tile.keys, 16, tile.values, tile.warps, tile.stages),
                 span=span,
             )  # fmt: skip

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from report_forward import CONFIGURATIONS, VALUES
+from report_forward import CONFIGURATIONS, VALUES, switches
 from report_table import Row, arguments, complaints_of, print_table, verdict
 from virtual_gpu import TARGETS, Resources, resources, virtual_gpu
 
@@ -50,10 +50,9 @@ def call(
 
     q, v = torch.zeros(1, length, maps, width, dtype=dtype), torch.zeros(1, length, heads, values, dtype=dtype)
     z1, rho, z2 = (torch.zeros(1, length, *shape) for shape in ((maps, rank), (heads,), (heads, rank)))
-    switches = {"glu": glu, "by_lag": by_lag, "norm": True, "eps": 1e-12, "causal": True, "max_lag": 64}
     launch_backward.backward(
         v.float(), v.float(), (z1, rho, z2), q, q, v, mix(maps), mix(heads),
-        Needs.of([True] * 11), **switches, **options, tile=tile,
+        Needs.of([True] * 11), switches(glu, by_lag), **options, tile=tile,
     )  # fmt: skip
 
 

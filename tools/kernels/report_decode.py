@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from virtual_gpu import Resources, resources, virtual_gpu
 
-from hypermlp_kernels.arguments import SequenceMix
+from hypermlp_kernels.arguments import Options, SequenceMix
 from hypermlp_kernels.launch_decode import decode
 
 # the paper's widths at D = 1024 with two heads, in memory as caches hold it
@@ -51,10 +51,7 @@ class Step(NamedTuple):
             self._segments(self.heads, self.values),
             self._mix(maps),
             self._mix(self.heads),
-            glu=self.glu,
-            norm=True,
-            eps=1e-12,
-            max_lag=4096,
+            Options("glu" if self.glu else "relu", True, 1e-12, True, "position" if self.position else "lag", 4096),
             valid=torch.ones(self.batch, slots, dtype=torch.bool) if masked else None,
             start=torch.zeros(self.batch, dtype=torch.long) if self.position else None,
             length=length,

@@ -15,7 +15,7 @@ from report_table import JUDGED, Row, arguments, complaints_of, print_plain_tabl
 from virtual_gpu import TARGETS, Resources, resources, virtual_gpu
 
 from hypermlp_kernels import launch
-from hypermlp_kernels.arguments import SequenceMix
+from hypermlp_kernels.arguments import Options, SequenceMix
 from hypermlp_kernels.tiles import Design, Kernel, Tile, family_of, tiles
 
 # what a launch is compiled for: the paper's widths at D = 1024 with two heads, and the other paths
@@ -34,6 +34,10 @@ DESIGNS: dict[Design, tuple[Kernel, ...]] = {
 VALUES = 512
 
 
+def switches(glu: bool, by_lag: bool) -> Options:
+    return Options("glu" if glu else "relu", True, 1e-12, True, "lag" if by_lag else "position", 64)
+
+
 def call(
     length: int = 64, *, glu: bool = True, by_lag: bool = True, dtype: torch.dtype = torch.bfloat16, heads: int = 2,
     width: int = 64, values: int = VALUES, rank: int = 16, allow_tf32: bool = False,
@@ -48,9 +52,8 @@ def call(
 
     q, v = torch.zeros(1, length, maps, width, dtype=dtype), torch.zeros(1, length, heads, values, dtype=dtype)
     launch.forward(
-        q, q, v, mix(maps), mix(heads),
-        glu=glu, norm=True, eps=1e-12, causal=True, by_lag=by_lag, max_lag=64, allow_tf32=allow_tf32, chosen=chosen,
-        design=design, **options,
+        q, q, v, mix(maps), mix(heads), switches(glu, by_lag), allow_tf32=allow_tf32, chosen=chosen, design=design,
+        **options,
     )  # fmt: skip
 
 

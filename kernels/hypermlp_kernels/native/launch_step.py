@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hypermlp_kernels.arguments import SequenceMix
+from hypermlp_kernels.arguments import Options, SequenceMix
 from hypermlp_kernels.native import abi
 from hypermlp_kernels.native.build import library
 from hypermlp_kernels.native.launch import enter
@@ -24,10 +24,8 @@ def step(
     values: Sequence[Tensor],
     routing_mix: SequenceMix,
     readout_mix: SequenceMix,
+    options: Options,
     *,
-    glu: bool,
-    norm: bool,
-    eps: float,
     valid: Tensor | None,
     start: Tensor | None,
     length: Tensor | None,
@@ -38,16 +36,16 @@ def step(
         q: ``[B, S*H*K]``, on a CPU, of any float dtype.
         keys: segments ``[B * S*H, K, n_i]``, oldest first; values: segments ``[B * H, n_i, V]``.
         routing_mix, readout_mix: gates ``[B, heads, R]``.
-        glu, norm, eps: what is computed.
+        options: the switches.
         valid: bool ``[B, n]``, or None if every token counts.
         start: int64 ``[B]``, the slot of table row 0, for tables by position.
         length: tokens there have been, where the one segment is a ring.
     """
     dtype = torch.promote_types(q.dtype, torch.float32)
     call, batch, kept = abi.StepCall(), q.shape[0], [q]
-    call.batch, call.maps, call.qk, call.v = batch, 2 if glu else 1, keys[0].shape[1], values[0].shape[2]
+    call.batch, call.maps, call.qk, call.v = batch, options.num_maps, keys[0].shape[1], values[0].shape[2]
     call.heads = values[0].shape[0] // batch
-    call.type, call.norm, call.eps = abi.type_code(q.dtype), norm, eps
+    call.type, call.norm, call.eps = abi.type_code(q.dtype), options.norm, options.eps
     elements = sum(x.numel() for x in (*keys, *values))
     call.threads = max(1, min(torch.get_num_threads(), elements // _ELEMENTS_A_THREAD))
     call.q = abi.Stream(q.data_ptr(), q.stride(0), 0, call.qk)

@@ -57,6 +57,7 @@ class Case:
         self.mixes = [self._small(mix) for mix in made.mixes()]
         has_tables = any(x is not None for mix in self.mixes for x in mix[:3])
         self.max_lag = (self.rows or self.T) if has_tables else self.window
+        self.options = Options(self.selection, self.norm, 1e-12, self.causal, self.layout, self.max_lag)
         self.chosen = self.tile and dict.fromkeys(KERNELS, self.tile)
 
     def _parts(self, index: int) -> tuple[str, ...]:
@@ -83,10 +84,8 @@ class Case:
 
     def kernels(self, **options: Any) -> tuple[torch.Tensor, ...]:
         return launch.forward(
-            self.q, self.k, self.v, *self.mixes,
-            glu=self.selection == "glu", norm=self.norm, eps=1e-12, causal=self.causal, by_lag=self.layout == "lag",
-            max_lag=self.max_lag, attention_mask=self.mask_tensor, cu_seqlens=self.cu_seqlens,
-            chosen=self.chosen, **options,
+            self.q, self.k, self.v, *self.mixes, self.options,
+            attention_mask=self.mask_tensor, cu_seqlens=self.cu_seqlens, chosen=self.chosen, **options,
         )  # fmt: skip
 
     def reference(self) -> torch.Tensor:
@@ -98,10 +97,9 @@ class Case:
         return zero_padded(o, self.mask_tensor)
 
     def statistics(self) -> tuple[torch.Tensor, ...]:
-        options = Options(self.selection, self.norm, 1e-12, self.causal, self.layout, self.max_lag)
         streams = (x.double() for x in (self.q, self.k, self.v))
         tokens = Tokens(self.mask_tensor, self.cu_seqlens)
-        return chunked.forward(OperatorArgs(*streams, *self._double_mixes(), tokens, options)).statistics
+        return chunked.forward(OperatorArgs(*streams, *self._double_mixes(), tokens, self.options)).statistics
 
     def _double_mixes(self) -> list[SequenceMix]:
         return [_map(mix, torch.Tensor.double) for mix in self.mixes]

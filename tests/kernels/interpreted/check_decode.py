@@ -173,7 +173,7 @@ def test_opcheck() -> None:
     keys, values = [part.mT.flatten(0, 1) for part in keys], [part.flatten(0, 1) for part in values]
     tables = [x for mix in mixes for x in (*mix[:3], mix.core.squeeze(1))]
     where = keys, values, None, None, None
-    arguments = (q.flatten(1), *where, *tables, True, True, "glu", True, 1e-12, options["max_lag"])
+    arguments = (q.flatten(1), *where, *tables, True, True, "glu", True, 1e-12, options["options"].max_lag)
     torch.library.opcheck(triton_decode, arguments)
 
 

@@ -57,7 +57,7 @@ def test_single_tokens_normalise_scores_of_any_size(size: float, splits: int) ->
     case = Decode(dtype=torch.float32, splits=splits, selection="relu")
     case.q *= size
     (q, keys, values, *mixes), options = case.arguments()
-    found = decode(q, keys, values, *mixes, **(options | {"eps": 1e-37}))
+    found = decode(q, keys, values, *mixes, **(options | {"options": case.options._replace(eps=1e-37)}))
     case.q = case.q.double() / size
     expected = case.expected()
     assert (found.double() - expected).abs().max() < 1e-5 * expected.abs().max()

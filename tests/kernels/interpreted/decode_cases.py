@@ -61,8 +61,7 @@ class Decode(Case):
                 for x in (keys[0], values[0])
             )
         options = {
-            "glu": self.selection == "glu", "norm": self.norm, "eps": 1e-12, "max_lag": self.max_lag,
-            "valid": valid, "start": start, "length": length,
+            "options": self.options, "valid": valid, "start": start, "length": length,
             "chosen": self.decode_tile, "num_splits": self.splits,
         }  # fmt: skip
         mixes = (

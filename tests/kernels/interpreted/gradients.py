@@ -34,9 +34,8 @@ def by_kernels(
         options.setdefault("tile", BackwardTile(case.tile.rows, case.tile.keys, 32, 16, 16, 1, 1))
     found = launch_backward.backward(
         output_gradient(case).to(o.dtype), o, tuple(statistics),
-        case.q, case.k, case.v, *case.mixes, Needs.of(wanted),
-        glu=case.selection == "glu", norm=case.norm, eps=1e-12, causal=case.causal, by_lag=case.layout == "lag",
-        max_lag=case.max_lag, attention_mask=case.mask_tensor, cu_seqlens=case.cu_seqlens, **options,
+        case.q, case.k, case.v, *case.mixes, Needs.of(wanted), case.options,
+        attention_mask=case.mask_tensor, cu_seqlens=case.cu_seqlens, **options,
     ).flat  # fmt: skip
     assert [x is not None for x in found] == wanted
     return {name: x for name, x in zip(NAMES, found, strict=True) if x is not None}

@@ -15,6 +15,7 @@ from hypermlp_kernels.backward_rows import readout_statistic_gradient_kernel, we
 from hypermlp_kernels.backward_tables import table_gradient_kernel
 from hypermlp_kernels.backward_tiles import BackwardTile
 from hypermlp_kernels.call import (
+    FUSION,
     Call,
     aligned,
     gate_of,
@@ -30,7 +31,7 @@ from hypermlp_kernels.constants import MixConstants
 from hypermlp_kernels.tiles import pad_width
 
 # of add_parts_kernel: few rows to a program, so that there are many of them
-ADDING = {"ROWS": 16, "num_warps": 4}
+ADDING = {"ROWS": 16, "num_warps": 4, **FUSION}
 
 
 class TableGradients:
@@ -253,7 +254,7 @@ class BackwardPass:
             chunk.first, chunk.stop, chunk.origin, plan.full, plan.most, chunk.tiles,
             SCORES=scores, NEEDS=into.needs._replace(core=False), ALIGNED=aligned(call.q, call.k),
             ALIGNED_GATE=aligned(gate), BLOCK=block, UNIT=unit, M=mix_constants(mix),
-            num_stages=self._tile.stages, num_warps=max(1, self._tile.warps * unit.BM // block.BM),
+            num_stages=self._tile.stages, num_warps=max(1, self._tile.warps * unit.BM // block.BM), **FUSION,
         )  # fmt: skip
 
     def _turn_weights(self, chunk: Chunk) -> None:

@@ -10,7 +10,7 @@ import triton
 from torch import Tensor
 
 from hypermlp_kernels.arguments import Options, SequenceMix
-from hypermlp_kernels.call import DTYPES, gate_of, interpreted, on_device, unit_stride
+from hypermlp_kernels.call import DTYPES, FUSION, gate_of, interpreted, on_device, unit_stride
 from hypermlp_kernels.decode import (
     decode_readout_kernel,
     decode_scores_kernel,
@@ -122,6 +122,7 @@ class _Call(NamedTuple):
             "HOLES": self.valid is not None,
             "ACC": DTYPES[self.accumulator],
             "num_warps": self.tile.warps,
+            **FUSION,
         }
 
     def mixing(self, mix: SequenceMix) -> dict[str, Any]:
@@ -183,8 +184,9 @@ def decode(
         parts = _readout(call, a, square, z2)
         width = min(_SUM_VALUES, triton.next_power_of_2(value_width))
         decode_sum_kernel[(batch * heads, triton.cdiv(value_width, width))](
-            parts, o, num_splits, V=value_width, ACC=DTYPES[call.accumulator], BS=_SUM_SPLITS, BV=width, num_warps=2
-        )
+            parts, o, num_splits, V=value_width, ACC=DTYPES[call.accumulator], BS=_SUM_SPLITS, BV=width, num_warps=2,
+            **FUSION,
+        )  # fmt: skip
     return o
 
 

@@ -8,7 +8,7 @@ import torch
 import triton
 from torch import Tensor
 
-from hypermlp_kernels.call import DTYPES, interpreted, on_device, unit_stride
+from hypermlp_kernels.call import DTYPES, FUSION, interpreted, on_device, unit_stride
 from hypermlp_kernels.short_conv import short_conv_backward_kernel, short_conv_kernel
 
 
@@ -43,7 +43,7 @@ def forward(x: Tensor, taps: Tensor, *, past: int = 0, starts: Tensor | None = N
             x, taps, x if starts is None else starts, y,
             x.stride(0), x.stride(1), *taps.stride(), length, past, channels, num_blocks,
             SIZE=taps.shape[1], PACKED=starts is not None, ALIGNED=_aligned(x), ACC=_accumulator(y.dtype),
-            BT=tile.tokens, BD=tile.channels, num_warps=tile.warps,
+            BT=tile.tokens, BD=tile.channels, num_warps=tile.warps, **FUSION,
         )  # fmt: skip
     return y
 
@@ -88,7 +88,7 @@ def backward(
             length, past, channels, num_blocks,
             SIZE=size, PACKED=stops is not None, INPUT=needs_x, TAPS=needs_taps,
             ALIGNED_DY=_aligned(grad_y), ALIGNED=_aligned(x), ACC=_accumulator(grad_y.dtype),
-            BT=tile.tokens, BD=tile.channels, num_warps=tile.warps,
+            BT=tile.tokens, BD=tile.channels, num_warps=tile.warps, **FUSION,
         )  # fmt: skip
     return grad_x, None if parts is None else parts.sum(0).mT.contiguous().to(taps.dtype)
 

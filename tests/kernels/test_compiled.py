@@ -1,18 +1,24 @@
 """The kernels compiled ahead of time, through their real launch code, for architectures that are not here."""
 
 import itertools
+from collections import defaultdict
 
 import pytest
 import torch
 
 pytest.importorskip("triton", reason="triton is not installed on this platform")
 
+import report_backward
+import report_decode
 import report_forward
+import report_short_conv
 import triton
+from virtual_gpu import KERNELS as ALL_KERNELS
 from virtual_gpu import SHARED_MEMORY, virtual_gpu
 
 from hypermlp_kernels import launch
 from hypermlp_kernels.arguments import Options, SequenceMix
+from hypermlp_kernels.backward_tiles import BackwardTile
 from hypermlp_kernels.tiles import KERNELS, Design, Precision, Tile, tiles
 from tests.quick import some
 
@@ -91,6 +97,8 @@ def test_two_lengths_compile_once(width: int) -> None:
             report_forward.call(length, width=width, values=width, rank=width, chosen=SMALL)
         assert gpu.launches == ALL * 4
         assert len(gpu.compiled()) == len(ALL)
+        # nor is anything loaded, which Triton 3.9 would unload in the end
+        assert [compiled.module for compiled in gpu.compiled()] == [None] * len(ALL)
 
 
 @pytest.mark.parametrize("width", [16, 12])
@@ -141,6 +149,23 @@ def test_every_option_compiles() -> None:
             )  # fmt: skip
         without_norm = [name for name in ALL + STORED if name != "extreme_norms_kernel"]
         assert gpu.launches == (ALL[1:] + STORED[1:]) * 3 + without_norm
+
+
+def test_every_launch_asks_for_fused_products_and_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Triton does where nothing is said is to change: its 3.9 warns of it."""
+    asked: dict[str, set[object]] = defaultdict(set)
+
+    def launch_nothing(kernel: triton.JITFunction, *args: object, **options: object) -> None:
+        asked[kernel.fn.__name__].add(options.get("enable_fp_fusion"))
+
+    monkeypatch.setattr(triton.JITFunction, "run", launch_nothing)
+    with virtual_gpu("sm_90"):
+        for design in report_forward.DESIGNS:
+            report_forward.call(width=16, values=16, chosen=SMALL, design=design)
+        report_backward.call(32, width=16, values=16, tile=BackwardTile(16, 16, 16, 16, 16, 1, 1), span=1)
+        report_decode.Step(width=16, values=16).run()
+        report_short_conv.call(channels=16)
+    assert asked == {kernel.fn.__name__: {True} for kernel in ALL_KERNELS}
 
 
 def test_a_tile_too_large_gives_way_to_a_smaller_one() -> None:

@@ -136,6 +136,22 @@ def test_loops_and_arithmetic() -> None:
     assert result.tolist() == [sum(i * i for i in range(n)) / 2 for n in range(64)]
 
 
+@pytest.mark.parametrize("operation", ["add.s32", "min.s32", "max.s32", "max.u32", "and.b32", "xor.b32"])
+def test_a_warp_s_own_reduction(operation: str) -> None:
+    """Of 32 lanes each, signed and not."""
+    numbers = (np.arange(64) * 2654435761 % 2**32).astype(np.uint32)
+    code = f"ld.global.b32 %r2, [%rd3]; redux.sync.{operation} %r3, %r2, -1; st.global.b32 [%rd3], %r3;"
+    result, _ = run(code, numbers.copy())
+    name, kind = operation.split(".")
+    reduce = {"add": np.add, "min": np.minimum, "max": np.maximum, "and": np.bitwise_and, "xor": np.bitwise_xor}[
+        name
+    ].reduce
+    expected = reduce(numbers.view(np.int32 if kind == "s32" else np.uint32).reshape(2, 32), 1).astype(np.int32)
+    assert (result.view(np.int32) == expected.repeat(32)).all()
+    with pytest.raises(NotImplementedError, match="part of a warp"):
+        run(code.replace("-1", "15"), numbers.copy())
+
+
 def test_integers_wrap_and_divide_as_on_a_gpu() -> None:
     code = (
         "sub.s32 %r2, %r1, 5; div.s32 %r3, %r2, 2; rem.s32 %r4, %r2, 2; shr.s32 %r5, %r2, 1; bfe.s32 %r6, %r1, 0, 2;\n"

@@ -64,8 +64,9 @@ class _Utils:
     def get_device_properties(self, device: str) -> dict[str, int]:
         return {"max_shared_mem": SHARED_MEMORY[self._arch], "multiprocessor_count": 1}
 
-    def load_binary(self, name: str, kernel: bytes, shared: int, device: str) -> tuple[object, object, int, int, int]:
-        return object(), object(), 0, 0, 1024
+    def load_binary(self, name: str, kernel: bytes, shared: int, device: str) -> tuple[None, object, int, int, int]:
+        # no module, which a compiled kernel would unload in the end
+        return None, object(), 0, 0, 1024
 
 
 class _Driver:

@@ -8,7 +8,12 @@ from numpy.typing import NDArray
 from emulator.machine import WARP, Block, instruction
 from emulator.memory import Memory
 from emulator.program import Address, Constant, Group, Instruction
-from emulator.values import U32, U64, Array, bits_of, float32_pattern, pattern
+from emulator.values import U32, U64, Array, bits_of, float32_pattern, integer, pattern
+
+_REDUCTIONS: dict[str, np.ufunc] = {
+    "add": np.add, "min": np.minimum, "max": np.maximum,
+    "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor,
+}  # fmt: skip
 
 
 @instruction("ld")
@@ -146,6 +151,16 @@ def _(block: Block, step: Instruction) -> None:
                 block.shared.write(addresses, _bytes((value >> U32(16 * which)) & U32(0xFFFF), 2))
         if load:
             block.write(part, value)
+
+
+@instruction("redux")
+def _(block: Block, step: Instruction) -> None:
+    target, source, members = step.operands
+    _, combine, kind = step.modifiers
+    if kind not in ("s32", "u32", "b32") or not (block.read(members, "b32") == U32(0xFFFFFFFF)).all():
+        raise NotImplementedError(f"a reduction of floats, or of part of a warp: {step.text!r}")
+    value = integer(block.read(source, kind), kind).reshape(-1, WARP)
+    block.write(target, pattern(_REDUCTIONS[combine].reduce(value, 1).repeat(WARP), kind))
 
 
 @instruction("shfl")

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypedDict, get_args
 
 import torch
 
-from hypermlp.checks import check_choice, check_flag, check_number, check_size
+from hypermlp.checks import check_choice, check_flag, check_number, check_size, named_fields
 from hypermlp.ops.attention import LagOrPosition
 from hypermlp.ops.checks import check_eps
 
@@ -19,6 +19,7 @@ GateActivation = Literal["sigmoid", "identity"]
 ConvInit = Literal["identity", "paper"]
 
 
+@named_fields
 @dataclass(frozen=True)
 class MixConfig:
     """One sequence mixing ``Diag(identity + diag) + down Diag(core) up^T``.
@@ -64,6 +65,7 @@ class HyperFields(TypedDict, total=False):
     conv_init: ConvInit
 
 
+@named_fields
 @dataclass(frozen=True)
 class HyperConfig:
     """What an attention layer computes. Frozen; every field is checked.

@@ -10,8 +10,8 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import nn
 
-from hypermlp.checks import check_choice, check_kind, is_integer
-from hypermlp.config import HyperConfig, Mixer
+from hypermlp.checks import check_choice, check_kind, check_names, is_integer
+from hypermlp.config import HyperConfig, HyperFields, Mixer
 from hypermlp.integrations.from_attention import fields_from_attention, start_from_attention
 from hypermlp.integrations.hooks import hooks_left, return_hooks, share_hooks
 from hypermlp.integrations.host import Host, NoProjection, common_dtype, placement, weights_away
@@ -29,6 +29,16 @@ Init = Literal["fresh", "from_attention"]
 _MOST_LAGS = 2048
 _MOST_POSITIONS = 8192
 _FROM_HOST = ("hidden_size", "mixer", "layer_idx", "device", "dtype")
+_KEYWORDS = (
+    "mixer",
+    "layers",
+    "init",
+    "keep_originals",
+    "adapter",
+    "backend",
+    "num_heads",
+    *HyperFields.__annotations__,
+)
 
 
 def swap_attention(
@@ -74,6 +84,7 @@ def swap_attention(
     for name in _FROM_HOST:
         if name in options:
             raise ValueError(f"{name} is taken from the model: leave it out")
+    check_names("swap_attention", options, _KEYWORDS)
     backend = options.pop("backend", "auto")
     check_backend(backend)
     _check_unwrapped(model)

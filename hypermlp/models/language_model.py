@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hypermlp.cache import HyperCache
-from hypermlp.checks import check_flag, check_kind, check_number, check_size
+from hypermlp.checks import check_flag, check_kind, check_number, check_size, named_fields
 from hypermlp.config import HyperConfig
 from hypermlp.layers.base import AttentionLayer
 from hypermlp.layers.block import TransformerBlock
+from hypermlp.layers.calls import NamedCall
 from hypermlp.layers.projection import Embedding, Projection, start_afresh
 from hypermlp.ops.attention import Backend
 
@@ -28,6 +29,7 @@ def under_family_names(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     return {f"{FAMILY_NAMES[part]}.{rest}": x for (part, _, rest), x in parts}
 
 
+@named_fields
 @dataclass(frozen=True)
 class LanguageModelConfig:
     """What a :class:`LanguageModel` computes. Frozen; every field is checked.
@@ -83,7 +85,7 @@ class LanguageModelConfig:
         return asdict(self)
 
 
-class LanguageModel(nn.Module):
+class LanguageModel(NamedCall):
     """Embedding, :class:`~hypermlp.layers.block.TransformerBlock` s, RMSNorm, head.
 
     Args:

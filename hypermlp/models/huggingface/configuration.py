@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -35,6 +36,8 @@ _PLAIN_NAMES = {
 }
 # fields of every attention layer, which stand in attention
 _OF_LAYERS = {field.name for field in dataclasses.fields(HyperConfig)} - {"hidden_size", "num_heads"}
+# of two names: sep_token_id and eos_token_id are less alike
+_MISSPELT = 0.9
 
 
 class HyperMLPConfig(PreTrainedConfig):
@@ -177,10 +180,13 @@ class HyperMLPConfig(PreTrainedConfig):
 
 
 def _check_names(others: Mapping[str, Any]) -> None:
-    """TypeError for fields of other configs of this library, which transformers would keep and nobody read."""
+    """TypeError for fields of other configs of this library and misspelt ones, which nobody would read."""
     own = {plain: name for name, plain in _PLAIN_NAMES.items()} | {"num_heads": "num_attention_heads"}
     for name in others:
         if name in own:
             raise TypeError(f"{name} is called {own[name]} here: HyperMLPConfig({own[name]}=...)")
         if name in _OF_LAYERS:
             raise TypeError(f"{name} is a field of the attention layers: HyperMLPConfig(attention={{{name!r}: ...}})")
+        # what is like no field may be a user's own: transformers keeps it
+        if near := get_close_matches(name, HyperMLPConfig.__annotations__, 1, _MISSPELT):
+            raise TypeError(f"HyperMLPConfig takes no {name!r}: did you mean {near[0]}?")

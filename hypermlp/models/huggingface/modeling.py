@@ -133,7 +133,7 @@ class HyperMLPModel(HyperMLPPreTrainedModel):
             kwargs: what Transformers' decorators and collators add and means nothing to the model
                 (:data:`IGNORED_BY_MODELS`); a TypeError for anything else.
         """
-        refuse_unknown(kwargs, IGNORED_BY_MODELS, type(self).__name__, "transformers", otherwise="")
+        refuse_unknown(kwargs, IGNORED_BY_MODELS, type(self).__name__, "transformers", otherwise="", door=self.forward)
         refuse_nested(input_ids=input_ids, inputs_embeds=inputs_embeds, attention_mask=attention_mask)
         if is_causal is False:
             raise ValueError("is_causal=False: the family is causal")

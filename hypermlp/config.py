@@ -132,6 +132,7 @@ class HyperConfig:
         for name in ("hidden_size", "num_heads"):
             check_size(name, getattr(self, name))
         check_size("mix_rank", self.mix_rank, 0)
+        check_flag("causal", self.causal)  # says what layout is by default
         hyper = self.mixer in ("hyperglu", "hypermlp")
         maps = self.num_maps * self.num_heads
         self._default("qk_dim", quarter(self.hidden_size, maps) if hyper else self.hidden_size)
@@ -172,7 +173,7 @@ class HyperConfig:
         if self.max_lag is not None:
             check_size("max_lag", self.max_lag)
         check_size("conv_size", self.conv_size, 0)
-        for name in ("causal", "q_gate", "output_gate", "norm", "rope", "bias"):
+        for name in ("q_gate", "output_gate", "norm", "rope", "bias"):
             check_flag(name, getattr(self, name))
         for name in ("eps", "rope_theta"):
             check_number(name, getattr(self, name))

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hypermlp.checks import check_kind, is_integer
+from hypermlp.checks import check_kind, check_size, is_integer
 from hypermlp.integrations.sites import replaced_sites
 from hypermlp.integrations.swap import tell_adapters
 from hypermlp.integrations.tables import replace_tables, rows_of
@@ -68,6 +68,8 @@ def resize_positions(
             pruned or parametrised.
     """
     check_kind("model", model, nn.Module)
+    if prefix_tokens is not None:
+        check_size("prefix_tokens", prefix_tokens, 0)
     new = _checked("grid", grid)
     layers = [m for m in model.modules() if isinstance(m, HyperMLP) and m.config.layout == "position"]
     if not layers:
@@ -120,7 +122,7 @@ def _plan(rows: int, new: tuple[int, int], line: bool, old_grid: Grid | None, pr
             raise ValueError(f"the tables have {rows} rows, which is not {old_grid} and {prefix or 0} prefix tokens")
         return _Resize(old, new, left)
     prefix = prefix or 0
-    if not isinstance(prefix, int) or not 0 <= prefix < rows:
+    if prefix >= rows:
         raise ValueError(f"prefix_tokens must be from 0 to {rows - 1} for tables of {rows} rows, got {prefix!r}")
     side = isqrt(rows - prefix)
     if line:

@@ -9,7 +9,7 @@ from einops import rearrange
 from torch import Tensor
 from typing_extensions import Unpack
 
-from hypermlp.checks import check_names
+from hypermlp.checks import check_names, check_size
 from hypermlp.config import HyperConfig, HyperFields, Mixer
 from hypermlp.layers.calls import NamedCall
 from hypermlp.layers.feature_mixing import GateProjection, Gates
@@ -86,6 +86,9 @@ class Projections(NamedCall):
             ValueError, TypeError: naming the argument, its value and the remedy.
         """
         check_names(type(self).__name__, fields, _KEYWORDS)
+        check_backend(backend)  # a module would be taken for a part
+        if layer_idx is not None:
+            check_size("layer_idx", layer_idx, 0)
         super().__init__()
         config = HyperConfig(hidden_size, num_heads, self.mixer, **fields)  # type: ignore[arg-type]
         self.config, self.backend, self.layer_idx = config, backend, layer_idx

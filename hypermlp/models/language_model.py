@@ -174,8 +174,10 @@ class LanguageModel(NamedCall):
             raise ValueError(
                 f"input_ids must be int64 or int32 [batch, length], got {input_ids.dtype} {tuple(input_ids.shape)}"
             )
-        if cache is not None and not cache.layers:
-            self._check_places()
+        if cache is not None:
+            check_kind("cache", cache, HyperCache)
+            if not cache.layers:
+                self._check_places()
         hidden_states = self.embedding(input_ids) * self.config.hidden_size**0.5
         for block in self.blocks:
             hidden_states = block(hidden_states, attention_mask, cu_seqlens=cu_seqlens, cache=cache)
@@ -216,6 +218,10 @@ def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
         targets: int64 ``[B, T]``: the token after each input (already shifted), -100 where there
             is none to predict.
     """
+    check_kind("logits", logits, Tensor)
+    check_kind("targets", targets, Tensor)
+    if not logits.is_floating_point() or targets.dtype != torch.int64:
+        raise TypeError(f"logits must be floating point and targets int64, got {logits.dtype} and {targets.dtype}")
     if targets.shape != logits.shape[:2]:
         raise ValueError(f"targets must be {tuple(logits.shape[:2])} like the logits, got {tuple(targets.shape)}")
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())

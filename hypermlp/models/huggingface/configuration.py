@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
 
+from hypermlp.checks import check_flag, check_kind
 from hypermlp.config import HyperConfig
 from hypermlp.integrations.huggingface.names import CACHE_NAMES
 from hypermlp.models.language_model import LanguageModelConfig
@@ -96,6 +97,7 @@ class HyperMLPConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         if self.transformers_version is None:  # a saved one is read as it stands
             _check_names(kwargs)
+            check_flag("use_cache", self.use_cache)
         layers = [self._layer_model(layer) for layer in self._attention_fields()]
         self.intermediate_size = layers[0].intermediate_size
         attention = [layer.attention.to_dict() for layer in layers]
@@ -127,7 +129,7 @@ class HyperMLPConfig(PreTrainedConfig):
             return LanguageModelConfig(attention=HyperConfig(**(sizes | attention)), **plain)
         except (TypeError, ValueError) as error:
             message = str(error)
-            for own, name in _PLAIN_NAMES.items():
+            for own, name in (_PLAIN_NAMES | {"num_attention_heads": "num_heads"}).items():
                 message = message.replace(name, own)
             raise type(error)(message) from None
 
@@ -139,6 +141,7 @@ class HyperMLPConfig(PreTrainedConfig):
             config: of a :class:`~hypermlp.models.LanguageModel`.
             options: other fields, which win.
         """
+        check_kind("config", config, LanguageModelConfig, "a LanguageModel has it as model.config")
         fields = {own: getattr(config, name) for own, name in _PLAIN_NAMES.items()}
         if config.context_length is None:
             del fields["max_position_embeddings"]

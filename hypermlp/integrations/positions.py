@@ -55,7 +55,8 @@ def resize_positions(
 
     Args:
         model: a model, or one layer.
-        grid: patches as ``(height, width)``, or the length of a sequence; prefix tokens not counted.
+        grid: patches as ``(height, width)``, or the length of a sequence, which layers of a vision model
+            do not take; prefix tokens not counted.
         old_grid: what the tables are for; by default all rows but the prefix, as a square where
             ``grid`` is ``(height, width)``.
         prefix_tokens: tokens before the grid; by default what ``old_grid`` leaves over, or 0.
@@ -76,6 +77,11 @@ def resize_positions(
         raise ValueError(
             f"no hyper layer of {type(model).__name__} has tables by position (layout='position'): "
             "tables by lag fit every length"
+        )
+    if isinstance(grid, int) and any(whole_grid in layer._forward_pre_hooks.values() for layer in layers):
+        raise ValueError(
+            f"grid={grid} is the length of a sequence, and this model sees pictures: say patches as (height, width), "
+            f"({grid}, {grid}) for {grid} lines of {grid}, (1, {grid}) for one line"
         )
     plans = {rows: _plan(rows, new, isinstance(grid, int), old_grid, prefix_tokens) for rows in map(rows_of, layers)}
     replaced_sites(model)  # refuses, before anything changes, what is itself a replacement

@@ -196,8 +196,8 @@ class _CachedReader:
 
 def _fits(model: LanguageModel) -> int | None:
     """Tokens that a model without windows takes at once."""
-    attention = model.config.attention
-    bounds = [model.config.context_length, attention.max_lag if attention.layout == "position" else None]
+    layers = map(model.config.attention_config, range(model.config.num_layers))
+    bounds = [model.config.context_length, *(c.max_lag if c.layout == "position" else None for c in layers)]
     return min((bound for bound in bounds if bound is not None), default=None)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection
-from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -15,7 +14,6 @@ from hypermlp.integrations.sites import find_sites, holds_replacements, replaced
 from hypermlp.integrations.swap import tell_adapters
 from hypermlp.integrations.tables import replace_tables, rows_of
 from hypermlp.layers import HyperMLP
-from hypermlp.models.language_model import LanguageModel
 
 Fill = Literal["identity", "continue"]
 
@@ -103,12 +101,7 @@ def _note(model: nn.Module, short: Collection[HyperMLP], max_lag: int) -> None:
     for module in model.modules():
         if not any(part in short for part in module.modules()):
             continue
-        if isinstance(module, LanguageModel):
-            attention = replace(module.config.attention, max_lag=max_lag)
-            context = module.config.context_length
-            context = None if context is None else max(context, max_lag)
-            module.config = replace(module.config, attention=attention, context_length=context)
-        elif family is not None and isinstance(module, family.HyperMLPPreTrainedModel):
+        if family is not None and isinstance(module, family.HyperMLPPreTrainedModel):
             configs[id(module.config)] = module.config
     for config in configs.values():
         config.extend_max_lag(max_lag)

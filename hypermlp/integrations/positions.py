@@ -76,7 +76,7 @@ def resize_positions(
     if not layers:
         raise ValueError(
             f"no hyper layer of {type(model).__name__} has tables by position (layout='position'): "
-            "tables by lag fit every length"
+            "tables by lag fit every length, and hypermlp.extend_max_lag makes their window longer"
         )
     if isinstance(grid, int) and any(whole_grid in layer._forward_pre_hooks.values() for layer in layers):
         raise ValueError(

@@ -131,15 +131,18 @@ def restore_attention(model: nn.Module) -> tuple[str, ...]:
         Names of the modules put back.
 
     Raises:
-        ValueError: if none was replaced, or one without ``keep_originals``, or their weights are
-            offloaded or sharded; nothing changes.
+        ValueError: if none was replaced, or one without ``keep_originals`` or in a model that was opened
+            from a saved one, or their weights are offloaded or sharded; nothing changes.
     """
     _check_unwrapped(model)
     sites = replaced_sites(model)
     if not sites:
         raise ValueError("no attention of this model has been swapped: there is nothing to restore")
     if lost := [site.names[0] for site, known in sites if known.original is None]:
-        raise ValueError(f"{lost} were swapped with keep_originals=False: load the model anew to have them back")
+        raise ValueError(
+            f"there are no originals of {lost}: a saved model holds none, nor does one swapped with "
+            "keep_originals=False; load the model as it was before the swap"
+        )
     for site, _ in sites:
         if away := weights_away(site.module):
             raise ValueError(f"{site.names[0]} ({site.was}): {away}")

@@ -62,7 +62,9 @@ def extend_max_lag(model: nn.Module, max_lag: int, *, fill: Fill = "identity") -
     check_choice("fill", fill, get_args(Fill))
     layers = [m for m in model.modules() if isinstance(m, HyperMLP) and m.config.layout == "lag"]
     if not layers:
-        raise ValueError(f"no hyper layer of {type(model).__name__} is by lag: there is nothing to extend")
+        others = any(isinstance(m, HyperMLP) for m in model.modules())
+        instead = "; tables by position: hypermlp.integrations.resize_positions(model, grid)" if others else ""
+        raise ValueError(f"no hyper layer of {type(model).__name__} is by lag: there is nothing to extend{instead}")
     short = dict.fromkeys((layer for layer in layers if rows_of(layer) < max_lag), max_lag)
     if not short:
         raise ValueError(

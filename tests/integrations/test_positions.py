@@ -206,7 +206,7 @@ def test_shared_tables_are_resized_once_and_stay_shared() -> None:
 
 
 def test_layers_by_lag_need_none() -> None:
-    with pytest.raises(ValueError, match="tables by lag fit every length"):
+    with pytest.raises(ValueError, match=r"tables by lag fit every length, and hypermlp.extend_max_lag makes"):
         resize_positions(HyperMLP(8), (4, 4))
 
 

@@ -23,10 +23,13 @@ from hypermlp.checks import check_flag, check_kind, check_size
 
 _KEY = re.compile(r"layers\.(\d+)\.(.+)")
 
-# one layer's part of a cache, of either kind
 Part = LayerCache | StaticLayerCache
+"""One layer's part of a :class:`HyperCache`: of one that grows, or of a static one.
 
-__all__ = ["CacheSpec", "HyperCache", "LayerCache", "StaticLayerCache"]
+A layer has it by its ``cache_part``, and takes it as its ``cache``, in the place of the whole.
+"""
+
+__all__ = ["CacheSpec", "HyperCache", "LayerCache", "Part", "StaticLayerCache"]
 
 
 class HyperCache:

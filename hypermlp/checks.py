@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import sys
-from collections.abc import Collection
-from typing import TypeGuard
+from collections.abc import Collection, Iterable
+from difflib import get_close_matches
+from typing import Any, TypeGuard, TypeVar
 
 from torch import Tensor, nn
 
 _TOO_LARGE = 2**63
+# how alike two names are that may be meant for each other: max_lags and max_lag are, mixer and mix_rank are not
+_ALIKE = 0.7
+
+Cls = TypeVar("Cls", bound=type)
 
 
 def is_integer(value: object) -> TypeGuard[int]:
@@ -27,6 +34,43 @@ def check_choice(name: str, value: object, choices: Collection[object]) -> None:
     """One of ``choices``."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {tuple(choices)}, got {shown(value)}")
+
+
+def check_names(caller: str, given: Iterable[str], known: Collection[str]) -> None:
+    """Keywords that ``caller`` has; TypeError for the first that it has not, and which one may be meant."""
+    for name in given:
+        if name not in known:
+            raise TypeError(f"{caller} takes no {name!r}: {did_you_mean(name, known) or f'it takes {_listed(known)}'}")
+
+
+def did_you_mean(name: str, known: Collection[str]) -> str:
+    """A question after those of ``known`` that are nearly ``name`` or share its words; empty where none is."""
+    close = get_close_matches(name, known, 3, _ALIKE)
+    near = [other for other in known if other in close or (name and _words(name) in _words(other))]
+    return f"did you mean {_listed(near, 'or')}?" if near else ""
+
+
+def _words(name: str) -> str:
+    return f"_{name}_"
+
+
+def _listed(names: Collection[str], last: str = "and") -> str:
+    *first, final = names
+    return f"{', '.join(first)} {last} {final}" if first else final
+
+
+def named_fields(cls: Cls) -> Cls:
+    """A decorator of dataclasses: a keyword that is no field is refused by :func:`check_names`."""
+    init: Any = cls.__init__  # type: ignore[misc]
+    known = [field.name for field in dataclasses.fields(cls) if field.init]
+
+    @functools.wraps(init)
+    def checked(self: object, *args: Any, **kwargs: Any) -> None:
+        check_names(cls.__name__, kwargs, known)
+        init(self, *args, **kwargs)
+
+    cls.__init__ = checked  # type: ignore[misc]
+    return cls
 
 
 def check_flag(name: str, value: object) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypedDict, get_args
 
 import torch
 
-from hypermlp.checks import check_choice, check_flag, check_number, check_size
+from hypermlp.checks import check_choice, check_flag, check_number, check_size, named_fields
 from hypermlp.ops.attention import LagOrPosition
 from hypermlp.ops.checks import check_eps
 
@@ -19,6 +19,7 @@ GateActivation = Literal["sigmoid", "identity"]
 ConvInit = Literal["identity", "paper"]
 
 
+@named_fields
 @dataclass(frozen=True)
 class MixConfig:
     """One sequence mixing ``Diag(identity + diag) + down Diag(core) up^T``.
@@ -64,6 +65,7 @@ class HyperFields(TypedDict, total=False):
     conv_init: ConvInit
 
 
+@named_fields
 @dataclass(frozen=True)
 class HyperConfig:
     """What an attention layer computes. Frozen; every field is checked.
@@ -130,6 +132,7 @@ class HyperConfig:
         for name in ("hidden_size", "num_heads"):
             check_size(name, getattr(self, name))
         check_size("mix_rank", self.mix_rank, 0)
+        check_flag("causal", self.causal)  # says what layout is by default
         hyper = self.mixer in ("hyperglu", "hypermlp")
         maps = self.num_maps * self.num_heads
         self._default("qk_dim", quarter(self.hidden_size, maps) if hyper else self.hidden_size)
@@ -170,7 +173,7 @@ class HyperConfig:
         if self.max_lag is not None:
             check_size("max_lag", self.max_lag)
         check_size("conv_size", self.conv_size, 0)
-        for name in ("causal", "q_gate", "output_gate", "norm", "rope", "bias"):
+        for name in ("q_gate", "output_gate", "norm", "rope", "bias"):
             check_flag(name, getattr(self, name))
         for name in ("eps", "rope_theta"):
             check_number(name, getattr(self, name))

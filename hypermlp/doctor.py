@@ -14,15 +14,14 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.torch_version import TorchVersion
 
+from hypermlp.installed import installed, missing_extras
 from hypermlp.ops import SequenceMix, hyper_attention, native, self_check, triton
 from hypermlp.ops.arguments import Needs, OperatorArgs, Options
 from hypermlp.ops.attention import Backend
@@ -34,8 +33,6 @@ from hypermlp.ops.short_conv import by_operators
 from hypermlp.ops.varlen import Tokens
 
 _PACKAGES = ("triton", "einops", "numpy", "transformers")
-# those that users need; the others are for work on the library itself
-_EXTRAS = {"lab": "the hypermlp command", "hf": "transformers' models"}
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _LENGTH = 64
 _TIMED_LENGTHS = (1024, 4096, 16384)
@@ -80,45 +77,11 @@ def _device() -> str:
 def _versions() -> Iterator[Line]:
     from hypermlp import __version__
 
-    packages = " ".join(f"{name} {_installed(name)}" for name in _PACKAGES)
+    packages = " ".join(f"{name} {installed(name)}" for name in _PACKAGES)
     system = f"{platform.system()} {platform.machine()}"
     yield Line("hypermlp", f"{__version__}, Python {platform.python_version()}, {system}")
     yield Line("packages", f"torch {torch.__version__} {packages}")
-    yield Line("extras", _extras())
-
-
-def _extras() -> str:
-    """What is missing of the extras that users need, and the command that installs it."""
-    try:
-        required = requires("hypermlp") or []
-    except PackageNotFoundError:
-        return "unknown, for hypermlp is imported from a folder and not installed: in a clone, pip install -e ."
-    missing: dict[str, list[str]] = {extra: [] for extra in _EXTRAS}
-    for requirement in required:
-        need, _, condition = requirement.partition(";")
-        extra = re.search(r"extra *== *['\"](\w+)['\"]", condition)
-        if extra and extra[1] in missing and not _is_there(need):
-            missing[extra[1]].append(need.strip())
-    if not any(missing.values()):
-        return f"{', '.join(missing)}: all there"
-    lacking = [f"{extra} ({_EXTRAS[extra]}) lacks {', '.join(needs)}" for extra, needs in missing.items() if needs]
-    names = ",".join(extra for extra, needs in missing.items() if needs)
-    return f"{'; '.join(lacking)}: in a clone, pip install -e '.[{names}]'"
-
-
-def _is_there(need: str) -> bool:
-    """Whether a package is installed that is not older than ``NAME>=VERSION`` says."""
-    found = re.match(r"([\w.-]+)(?:\[[^]]*\])? *(?:>= *([\d.]+))?", need.strip())
-    if found is None or (installed := _installed(found[1])) == "none":
-        return False
-    return TorchVersion(installed) >= TorchVersion(found[2] or "0")
-
-
-def _installed(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "none"
+    yield Line("extras", missing_extras())
 
 
 def _devices() -> Iterator[Line]:

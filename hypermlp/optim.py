@@ -147,6 +147,8 @@ def _adapters(module: Any) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
 def _given_heads(model: nn.Module, heads: Iterable[nn.Module]) -> list[nn.Module]:
     if isinstance(heads, nn.Module):
         raise TypeError(f"heads must be a list of linear layers, got one {type(heads).__name__}: write heads=[...]")
+    if not isinstance(heads, Iterable):
+        raise TypeError(f"heads must be a list of linear layers, got {type(heads).__name__}")
     found, inside = list(heads), {id(module) for module in model.modules()}
     for module in found:
         if not isinstance(module, nn.Module) or not _is_linear(module):

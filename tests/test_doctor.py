@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from packaging.specifiers import SpecifierSet
 
-from hypermlp import doctor
+from hypermlp import doctor, installed
+from hypermlp.installed import missing_extras
 from hypermlp.ops import native, self_check, triton
 from hypermlp.ops.library import PATHS
 from hypermlp.ops.self_check import Judged
@@ -130,22 +132,34 @@ def test_it_names_the_extras_that_are_missing_and_how_to_install_them(monkeypatc
         'onnx>=1; extra == "test"',
     ]
     there = {"typer": "0.20.1", "transformers": "5.24.0"}
-    monkeypatch.setattr(doctor, "requires", lambda name: needs)
-    monkeypatch.setattr(doctor, "_installed", lambda name: there.get(name, "none"))
-    assert doctor._extras() == "lab, hf: all there"
+    monkeypatch.setattr(installed, "requires", lambda name: needs)
+    monkeypatch.setattr(installed, "installed", lambda name: there.get(name, "none"))
+    assert missing_extras() == "lab, hf: all there"
     there["transformers"] = "4.57.1"
-    assert doctor._extras() == ("hf (transformers' models) lacks transformers>=5.5: in a clone, pip install -e '.[hf]'")
+    assert missing_extras() == (
+        "hf (transformers' models) lacks transformers>=5.5 (4.57.1 is older): in a clone, pip install -e '.[hf]'"
+    )
     there.clear()
-    assert doctor._extras() == (
+    assert missing_extras() == (
         "lab (the hypermlp command) lacks typer>=0.19; hf (transformers' models) lacks transformers>=5.5: in a clone, "
         "pip install -e '.[lab,hf]'"
     )
     assert any(line.startswith("extras: lab (the hypermlp command) lacks") for line in shown("--seconds", "0")[1])
 
 
+@pytest.mark.parametrize(
+    "there",
+    ["5.5rc1", "5.5.0.dev0", "5.5a0+git1", "5.5", "5.5.0", "5.5+cpu", "5.5.0.post1", "5.6.dev0", "5.6rc1", "5.4.9"],
+)  # fmt: skip
+def test_a_release_is_older_where_pip_says_so(there: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(installed, "installed", lambda name: there)
+    enough = SpecifierSet(">=5.5").contains(there, prereleases=True)
+    assert (installed._lacking("transformers>=5.5") == "") == enough
+
+
 def test_extras_of_a_folder_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> list[str]:
-        raise doctor.PackageNotFoundError(name)
+        raise installed.PackageNotFoundError(name)
 
-    monkeypatch.setattr(doctor, "requires", missing)
-    assert "not installed: in a clone, pip install -e ." in doctor._extras()
+    monkeypatch.setattr(installed, "requires", missing)
+    assert "not installed: in a clone, pip install -e ." in missing_extras()

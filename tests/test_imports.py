@@ -27,7 +27,7 @@ SOURCES = {
 FACES = ("hypermlp", "hypermlp_lab")
 # from the ground up: a room imports from lower floors and from itself
 FLOORS = (
-    {"hypermlp_kernels", "hypermlp.checks", "hypermlp.evaluating"},
+    {"hypermlp_kernels", "hypermlp.checks", "hypermlp.evaluating", "hypermlp.installed"},
     {"hypermlp.ops"},
     {"hypermlp.config"},
     {"hypermlp.cache", "hypermlp.budget"},

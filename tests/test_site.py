@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import re
 import subprocess
 import sys
 import threading
+import types
 from collections.abc import Iterator
 from functools import partial
 from html.parser import HTMLParser
@@ -99,6 +101,17 @@ def test_roles_and_examples_are_not_shown_as_text(site: Path) -> None:
     assert '<span class="gp">&gt;&gt;&gt; </span>' in pages(site)["api"]  # a prompt in code
     links = re.findall(r'<a class="autorefs autorefs-internal"[^>]*><code>(\w+)</code></a>', pages(site)["api"])
     assert {"HyperMLP", "HyperConfig", "sample"} <= set(links)
+
+
+def test_what_signatures_name_is_on_the_page(site: Path) -> None:
+    """Every class of this library that one takes or gives, and every union of them; choices of words say themselves."""
+    signatures = re.findall(r'<div class="doc-signature highlight">.*?</pre>', pages(site)["api"], re.DOTALL)
+    named = {name for text in signatures for name in re.findall(r'<span title="(hypermlp[\w.]+)"', text)}
+    assert len(signatures) > 80
+    assert "hypermlp.ops.attention.Backend" in named
+    for name in named:
+        module, _, thing = name.rpartition(".")
+        assert not isinstance(getattr(importlib.import_module(module), thing), type | types.UnionType), name
 
 
 def test_a_page_has_a_switch_for_its_theme(site: Path) -> None:

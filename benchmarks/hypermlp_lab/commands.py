@@ -152,7 +152,7 @@ def generate(
     top_p: Annotated[float | None, typer.Option(help="Draw from the likeliest bytes of that probability.")] = 0.95,
     repetition_penalty: Annotated[float, typer.Option(help="Above 1: bytes that came before are less likely.")] = 1.0,
     stop: Annotated[list[str] | None, typer.Option(help="End when this text comes; may be given again.")] = None,
-    samples: Annotated[int, typer.Option(help="Continuations to draw.")] = 1,
+    samples: Annotated[int, typer.Option(help="Continuations to draw, each under a line that counts them.")] = 1,
     stream: Annotated[bool, typer.Option("--stream", help="Print the text as it comes.")] = False,
     seed: Annotated[int | None, typer.Option(help="Makes the sample reproducible.")] = None,
     device: Device = "auto",
@@ -181,7 +181,7 @@ def generate(
             # of later groups from words, not numbers: the neighbouring seed's first group is another
             own_seed = seed if seed is None or not first else Random(f"{seed}, from {first}").getrandbits(63)
             steps = stream_tokens(model, prompt_ids, max_new_tokens, num_samples=count, seed=own_seed, **options)
-            _print_samples(prompt_ids.expand(count, -1), steps, max_new_tokens)
+            _print_samples(prompt_ids.expand(count, -1), steps, max_new_tokens, first if samples > 1 else None)
 
 
 @app.command()
@@ -195,12 +195,14 @@ def doctor(
     raise typer.Exit(diagnose(["--seconds", str(seconds)], typer.echo))
 
 
-def _print_samples(prompts: Tensor, steps: Iterable[Tensor], max_new_tokens: int) -> None:
+def _print_samples(prompts: Tensor, steps: Iterable[Tensor], max_new_tokens: int, before: int | None) -> None:
+    """Texts, counted on from ``before`` by a line above each; None for one text without."""
     console = Console(stderr=True)
     shown = track(steps, "Generating", max_new_tokens, console=console, transient=True, disable=not console.is_terminal)
     tokens = torch.stack([*prompts.T, *(step.cpu() for step in shown)], dim=1)
-    for row in tokens:
-        typer.echo(printable(decode(row)))
+    for number, row in enumerate(tokens, 1):
+        above = "" if before is None else f"--- sample {before + number} ---\n"
+        typer.echo(above + printable(decode(row)))
 
 
 def _train(trainer: Trainer, name: str, out: Path, console: Console) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from hypermlp.checks import check_sizes
+from hypermlp.checks import check_kind, check_size, check_sizes
 from hypermlp.config import HyperConfig, MixConfig
 from hypermlp.ops.flops import backward_flops, forward_flops, visible_pairs
 
@@ -35,7 +35,7 @@ class Count:
 
 def count_parameters(config: HyperConfig) -> Count:
     """Parameters of the layer that ``config`` describes."""
-    c = config
+    c = described(config)
     projections = c.hidden_size * (2 * c.qk_dim + 2 * c.v_dim)
     if c.bias:
         projections += 2 * c.qk_dim + c.v_dim + c.hidden_size
@@ -79,7 +79,7 @@ def _count_flops(
     config: HyperConfig, batch_size: int, length: int, of_pairs: Callable[..., int], products: int
 ) -> Count:
     """``of_pairs`` counts the operator's, and all else takes ``products`` times a forward's."""
-    c = config
+    c = described(config)
     check_sizes(batch_size=batch_size, length=length)
     if c.layout == "position" and c.mixer != "softmax" and c.max_lag is not None and length > c.max_lag:
         raise ValueError(f"length={length} is over max_lag={c.max_lag}, which the position layout does not allow")
@@ -102,7 +102,8 @@ def _count_flops(
 
 def count_block_parameters(config: HyperConfig, intermediate_size: int) -> int:
     """Parameters of a pre-norm block: the layer, a SwiGLU without biases, and two RMSNorm weights."""
-    hidden = config.hidden_size
+    hidden = described(config).hidden_size
+    check_size("intermediate_size", intermediate_size, 0)
     return count_parameters(config).total + 3 * hidden * intermediate_size + 2 * hidden
 
 
@@ -113,12 +114,19 @@ def count_block_flops(config: HyperConfig, intermediate_size: int, batch_size: i
 
 def count_block_backward_flops(config: HyperConfig, intermediate_size: int, batch_size: int, length: int) -> int:
     """FLOPs of one backward of such a block."""
-    mlp = 2 * _mlp_flops(config, intermediate_size, batch_size * length)
-    return count_backward_flops(config, batch_size, length).total + mlp
+    layer = count_backward_flops(config, batch_size, length).total
+    return layer + 2 * _mlp_flops(config, intermediate_size, batch_size * length)
 
 
 def _mlp_flops(config: HyperConfig, intermediate_size: int, tokens: int) -> int:
+    check_size("intermediate_size", intermediate_size, 0)
     return 2 * tokens * 3 * config.hidden_size * intermediate_size
+
+
+def described(config: HyperConfig, name: str = "config") -> HyperConfig:
+    """``config``; TypeError for anything else, such as the layer itself."""
+    check_kind(name, config, HyperConfig, "HyperConfig(hidden_size, mixer=...), or a layer's own, layer.config")
+    return config
 
 
 def mixings(c: HyperConfig) -> list[tuple[MixConfig, int]]:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hypermlp.budget.counts import mixings
+from hypermlp.budget.counts import described, mixings
 from hypermlp.budget.traffic import sends_to_neighbours
-from hypermlp.checks import check_sizes
+from hypermlp.checks import check_flag, check_size, check_sizes
 from hypermlp.config import HyperConfig
 
 # what statistics and norms are computed in, if the activations are not more precise
@@ -50,7 +50,7 @@ def count_kept(config: HyperConfig, batch_size: int, length: int, *, itemsize: i
         ValueError: if a size is not positive, the length does not divide, or it is softmax attention with a mask, whose
             memory is that of PyTorch's kernel (a window, or more than one process).
     """
-    c = config
+    c = described(config)
     check_sizes(batch_size=batch_size, length=length, itemsize=itemsize, processes=processes)
     if length % (2 * processes) and processes > 1:
         raise ValueError(f"length={length} does not divide into {2 * processes} chunks: pad it to a multiple")
@@ -103,9 +103,11 @@ def count_block_kept(
         fused_norm: whether the norms are PyTorch's fused kernel, as on a GPU, which keeps its input and a
             number a row; on a CPU they keep the input and the quotient, both in float32.
     """
+    described(config)
     check_sizes(intermediate_size=intermediate_size)
     layer = count_kept(config, batch_size, length, itemsize=itemsize, processes=processes)
     rows = batch_size * length // processes
+    check_flag("fused_norm", fused_norm)
     norm = count_norm_kept(config.hidden_size, rows, itemsize=itemsize, fused=fused_norm)
     mlp = itemsize * rows * (config.hidden_size + 4 * intermediate_size)
     return Kept(layer.operator, layer.rest + mlp + 2 * norm)
@@ -113,6 +115,9 @@ def count_block_kept(
 
 def count_norm_kept(hidden_size: int, rows: int, *, itemsize: int = 2, fused: bool = True) -> int:
     """Bytes of an RMSNorm over ``rows`` tokens, see :func:`count_block_kept`."""
+    check_sizes(hidden_size=hidden_size, itemsize=itemsize)
+    check_size("rows", rows, 0)
+    check_flag("fused", fused)
     statistic = max(itemsize, _STATISTICS)
     return rows * (statistic + (itemsize if fused else 2 * statistic) * hidden_size)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from math import ceil
 from typing import Literal
 
-from hypermlp.budget.counts import count_block_flops, count_block_parameters, count_parameters, mixings
+from hypermlp.budget.counts import count_block_flops, count_block_parameters, count_parameters, described, mixings
 from hypermlp.checks import check_number, check_sizes, is_integer
 from hypermlp.config import HyperConfig, MixConfig
 
@@ -69,6 +69,8 @@ def match_parameters(
     Raises:
         ValueError: if nothing within the tolerance exists, naming the closest count.
     """
+    described(reference, "reference")
+    described(other, "other")
     if how not in ("widen", "narrow"):
         raise ValueError(f"how must be 'widen' or 'narrow', got {how!r}")
     check_number("tolerance", tolerance)
@@ -122,6 +124,8 @@ def match_intermediate_size(
     Raises:
         ValueError: if no positive width is within the tolerance, naming the closest count.
     """
+    described(reference, "reference")
+    described(other, "other")
     check_sizes(intermediate_size=intermediate_size, multiple_of=multiple_of)
     check_number("tolerance", tolerance)
     if flops_at is not None and not is_integer(flops_at):

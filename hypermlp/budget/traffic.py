@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from hypermlp.checks import check_sizes
+from hypermlp.budget.counts import described
+from hypermlp.checks import check_size, check_sizes
 from hypermlp.config import HyperConfig
 
 
@@ -18,7 +19,7 @@ def count_sequence_bytes(
         itemsize: bytes of an activation.
         processes: ``W``, which share each sequence. The first and the last of them have one neighbour, and send less.
     """
-    c = config
+    c = described(config)
     check_sizes(batch_size=batch_size, length=length, itemsize=itemsize, processes=processes)
     neighbours, chunk = min(processes - 1, 2), length // (2 * processes)
     numbers = neighbours * max(c.conv_size - 1, 0) * c.hidden_size
@@ -34,12 +35,15 @@ def count_heads_bytes(
     config: HyperConfig, batch_size: int, length: int, *, itemsize: int = 2, processes: int = 2
 ) -> int:
     """Of ``shard_heads``: the sum of ``[B, T, hidden_size]`` by a ring; the small gradients of taps are left out."""
+    described(config)
     check_sizes(batch_size=batch_size, length=length, itemsize=itemsize, processes=processes)
     return ring_bytes(2 * itemsize * batch_size * length * config.hidden_size, processes)
 
 
 def ring_bytes(size: int, processes: int) -> int:
     """What one process sends to gather, or to sum and scatter, ``size`` bytes; a sum that all have takes both."""
+    check_size("size", size, 0)
+    check_sizes(processes=processes)
     return size * (processes - 1) // processes
 
 

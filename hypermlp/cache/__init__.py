@@ -19,13 +19,17 @@ from torch import Tensor
 from hypermlp.cache.layer import LayerCache
 from hypermlp.cache.spec import CacheSpec
 from hypermlp.cache.static import StaticLayerCache
+from hypermlp.checks import check_flag, check_kind, check_size
 
 _KEY = re.compile(r"layers\.(\d+)\.(.+)")
 
-# one layer's part of a cache, of either kind
 Part = LayerCache | StaticLayerCache
+"""One layer's part of a :class:`HyperCache`: of one that grows, or of a static one.
 
-__all__ = ["CacheSpec", "HyperCache", "LayerCache", "StaticLayerCache"]
+A layer has it by its ``cache_part``, and takes it as its ``cache``, in the place of the whole.
+"""
+
+__all__ = ["CacheSpec", "HyperCache", "LayerCache", "Part", "StaticLayerCache"]
 
 
 class HyperCache:
@@ -52,6 +56,7 @@ class HyperCache:
     def __init__(self, *, max_crop: int = 64, max_length: int | None = None, static: bool = False) -> None:
         max_crop = _integer("max_crop", max_crop, 0)
         max_length = None if max_length is None else _integer("max_length", max_length, 1)
+        check_flag("static", static)
         if static and max_length is None:
             raise ValueError("a static cache needs max_length: its memory is made once")
         self.max_crop, self.max_length, self.static = max_crop, max_length, static
@@ -65,6 +70,7 @@ class HyperCache:
         if layer_idx is None:
             raise ValueError("cache= needs layer_idx: build each layer with its place in the model")
         if layer_idx not in self.layers:
+            check_size("layer_idx", layer_idx, 0)
             self.layers[layer_idx] = self._new(spec)
         found = self.layers[layer_idx]
         if found.spec is not spec and found.spec != spec:
@@ -137,6 +143,8 @@ class HyperCache:
         """
         if isinstance(lengths, Tensor):
             _check_integers("lengths", lengths)
+        elif isinstance(lengths, (list, tuple)):
+            raise TypeError(f"lengths, one a row, must be a tensor: crop(torch.tensor({list(lengths)}))")
         else:
             lengths = _integer("lengths", lengths, None)
         dropped = isinstance(lengths, int) and lengths < 0
@@ -175,6 +183,8 @@ class HyperCache:
             if dtype is not None:
                 raise TypeError(f"to takes one dtype, got {device} and {dtype}")
             device, dtype = None, device
+        if dtype is not None:
+            check_kind("dtype", dtype, torch.dtype)
         if dtype is not None and not dtype.is_floating_point:
             raise TypeError(
                 f"dtype must be a floating-point one, got {dtype}: keys and values would lose what they say"
@@ -203,6 +213,7 @@ class HyperCache:
         """
         if not isinstance(specs, Mapping) or not all(isinstance(spec, CacheSpec) for spec in specs.values()):
             raise TypeError("specs must be a CacheSpec of each layer: {layer.layer_idx: CacheSpec.of(layer.config)}")
+        check_kind("state_dict", state_dict, Mapping, "what cache.state_dict() gave")
         parts: dict[int, dict[str, Tensor]] = {}
         for key, tensor in state_dict.items():
             found = _KEY.fullmatch(key)

@@ -10,6 +10,7 @@ from torch import Tensor
 from hypermlp.cache.ring import Ring
 from hypermlp.cache.spec import CacheSpec
 from hypermlp.cache.state import check_state
+from hypermlp.checks import check_kind, check_size
 from hypermlp.ops.decode import Past
 
 
@@ -26,6 +27,10 @@ class LayerCache:
     """
 
     def __init__(self, spec: CacheSpec, max_crop: int, max_length: int | None) -> None:
+        check_kind("spec", spec, CacheSpec, "CacheSpec.of(layer.config)")
+        check_size("max_crop", max_crop, 0)
+        if max_length is not None:
+            check_size("max_length", max_length)
         self.spec, self.max_crop, self.max_length = spec, max_crop, max_length
         self._window = spec.window
         self.length = 0

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hypermlp.cache.spec import CacheSpec
 from hypermlp.cache.state import check_state
+from hypermlp.checks import check_kind, check_size
 from hypermlp.ops.decode import Past
 from hypermlp.ops.modes import values_readable
 
@@ -26,6 +27,8 @@ class StaticLayerCache:
     """
 
     def __init__(self, spec: CacheSpec, max_length: int) -> None:
+        check_kind("spec", spec, CacheSpec, "CacheSpec.of(layer.config)")
+        check_size("max_length", max_length)
         if not spec.by_lag:
             raise ValueError("a static cache needs layout='lag': use a growing cache for position-indexed tables")
         self.spec, self.max_length = spec, max_length

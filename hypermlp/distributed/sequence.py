@@ -16,6 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from hypermlp.checks import check_kind
 from hypermlp.distributed.exchange import before_chunks, chunk_part, gathered, whole_of_parts
 from hypermlp.distributed.groups import layers_to_shard, process_group
 from hypermlp.layers import AttentionLayer
@@ -82,6 +83,7 @@ def sequence_part(x: Tensor, group: DeviceMesh | dist.ProcessGroup | None = None
         group: as of :func:`shard_sequence`.
         dim: the dimension of tokens.
     """
+    check_kind("x", x, Tensor)
     group = process_group(group)
     chunks, length = 2 * group.size(), x.shape[dim]
     if length % chunks:
@@ -98,6 +100,7 @@ def sequence_whole(y: Tensor, group: DeviceMesh | dist.ProcessGroup | None = Non
 
     A collective call. Its gradient is this process's rows of the whole's: all are to compute the same from it.
     """
+    check_kind("y", y, Tensor)
     return whole_of_parts(y.movedim(dim, 1), process_group(group)).movedim(1, dim)
 
 

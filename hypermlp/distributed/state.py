@@ -49,6 +49,8 @@ def clip_grad_norm_(module: nn.Module, max_norm: float) -> Tensor:
     Returns:
         The norm before it is clipped, the same on every process.
     """
+    if not isinstance(max_norm, (int, float)) or isinstance(max_norm, bool):
+        raise TypeError(f"max_norm must be a number, got {max_norm!r}; float('inf') clips nothing")
     groups: dict[dist.ProcessGroup, list[nn.Parameter]] = {}
     shares: set[nn.Parameter] = set()
     for _, layer in attention_layers(module):

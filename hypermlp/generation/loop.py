@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hypermlp.cache import HyperCache
-from hypermlp.checks import check_kind, is_integer, shown
+from hypermlp.checks import check_flag, check_kind, check_names, is_integer, shown
 from hypermlp.evaluating import evaluating
 from hypermlp.generation.sampling import apply_repetition_penalty, check_sampling, sample
 from hypermlp.models import LanguageModel, LanguageModelConfig
@@ -29,6 +29,7 @@ def generate(model: LanguageModel, prompt_ids: Tensor, max_new_tokens: int, **op
         Prompts and continuations, int64 ``[B * num_samples, T + n]``, samples of one prompt side by
         side; rows that met a stop sequence are filled with ``pad_token_id``.
     """
+    check_names("generate", options, stream.__kwdefaults__ or ())
     steps = list(stream(model, prompt_ids, max_new_tokens, **options))
     prompts = prompt_ids.to(_device(model), torch.int64).repeat_interleave(options.get("num_samples", 1), dim=0)
     return torch.cat((prompts, *(step[:, None] for step in steps)), dim=1)
@@ -81,6 +82,7 @@ def stream(
         )
     _check(prompt_ids, attention_mask, max_new_tokens, num_samples, stop, pad_token_id)
     check_sampling(temperature, top_k, top_p, repetition_penalty)
+    check_flag("use_cache", use_cache)
     device = _device(model)
     text = _Text(prompt_ids.to(device, torch.int64), None if attention_mask is None else attention_mask.to(device) != 0)
     generator = _generator(device, seed)
@@ -194,8 +196,8 @@ class _CachedReader:
 
 def _fits(model: LanguageModel) -> int | None:
     """Tokens that a model without windows takes at once."""
-    attention = model.config.attention
-    bounds = [model.config.context_length, attention.max_lag if attention.layout == "position" else None]
+    layers = map(model.config.attention_config, range(model.config.num_layers))
+    bounds = [model.config.context_length, *(c.max_lag if c.layout == "position" else None for c in layers)]
     return min((bound for bound in bounds if bound is not None), default=None)
 
 
@@ -229,10 +231,14 @@ def _check(
             raise TypeError(f"{name} must be an integer, got {value!r}")
         if value < least:
             raise ValueError(f"{name} must be >= {least}, got {shown(value)}")
+    if not isinstance(stop, Sequence):
+        raise TypeError(f"stop must be sequences of tokens, got {type(stop).__name__}: write stop=[[token, ...], ...]")
     if texts := [text for text in (stop, *stop) if isinstance(text, str)]:
         raise TypeError(f"stop must be sequences of tokens, got the text {texts[0]!r}: encode it first")
     if alone := [token for token in stop if is_integer(token)]:
         raise TypeError(f"stop must be sequences of tokens, got the token {alone[0]}: write stop=[[{alone[0]}]]")
+    if odd := [sequence for sequence in stop if not isinstance(sequence, (Sequence, Tensor))]:
+        raise TypeError(f"stop must be sequences of tokens, got a {type(odd[0]).__name__} among them")
     if any(len(sequence) == 0 for sequence in stop):
         raise ValueError("stop has an empty sequence, which every row ends with: leave it out")
 

@@ -8,7 +8,7 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from hypermlp.checks import is_integer, shown
+from hypermlp.checks import check_kind, is_integer, shown
 
 # smallest temperature that float32 can divide by
 _COLDEST = torch.finfo(torch.float32).tiny
@@ -16,12 +16,14 @@ _COLDEST = torch.finfo(torch.float32).tiny
 
 def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
     """``logits / temperature``: below 1 sharper, above 1 flatter."""
+    check_kind("logits", logits, Tensor)
     _check_positive("temperature", temperature)
     return logits / temperature
 
 
 def apply_top_k(logits: Tensor, top_k: int) -> Tensor:
     """Keep the ``top_k`` likeliest tokens of each row ``[..., vocab_size]``, the others at -inf."""
+    check_kind("logits", logits, Tensor)
     _check_top_k(top_k)
     values, tokens = logits.topk(min(top_k, logits.shape[-1]), dim=-1)
     return torch.full_like(logits, -torch.inf).scatter(-1, tokens, values)
@@ -32,6 +34,7 @@ def apply_top_p(logits: Tensor, top_p: float) -> Tensor:
 
     Nucleus sampling (Holtzman et al., arXiv 1904.09751); the likeliest token always stays.
     """
+    check_kind("logits", logits, Tensor)
     _check_top_p(top_p)
     ordered, tokens = logits.sort(dim=-1, descending=True, stable=True)
     probability = ordered.float().softmax(-1)
@@ -49,6 +52,10 @@ def apply_repetition_penalty(logits: Tensor, seen: Tensor, penalty: float) -> Te
         seen: bool ``[B, vocab_size]``, the tokens of each row so far.
         penalty: divides positive logits and multiplies negative ones; 1 changes nothing.
     """
+    check_kind("logits", logits, Tensor)
+    check_kind("seen", seen, Tensor)
+    if seen.dtype != torch.bool:
+        raise TypeError(f"seen must be bool, got {seen.dtype}")
     _check_positive("repetition_penalty", penalty)
     return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
@@ -72,6 +79,8 @@ def sample(
     Returns:
         int64 ``[B]``.
     """
+    check_kind("logits", logits, Tensor)
+    check_sampling(temperature, top_k, top_p)
     if temperature == 0:
         return logits.argmax(-1)
     # below the largest logit, at 0, nothing overflows at any temperature: towards 0 the likeliest token stays alone
@@ -84,9 +93,9 @@ def sample(
     return torch.multinomial(logits.softmax(-1), 1, generator=generator).squeeze(-1)
 
 
-def check_sampling(temperature: float, top_k: int | None, top_p: float | None, repetition_penalty: float) -> None:
+def check_sampling(temperature: float, top_k: int | None, top_p: float | None, repetition_penalty: float = 1.0) -> None:
     """Whether :func:`sample` and :func:`apply_repetition_penalty` can take these."""
-    if isinstance(temperature, bool) or temperature != 0:
+    if not isinstance(temperature, Real) or isinstance(temperature, bool) or temperature != 0:
         _check_positive("temperature", temperature)
     if top_k is not None:
         _check_top_k(top_k)

@@ -55,6 +55,8 @@ def record(model: nn.Module, *args: Any, **kwargs: Any) -> list[LayerCall]:
     def keep(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         assert isinstance(layer, AttentionLayer)
         given = dict(zip(("hidden_states", "attention_mask"), args, strict=False)) | kwargs
+        if "hidden_states" not in given:
+            return  # the call itself says so
         part = given.get("cache")
         if part is not None and not layer.cache_part(part).empty:
             raise ValueError(f"{names[layer]} was called with a cache of earlier tokens: give all tokens in one call")

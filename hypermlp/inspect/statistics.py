@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from hypermlp.checks import check_kind
 from hypermlp.inspect.maps import HeadMaps
 from hypermlp.ops import SequenceMix
 
@@ -80,6 +81,7 @@ class MixResponse(NamedTuple):
 
 def active_share(maps: HeadMaps) -> Tensor | None:
     """Share of what is visible that the selection leaves (``a > 0``), ``[H]``; None for softmax."""
+    _check(maps)
     if maps.active is None:
         return None
     return (maps.active > 0).sum((0, 2, 3)) / maps.visible.sum()
@@ -87,6 +89,7 @@ def active_share(maps: HeadMaps) -> Tensor | None:
 
 def active_share_by_distance(maps: HeadMaps) -> Tensor | None:
     """The same of each distance apart, ``[H, T]``; None for softmax."""
+    _check(maps)
     if maps.active is None:
         return None
     return _by_distance(maps, (maps.active > 0).to(maps.weights.dtype)) / _by_distance(
@@ -96,6 +99,7 @@ def active_share_by_distance(maps: HeadMaps) -> Tensor | None:
 
 def reach(maps: HeadMaps) -> Reach:
     """How far back each head reads. Tokens early in the text cannot read far, and none reads beyond its start."""
+    _check(maps)
     sizes = maps.weights.abs()
     total = sizes.sum(-1, keepdim=True)
     shares = torch.where(total > 0, sizes / total, 0)  # a row without any weight reads nothing
@@ -109,6 +113,7 @@ def reach(maps: HeadMaps) -> Reach:
 
 def negative_share(maps: HeadMaps) -> NegativeShare:
     """How much of each head's weights is negative."""
+    _check(maps)
     sizes = maps.weights.abs()
     below = maps.weights < 0
     share = torch.where(below, sizes, 0).sum((0, 2, 3)) / sizes.sum((0, 2, 3))
@@ -117,12 +122,18 @@ def negative_share(maps: HeadMaps) -> NegativeShare:
 
 def rank_use(maps: HeadMaps) -> tuple[RankUse | None, RankUse | None]:
     """How the first mixing, ``heads = S*H``, and the second, ``heads = H``, use their ranks."""
+    _check(maps)
     return _rank_use(maps, maps.z1, maps.routing_mix), _rank_use(maps, maps.z2, maps.readout_mix)
 
 
 def mix_responses(maps: HeadMaps) -> tuple[MixResponse | None, MixResponse | None]:
     """What the first mixing, ``heads = S*H``, and the second, ``heads = H``, do for a typical token."""
+    _check(maps)
     return _response(maps, maps.routing_mix), _response(maps, maps.readout_mix)
+
+
+def _check(maps: HeadMaps) -> None:
+    check_kind("maps", maps, HeadMaps, "head_maps(call), for a call of those that record(model, ...) gives")
 
 
 def _by_distance(maps: HeadMaps, x: Tensor) -> Tensor:

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from inspect import signature
 from typing import Any
+
+from hypermlp.checks import did_you_mean
 
 _OF_A_REPLACEMENT = ", or restore_attention(model) and leave this module out (layers=...)"
 
 
 def refuse_unknown(
-    given: Mapping[str, Any], ignored: Mapping[str, str], caller: str, library: str, otherwise: str = _OF_A_REPLACEMENT
+    given: Mapping[str, Any],
+    ignored: Mapping[str, str],
+    caller: str,
+    library: str,
+    otherwise: str = _OF_A_REPLACEMENT,
+    door: Callable[..., Any] | None = None,
 ) -> None:
     """Let nothing pass whose meaning is not known: it might say what the layer must do.
 
@@ -20,6 +28,7 @@ def refuse_unknown(
         caller: who was called, for the message.
         library: the host's package, whose version the message names.
         otherwise: what to do but to leave it out, for the message.
+        door: what was called, where users call it themselves and may have misspelt a name of its own.
 
     Raises:
         TypeError: for a name that is not in ``ignored`` and has another value than None.
@@ -27,9 +36,10 @@ def refuse_unknown(
     for name, value in given.items():
         if value is not None and name not in ignored:
             release = getattr(sys.modules.get(library), "__version__", "of an unknown version")
+            meant = did_you_mean(name, list(signature(door).parameters)) if door else ""
             raise TypeError(
                 f"{caller} got {name}={_brief(value)} from {library} {release}, and does not know what it "
-                f"means: leave it out or pass None{otherwise}"
+                f"means: {meant or f'leave it out or pass None{otherwise}'}"
             )
 
 

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from hypermlp.checks import named_fields
+
 # what hyper layers can be made in
 _PLAIN = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -102,6 +104,7 @@ class Projections(NamedTuple):
         return cls(*parts, None if output is None else (output.weight, output.bias), scaling)
 
 
+@named_fields
 @dataclass(frozen=True)
 class Host:
     """One attention module of a host model, as its adapter describes it.

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from hypermlp.checks import check_choice
+from hypermlp.checks import check_choice, check_kind
 from hypermlp.config import HyperConfig, MixConfig
 from hypermlp.layers import HyperGLU, HyperMLP, build_layer
 from hypermlp.ops.attention import Backend
@@ -99,6 +99,7 @@ def from_official(
         TypeError: for a value of ``state_dict`` that is not a floating-point tensor.
     """
     options = official_config(config)
+    check_kind("state_dict", state_dict, Mapping)
     layer = cast(HyperMLP, build_layer(options, backend=backend, layer_idx=layer_idx, device="meta"))
     _check_tensors(state_dict)
     _check_names(layer, state_dict)
@@ -113,6 +114,7 @@ def official_config(config: Mapping[str, Any]) -> HyperConfig:
     Raises:
         ValueError: as :func:`from_official`.
     """
+    check_kind("config", config, Mapping, "vars(their config) is one")
     unknown = sorted(set(config) - set(_REQUIRED) - set(_DEFAULTS) - _WITHOUT_EFFECT)
     if unknown:
         raise ValueError(f"unknown config fields {unknown}: from_official knows those of the authors' HyperGLUConfig")

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hypermlp.checks import check_kind, is_integer
+from hypermlp.checks import check_kind, check_size, is_integer
 from hypermlp.integrations.sites import replaced_sites
 from hypermlp.integrations.swap import tell_adapters
 from hypermlp.integrations.tables import replace_tables, rows_of
@@ -55,7 +55,8 @@ def resize_positions(
 
     Args:
         model: a model, or one layer.
-        grid: patches as ``(height, width)``, or the length of a sequence; prefix tokens not counted.
+        grid: patches as ``(height, width)``, or the length of a sequence, which layers of a vision model
+            do not take; prefix tokens not counted.
         old_grid: what the tables are for; by default all rows but the prefix, as a square where
             ``grid`` is ``(height, width)``.
         prefix_tokens: tokens before the grid; by default what ``old_grid`` leaves over, or 0.
@@ -68,12 +69,19 @@ def resize_positions(
             pruned or parametrised.
     """
     check_kind("model", model, nn.Module)
+    if prefix_tokens is not None:
+        check_size("prefix_tokens", prefix_tokens, 0)
     new = _checked("grid", grid)
     layers = [m for m in model.modules() if isinstance(m, HyperMLP) and m.config.layout == "position"]
     if not layers:
         raise ValueError(
             f"no hyper layer of {type(model).__name__} has tables by position (layout='position'): "
-            "tables by lag fit every length"
+            "tables by lag fit every length, and hypermlp.extend_max_lag makes their window longer"
+        )
+    if isinstance(grid, int) and any(whole_grid in layer._forward_pre_hooks.values() for layer in layers):
+        raise ValueError(
+            f"grid={grid} is the length of a sequence, and this model sees pictures: say patches as (height, width), "
+            f"({grid}, {grid}) for {grid} lines of {grid}, (1, {grid}) for one line"
         )
     plans = {rows: _plan(rows, new, isinstance(grid, int), old_grid, prefix_tokens) for rows in map(rows_of, layers)}
     replaced_sites(model)  # refuses, before anything changes, what is itself a replacement
@@ -120,7 +128,7 @@ def _plan(rows: int, new: tuple[int, int], line: bool, old_grid: Grid | None, pr
             raise ValueError(f"the tables have {rows} rows, which is not {old_grid} and {prefix or 0} prefix tokens")
         return _Resize(old, new, left)
     prefix = prefix or 0
-    if not isinstance(prefix, int) or not 0 <= prefix < rows:
+    if prefix >= rows:
         raise ValueError(f"prefix_tokens must be from 0 to {rows - 1} for tables of {rows} rows, got {prefix!r}")
     side = isqrt(rows - prefix)
     if line:

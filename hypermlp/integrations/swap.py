@@ -10,8 +10,8 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import nn
 
-from hypermlp.checks import check_choice, check_kind, is_integer
-from hypermlp.config import HyperConfig, Mixer
+from hypermlp.checks import check_choice, check_flag, check_kind, check_names, is_integer
+from hypermlp.config import HyperConfig, HyperFields, Mixer
 from hypermlp.integrations.from_attention import fields_from_attention, start_from_attention
 from hypermlp.integrations.hooks import hooks_left, return_hooks, share_hooks
 from hypermlp.integrations.host import Host, NoProjection, common_dtype, placement, weights_away
@@ -29,6 +29,16 @@ Init = Literal["fresh", "from_attention"]
 _MOST_LAGS = 2048
 _MOST_POSITIONS = 8192
 _FROM_HOST = ("hidden_size", "mixer", "layer_idx", "device", "dtype")
+_KEYWORDS = (
+    "mixer",
+    "layers",
+    "init",
+    "keep_originals",
+    "adapter",
+    "backend",
+    "num_heads",
+    *HyperFields.__annotations__,
+)
 
 
 def swap_attention(
@@ -71,9 +81,11 @@ def swap_attention(
             the model does not tell.
     """
     check_choice("init", init, get_args(Init))
+    check_flag("keep_originals", keep_originals)
     for name in _FROM_HOST:
         if name in options:
             raise ValueError(f"{name} is taken from the model: leave it out")
+    check_names("swap_attention", options, _KEYWORDS)
     backend = options.pop("backend", "auto")
     check_backend(backend)
     _check_unwrapped(model)
@@ -119,15 +131,18 @@ def restore_attention(model: nn.Module) -> tuple[str, ...]:
         Names of the modules put back.
 
     Raises:
-        ValueError: if none was replaced, or one without ``keep_originals``, or their weights are
-            offloaded or sharded; nothing changes.
+        ValueError: if none was replaced, or one without ``keep_originals`` or in a model that was opened
+            from a saved one, or their weights are offloaded or sharded; nothing changes.
     """
     _check_unwrapped(model)
     sites = replaced_sites(model)
     if not sites:
         raise ValueError("no attention of this model has been swapped: there is nothing to restore")
     if lost := [site.names[0] for site, known in sites if known.original is None]:
-        raise ValueError(f"{lost} were swapped with keep_originals=False: load the model anew to have them back")
+        raise ValueError(
+            f"there are no originals of {lost}: a saved model holds none, nor does one swapped with "
+            "keep_originals=False; load the model as it was before the swap"
+        )
     for site, _ in sites:
         if away := weights_away(site.module):
             raise ValueError(f"{site.names[0]} ({site.was}): {away}")
@@ -162,6 +177,8 @@ def _chosen(layers: Iterable[int] | None, sites: list[Site]) -> list[Site]:
         return chosen
     if isinstance(layers, int):
         raise TypeError(f"layers must be several places, got {layers!r}: write layers=[{layers!r}]")
+    if not isinstance(layers, Iterable):
+        raise TypeError(f"layers must be several places or None, got {type(layers).__name__}")
     places = list(layers)
     for place in places:
         if not is_integer(place) or not -len(sites) <= place < len(sites):

@@ -69,8 +69,9 @@ class ModelArgs(BaseModelArgs):
     def get_nparams_and_flops(self, model: nn.Module, seq_len: int) -> tuple[int, int]:
         """Parameters, and FLOPs of a token, forward and backward."""
         config = LanguageModelConfig(**self.model)
-        sizes = (config.attention, config.intermediate_size, 1, seq_len)
-        blocks = config.num_layers * (count_block_flops(*sizes) + count_block_backward_flops(*sizes))
+        layers = map(config.attention_config, range(config.num_layers))
+        sizes = [(layer, config.intermediate_size, 1, seq_len) for layer in layers]
+        blocks = sum(count_block_flops(*size) + count_block_backward_flops(*size) for size in sizes)
         head = 6 * config.hidden_size * config.vocab_size
         return sum(parameter.numel() for parameter in model.parameters()), blocks // seq_len + head
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hypermlp.cache import HyperCache, LayerCache
+from hypermlp.checks import check_kind
 from hypermlp.layers.base import AttentionLayer
 from hypermlp.ops.varlen import zero_padded
 
@@ -38,6 +39,7 @@ def attention_map(
     Raises:
         ValueError: for a static cache that holds tokens.
     """
+    check_kind("layer", layer, AttentionLayer)
     part = None if cache is None else layer.cache_part(cache)
     tokens = layer.tokens(hidden_states, attention_mask, cu_seqlens, part)
     x = tokens.zeroed(hidden_states)

@@ -6,18 +6,21 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import Unpack
 
+from hypermlp.checks import check_names, check_size
 from hypermlp.config import HyperConfig, HyperFields, Mixer
+from hypermlp.layers.calls import NamedCall
 from hypermlp.layers.feature_mixing import GateProjection, Gates
 from hypermlp.layers.projection import Projection, start_afresh
 from hypermlp.layers.rotary import rotate
 from hypermlp.layers.short_conv import ShortConv
-from hypermlp.ops.attention import Backend
+from hypermlp.ops.attention import Backend, check_backend
 from hypermlp.ops.varlen import ALL_TOKENS, Tokens
 
 _NO_GATES = Gates()
+_KEYWORDS = (*HyperFields.__annotations__, "num_heads", "backend", "layer_idx", "device", "dtype")
 
 
 class Streams(NamedTuple):
@@ -29,7 +32,7 @@ class Streams(NamedTuple):
     gates: Gates
 
 
-class Projections(nn.Module):
+class Projections(NamedCall):
     """The parameters of an attention layer, and what each makes of tokens.
 
     All that is computed stands in ``config``, a :class:`~hypermlp.HyperConfig`.
@@ -82,6 +85,10 @@ class Projections(nn.Module):
         Raises:
             ValueError, TypeError: naming the argument, its value and the remedy.
         """
+        check_names(type(self).__name__, fields, _KEYWORDS)
+        check_backend(backend)  # a module would be taken for a part
+        if layer_idx is not None:
+            check_size("layer_idx", layer_idx, 0)
         super().__init__()
         config = HyperConfig(hidden_size, num_heads, self.mixer, **fields)  # type: ignore[arg-type]
         self.config, self.backend, self.layer_idx = config, backend, layer_idx
@@ -108,6 +115,16 @@ class Projections(nn.Module):
     @config.setter
     def config(self, config: HyperConfig) -> None:
         self._configure(config)
+
+    @property
+    def backend(self) -> Backend:
+        """Path of the operator."""
+        return self._backend
+
+    @backend.setter
+    def backend(self, backend: Backend) -> None:
+        check_backend(backend)
+        self._backend = backend
 
     def _configure(self, config: HyperConfig) -> None:
         """Take ``config``, and make of it what every call reads."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection
-from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -15,7 +14,6 @@ from hypermlp.integrations.sites import find_sites, holds_replacements, replaced
 from hypermlp.integrations.swap import tell_adapters
 from hypermlp.integrations.tables import replace_tables, rows_of
 from hypermlp.layers import HyperMLP
-from hypermlp.models.language_model import LanguageModel
 
 Fill = Literal["identity", "continue"]
 
@@ -64,7 +62,9 @@ def extend_max_lag(model: nn.Module, max_lag: int, *, fill: Fill = "identity") -
     check_choice("fill", fill, get_args(Fill))
     layers = [m for m in model.modules() if isinstance(m, HyperMLP) and m.config.layout == "lag"]
     if not layers:
-        raise ValueError(f"no hyper layer of {type(model).__name__} is by lag: there is nothing to extend")
+        others = any(isinstance(m, HyperMLP) for m in model.modules())
+        instead = "; tables by position: hypermlp.integrations.resize_positions(model, grid)" if others else ""
+        raise ValueError(f"no hyper layer of {type(model).__name__} is by lag: there is nothing to extend{instead}")
     short = dict.fromkeys((layer for layer in layers if rows_of(layer) < max_lag), max_lag)
     if not short:
         raise ValueError(
@@ -103,12 +103,7 @@ def _note(model: nn.Module, short: Collection[HyperMLP], max_lag: int) -> None:
     for module in model.modules():
         if not any(part in short for part in module.modules()):
             continue
-        if isinstance(module, LanguageModel):
-            attention = replace(module.config.attention, max_lag=max_lag)
-            context = module.config.context_length
-            context = None if context is None else max(context, max_lag)
-            module.config = replace(module.config, attention=attention, context_length=context)
-        elif family is not None and isinstance(module, family.HyperMLPPreTrainedModel):
+        if family is not None and isinstance(module, family.HyperMLPPreTrainedModel):
             configs[id(module.config)] = module.config
     for config in configs.values():
         config.extend_max_lag(max_lag)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hypermlp.cache import HyperCache
-from hypermlp.checks import check_flag, check_kind, check_number, check_size
+from hypermlp.checks import check_flag, check_kind, check_number, check_size, named_fields
 from hypermlp.config import HyperConfig
 from hypermlp.layers.base import AttentionLayer
 from hypermlp.layers.block import TransformerBlock
+from hypermlp.layers.calls import NamedCall
 from hypermlp.layers.projection import Embedding, Projection, start_afresh
 from hypermlp.ops.attention import Backend
 
@@ -28,6 +29,7 @@ def under_family_names(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     return {f"{FAMILY_NAMES[part]}.{rest}": x for (part, _, rest), x in parts}
 
 
+@named_fields
 @dataclass(frozen=True)
 class LanguageModelConfig:
     """What a :class:`LanguageModel` computes. Frozen; every field is checked.
@@ -44,6 +46,8 @@ class LanguageModelConfig:
             more than these. None for no limit.
         tie_embeddings: let the head share the embedding's weights.
         norm_eps: of the RMSNorms.
+        max_lags: lags that each layer's tables know, where ``extend_max_lag`` has made them differ. None:
+            ``attention.max_lag`` for all.
     """
 
     # None stands for a default that is resolved below, so readers never meet it
@@ -55,6 +59,7 @@ class LanguageModelConfig:
     context_length: int | None = None
     tie_embeddings: bool = True
     norm_eps: float = 1e-6
+    max_lags: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         check_size("hidden_size", self.hidden_size)
@@ -77,13 +82,32 @@ class LanguageModelConfig:
             raise ValueError("attention.causal must be True: a language model may not see the tokens it predicts")
         check_flag("tie_embeddings", self.tie_embeddings)
         check_number("norm_eps", self.norm_eps)
+        if self.max_lags is not None:
+            self._take_max_lags(self.max_lags)
+
+    def _take_max_lags(self, lags: object) -> None:
+        """A tuple, or where all are alike the layers' one description."""
+        if not isinstance(lags, (list, tuple)) or len(lags) != self.num_layers:
+            raise ValueError(f"max_lags must be a number for each of num_layers={self.num_layers}, got {lags!r}")
+        for lag in lags:
+            check_size("max_lags", lag)
+        if self.attention.mixer not in ("hyperglu", "hypermlp"):
+            raise ValueError(f"max_lags is for tables, which mixer={self.attention.mixer!r} has not: leave it out")
+        alike = len(set(lags)) == 1
+        if alike:
+            object.__setattr__(self, "attention", replace(self.attention, max_lag=lags[0]))
+        object.__setattr__(self, "max_lags", None if alike else tuple(lags))
+
+    def attention_config(self, layer_idx: int) -> HyperConfig:
+        """What the attention of layer ``layer_idx`` computes."""
+        return self.attention if self.max_lags is None else replace(self.attention, max_lag=self.max_lags[layer_idx])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values that ``LanguageModelConfig(**...)`` takes back."""
         return asdict(self)
 
 
-class LanguageModel(nn.Module):
+class LanguageModel(NamedCall):
     """Embedding, :class:`~hypermlp.layers.block.TransformerBlock` s, RMSNorm, head.
 
     Args:
@@ -109,12 +133,12 @@ class LanguageModel(nn.Module):
             "config", config, LanguageModelConfig, "LanguageModelConfig(vocab_size, hidden_size, num_layers, ...)"
         )
         super().__init__()
-        self.config = config
+        self._config = config
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.embedding = Embedding(config.vocab_size, config.hidden_size, **factory)
         self.blocks = nn.ModuleList(
             TransformerBlock(
-                config.attention,
+                config.attention_config(index),
                 config.intermediate_size,
                 num_layers=config.num_layers,
                 norm_eps=config.norm_eps,
@@ -129,6 +153,22 @@ class LanguageModel(nn.Module):
         self.head = (
             None if config.tie_embeddings else Projection(config.hidden_size, config.vocab_size, bias=False, **factory)
         )
+
+    @property
+    def config(self) -> LanguageModelConfig:
+        """What the model computes as it stands: its layers' tables may have got other sizes, one by one too."""
+        c, layers = self._config, [getattr(block, "attention", None) for block in self.blocks]
+        described = tuple(c.attention_config(index).max_lag or 0 for index in range(c.num_layers))
+        if len(layers) != len(described):
+            return c
+        known = tuple(
+            layer.config.max_lag or 0 if isinstance(layer, AttentionLayer) and layer.mixer == c.attention.mixer else lag
+            for layer, lag in zip(layers, described, strict=True)
+        )
+        if known == described:
+            return c
+        context = c.context_length if c.context_length is None else max(c.context_length, *known)
+        return replace(c, max_lags=known, context_length=context)
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -172,9 +212,11 @@ class LanguageModel(nn.Module):
             raise ValueError(
                 f"input_ids must be int64 or int32 [batch, length], got {input_ids.dtype} {tuple(input_ids.shape)}"
             )
-        if cache is not None and not cache.layers:
-            self._check_places()
-        hidden_states = self.embedding(input_ids) * self.config.hidden_size**0.5
+        if cache is not None:
+            check_kind("cache", cache, HyperCache)
+            if not cache.layers:
+                self._check_places()
+        hidden_states = self.embedding(input_ids) * self._config.hidden_size**0.5
         for block in self.blocks:
             hidden_states = block(hidden_states, attention_mask, cu_seqlens=cu_seqlens, cache=cache)
         hidden_states = self.norm(hidden_states)
@@ -214,6 +256,10 @@ def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
         targets: int64 ``[B, T]``: the token after each input (already shifted), -100 where there
             is none to predict.
     """
+    check_kind("logits", logits, Tensor)
+    check_kind("targets", targets, Tensor)
+    if not logits.is_floating_point() or targets.dtype != torch.int64:
+        raise TypeError(f"logits must be floating point and targets int64, got {logits.dtype} and {targets.dtype}")
     if targets.shape != logits.shape[:2]:
         raise ValueError(f"targets must be {tuple(logits.shape[:2])} like the logits, got {tuple(targets.shape)}")
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hypermlp.checks import check_kind
 from hypermlp.ops import checked
 from hypermlp.ops.attention import Backend, check_backend
 from hypermlp.ops.checks import check_cu_seqlens
@@ -61,6 +62,8 @@ def short_conv(
 
 
 def _check(x: Tensor, taps: Tensor, cu_seqlens: Tensor | None, past: Tensor | None) -> None:
+    check_kind("x", x, Tensor)
+    check_kind("taps", taps, Tensor)
     if x.ndim != 3 or taps.ndim != 2 or x.shape[2] != taps.shape[0] or not taps.shape[1]:
         raise ValueError(
             f"x must be [B, T, D] and taps [D, size], size at least 1: got {tuple(x.shape)}, {tuple(taps.shape)}"
@@ -71,6 +74,7 @@ def _check(x: Tensor, taps: Tensor, cu_seqlens: Tensor | None, past: Tensor | No
         check_cu_seqlens(cu_seqlens, x)  # on a GPU that would wait for all that it has still to do
     if past is None:
         return
+    check_kind("past", past, Tensor)
     if cu_seqlens is not None:
         raise ValueError("past is for a batch with one sequence a row: packed sequences (cu_seqlens) begin afresh")
     expected = (x.shape[0], taps.shape[1] - 1, x.shape[2])

@@ -49,8 +49,13 @@ def test_samples_come_in_groups_that_fit_into_memory(command, trained, monkeypat
     lines = command(*arguments, "--samples", 5).output
     assert lines == command(*arguments, "--samples", 5).output
     assert lines.startswith(command(*arguments, "--samples", 2).output)
+    heads = [line for line in lines.splitlines() if line.startswith("--- sample ")]
+    assert heads == [f"--- sample {number} ---" for number in range(1, 6)]
     neighbour = command(*arguments[:-1], 4, "--samples", 2).output
-    assert neighbour not in lines
+    first, second = neighbour.replace("--- sample 1 ---\n", "").split("--- sample 2 ---\n")
+    assert first not in lines
+    assert second not in lines
+    assert "--- sample" not in command(*arguments).output
 
     class EnoughError(Exception):
         """Printed so far is what was wanted."""

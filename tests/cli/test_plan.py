@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import typer
@@ -61,6 +62,25 @@ def test_the_command_prints_all_parts(command):
     for part in ("computed a step by each GPU", "recomputed", "sent a step by each GPU", "sequence", "together"):
         assert part in result.output
     assert max(map(len, result.output.splitlines())) <= 120
+
+
+@pytest.mark.parametrize("more", [["--checkpointing"], ["--no-checkpointing", "--memory-gb", 1e4]])
+def test_every_row_says_what_it_stands_for(more):
+    lines = run("--params", "7e9", "--seq-len", 131072, "--gpus", 64, *more).stdout.splitlines()
+    rows = {words[0]: words for words in (line.split(maxsplit=2) for line in lines if line.startswith("  "))}
+    plain = {"forward", "backward", "together"}
+    assert {name for name, words in rows.items() if len(words) == 2} == plain
+    assert rows.keys() - plain >= {"weights", "operator", "block", "at", "heads", "sequence", "recomputed"}
+    assert ("once more" in " ".join(rows["operator"])) == ("--checkpointing" in more)
+
+
+def test_the_page_shows_what_it_prints():
+    page = (Path(__file__).parents[2] / "docs" / "scale.md").read_text()
+    section = page.partition("## What it takes\n")[2].partition("\n- ")[0]
+    command, *shown = [line.strip() for line in section.splitlines() if line.startswith("    ")]
+    printed = [line.strip() for line in run(*command.split()[2:]).stdout.splitlines()]
+    assert len(shown) > 10
+    assert set(shown) <= set(printed)
 
 
 def test_json_is_what_the_formulas_say():

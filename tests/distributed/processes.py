@@ -38,15 +38,25 @@ def run_checks(checks: Mapping[str, Callable[[], None]], folder: Path, world: in
         port = int(opened.getsockname()[1])
     multiprocessing.set_forkserver_preload(PRELOADED)
     # before Python 3.14 the server does not know this process's path, and would load another checkout that is installed
-    with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(place for place in sys.path if place)):
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(place for place in sys.path if place)}
+    with mock.patch.dict(os.environ, environment):
         forkserver.ensure_running()
-    arguments = world, port, checks, str(folder)
+    arguments = world, port, environment, checks, str(folder)
     torch.multiprocessing.start_processes(_process, arguments, nprocs=world, start_method="forkserver")
     found = [torch.load(folder / f"{rank}.pt") for rank in range(world)]
     return {name: [report[name] for report in found if report[name]] for name in checks}
 
 
-def _process(rank: int, world: int, port: int, checks: Mapping[str, Callable[[], None]], folder: str) -> None:
+def _process(
+    rank: int,
+    world: int,
+    port: int,
+    environment: dict[str, str],
+    checks: Mapping[str, Callable[[], None]],
+    folder: str,
+) -> None:
+    os.environ.clear()  # that of the server's start
+    os.environ.update(environment)
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world, timeout=TIMEOUT)
     report = {name: _trouble(check) for name, check in checks.items()}

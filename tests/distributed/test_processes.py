@@ -5,6 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from tests.distributed.processes import run_checks
+
 ROOT = Path(__file__).parents[2]
 # as pytest does it for who calls it from elsewhere: the checkout stands first, and in no variable
 SCRIPT = f"""
@@ -22,6 +26,20 @@ def check_checkout() -> None:
     import hypermlp
 
     assert Path(hypermlp.__file__).parents[1] == ROOT, hypermlp.__file__
+
+
+def check_variable() -> None:
+    assert os.environ.get("SET_AFTER_THE_START") == "yes"
+    assert "SET_BEFORE_THE_START" not in os.environ
+
+
+def test_processes_have_the_environment_of_their_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not that in which the server was started, once for all of them."""
+    monkeypatch.setenv("SET_BEFORE_THE_START", "yes")
+    assert run_checks({"variable": check_variable}, tmp_path, world=1)["variable"]
+    monkeypatch.delenv("SET_BEFORE_THE_START")
+    monkeypatch.setenv("SET_AFTER_THE_START", "yes")
+    assert run_checks({"variable": check_variable}, tmp_path, world=1) == {"variable": []}
 
 
 def test_processes_have_the_path_of_the_tests(tmp_path: Path) -> None:

@@ -18,6 +18,16 @@ def test_what_is_not_known_is_named_with_the_version() -> None:
         refuse_unknown({"flag": False}, {}, "A", "torch")
 
 
+def test_a_misspelt_name_of_a_door_of_ours_names_the_one_that_is_meant() -> None:
+    def door(input_ids: object, attention_mask: object = None, **others: object) -> None:
+        refuse_unknown(others, {}, "A", "torch", door=door)
+
+    with pytest.raises(TypeError, match=r"what it means: did you mean attention_mask\?$"):
+        door(1, mask=2)
+    with pytest.raises(TypeError, match="what it means: leave it out or pass None"):
+        door(1, bucket=2)
+
+
 def test_it_compiles_whole() -> None:
     def called(x: torch.Tensor, **kwargs: object) -> torch.Tensor:
         refuse_unknown(kwargs, {"position_ids": "lags say it"}, "A", "torch")

@@ -206,7 +206,7 @@ def test_shared_tables_are_resized_once_and_stay_shared() -> None:
 
 
 def test_layers_by_lag_need_none() -> None:
-    with pytest.raises(ValueError, match="tables by lag fit every length"):
+    with pytest.raises(ValueError, match=r"tables by lag fit every length, and hypermlp.extend_max_lag makes"):
         resize_positions(HyperMLP(8), (4, 4))
 
 
@@ -216,5 +216,8 @@ def test_another_number_of_tokens_is_refused() -> None:
     made(torch.randn(1, 16, 8))
     with pytest.raises(ValueError, match=r"16 positions and got 9 tokens.*resize_positions.*max_lag=9"):
         made(torch.randn(1, 9, 8))
+    with pytest.raises(ValueError, match=r"grid=3 is the length of a sequence, .* \(3, 3\) for 3 lines of 3"):
+        resize_positions(made, 3)
+    assert made.config.max_lag == 16
     resize_positions(made, (3, 3))
     made(torch.randn(1, 9, 8))

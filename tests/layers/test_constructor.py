@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import pydoc
 
@@ -43,3 +44,15 @@ def test_a_layer_is_what_its_config_says(layer: type[AttentionLayer]) -> None:
     assert again.config == made.config
     assert again.layer_idx == 3
     assert again.state_dict().keys() == made.state_dict().keys()
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_backend_that_there_is_not_is_refused_where_it_is_said(layer: type[AttentionLayer]) -> None:
+    with pytest.raises(ValueError, match=r"^backend must be one of .*'chunked'.*, got 'flash'$"):
+        layer(16, max_lag=8, backend="flash")  # type: ignore[arg-type]
+    made = layer(16, max_lag=8)
+    with pytest.raises(ValueError, match="got 'flash'"):
+        made.backend = "flash"  # type: ignore[assignment]
+    assert made.backend == "auto"
+    made.backend = "reference"
+    assert copy.deepcopy(made).backend == "reference"

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import json
+import pickle
+
 import pytest
 import torch
 from torch.nn.utils import parametrize, prune
 
 from hypermlp import HyperCache, HyperConfig, HyperGLU, HyperMLP, SoftmaxAttention
+from hypermlp.generation import generate
+from hypermlp.integrations import resize_positions
 from hypermlp.models import LanguageModel, LanguageModelConfig, extend_max_lag
+from hypermlp_lab.training.recipe import parameter_count
 
 OLD, NEW, HIDDEN = 8, 19, 16
 FILLS = ["identity", "continue"]
@@ -90,6 +97,83 @@ def test_a_language_model_and_its_config():
     torch.testing.assert_close(again(tokens), model(tokens), rtol=0, atol=1e-12)
 
 
+def reopened(model):
+    """As it is described in JSON, with the same weights."""
+    again = LanguageModel(LanguageModelConfig(**json.loads(json.dumps(model.config.to_dict()))), dtype=torch.float64)
+    again.load_state_dict(model.state_dict())
+    assert again.config == model.config
+    return again
+
+
+@torch.no_grad()
+def test_layers_extended_one_by_one_are_described():
+    model, tokens = language_model(context_length=OLD), torch.randint(11, (1, NEW))
+    assert extend_max_lag(model.blocks[1].attention, NEW) == 1
+    assert model.config.max_lags == (OLD, NEW)
+    assert model.config.context_length == NEW
+    assert [model.config.attention_config(index).max_lag for index in range(2)] == [OLD, NEW]
+    assert torch.equal(reopened(model)(tokens), model(tokens))
+    assert parameter_count(model.config) == model.num_parameters()
+    assert copy.deepcopy(model).config == pickle.loads(pickle.dumps(model)).config == model.config
+    for use_cache in (True, False):
+        options = {"temperature": 0, "use_cache": use_cache}
+        assert torch.equal(generate(reopened(model), tokens, 6, **options), generate(model, tokens, 6, **options))
+    # the last one, too, is as if all had been extended at once
+    extend_max_lag(model.blocks[0], NEW)
+    whole = language_model(context_length=OLD)
+    extend_max_lag(whole, NEW)
+    assert model.config == whole.config
+    assert model.config.max_lags is None
+
+
+@torch.no_grad()
+def test_a_model_is_extended_on_from_layers_that_were():
+    model, tokens = language_model(), torch.randint(11, (1, NEW))
+    extend_max_lag(model.blocks[0], NEW)
+    assert extend_max_lag(model, 10) == 1
+    assert model.config.max_lags == (NEW, 10)
+    assert torch.equal(reopened(model)(tokens), model(tokens))
+
+
+@torch.no_grad()
+def test_tables_by_position_resized_are_described():
+    torch.manual_seed(0)
+    attention = HyperConfig(HIDDEN, max_lag=OLD, mix_rank=2, layout="position")
+    model = LanguageModel(LanguageModelConfig(11, HIDDEN, 2, attention), dtype=torch.float64).eval()
+    resize_positions(model.blocks[0], 12)
+    assert model.config.max_lags == (12, OLD)
+    resize_positions(model.blocks[1], 10)
+    tokens = torch.randint(11, (1, 8))
+    assert torch.equal(reopened(model)(tokens), model(tokens))
+    assert generate(model, tokens, 12, seed=0).shape == (1, 20)  # the shortest tables are the context
+
+
+def test_the_family_takes_layers_extended_one_by_one(tmp_path):
+    pytest.importorskip("transformers", minversion="5.5", reason="needs the hf extra")
+    from hypermlp.models.huggingface import HyperMLPForCausalLM
+
+    model, tokens = language_model(), torch.randint(11, (1, NEW))
+    extend_max_lag(model.blocks[1], NEW)
+    family = HyperMLPForCausalLM.from_language_model(model).double()
+    family.save_pretrained(tmp_path)
+    again = HyperMLPForCausalLM.from_pretrained(tmp_path, dtype=torch.float64)
+    torch.testing.assert_close(again(tokens).logits, model(tokens), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("mixer", "lags", "match"),
+    [
+        ("hyperglu", (8,), "max_lags must be a number for each of num_layers=2"),
+        ("hyperglu", 8, "max_lags must be a number for each"),
+        ("hyperglu", (8, 0), "max_lags must be a positive integer, got 0"),
+        ("softmax", (8, 8), "max_lags is for tables, which mixer='softmax' has not"),
+    ],
+)
+def test_bad_lags_of_layers(mixer, lags, match):
+    with pytest.raises(ValueError, match=match):
+        LanguageModelConfig(11, HIDDEN, 2, HyperConfig(HIDDEN, mixer=mixer), max_lags=lags)
+
+
 @torch.no_grad()
 def test_cached_steps_see_the_new_window():
     model, tokens = language_model(), torch.randint(11, (1, NEW + 4))
@@ -159,8 +243,14 @@ def test_one_layer_of_a_model_that_is_saved(tmp_path):
 @pytest.mark.parametrize(
     ("model", "max_lag", "options", "error", "match"),
     [
-        (SoftmaxAttention(HIDDEN), 9, {}, ValueError, "nothing to extend"),
-        (HyperGLU(HIDDEN, max_lag=OLD, causal=False), 9, {}, ValueError, "nothing to extend"),
+        (SoftmaxAttention(HIDDEN), 9, {}, ValueError, "nothing to extend$"),
+        (
+            HyperGLU(HIDDEN, max_lag=OLD, causal=False),
+            9,
+            {},
+            ValueError,
+            "nothing to extend; .*resize_positions",
+        ),
         (HyperGLU(HIDDEN, max_lag=OLD), OLD, {}, ValueError, "more than the 8 lags"),
         (HyperGLU(HIDDEN, max_lag=OLD), 4, {}, ValueError, "more than the 8 lags"),
         (HyperGLU(HIDDEN, max_lag=OLD), 9.0, {}, TypeError, "integer"),

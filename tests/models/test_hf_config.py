@@ -75,6 +75,20 @@ def test_names_of_other_configs_are_refused(given, message):
         HyperMLPConfig(vocab_size=50, hidden_size=32, **given)
 
 
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [("num_hidden_layer", "num_hidden_layers"), ("hiden_size", "hidden_size"), ("attentions", "attention")],
+)
+def test_misspelt_names_are_refused(given, meant, tmp_path):
+    """transformers keeps what it does not know, and nobody would read it."""
+    with pytest.raises(TypeError, match=f"HyperMLPConfig takes no '{given}': did you mean {meant}"):
+        HyperMLPConfig(**{given: 2})
+    # names of transformers' own and of a user's stay
+    config = HyperMLPConfig(sep_token_id=3, cls_token_id=4, num_labels=2, my_note="x", output_attentions=True)
+    config.save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path).my_note == "x"
+
+
 def test_a_saved_config_with_such_a_name_opens_as_it_was(tmp_path):
     config = HyperMLPConfig(vocab_size=50, hidden_size=32)
     config.max_lag = 128  # as releases before wrote what they were given and did not read

@@ -41,7 +41,8 @@ def inspect(
     tokens = torch.tensor([list(taken)], device=next(model.parameters()).device)
     views = [view(call) for call in record(model, tokens)]
     c = model.config
-    window = "" if c.attention.max_lag is None else f", {c.attention.max_lag} lags"
+    lags = c.max_lags or (() if c.attention.max_lag is None else (c.attention.max_lag,))
+    window = f", {' / '.join(map(str, lags))} lags" if lags else ""
     page = write(
         views,
         out,

@@ -18,6 +18,31 @@ _GIGA = 1e9
 # of GPUs, sequences and tokens: meshes are tried one by one
 _MOST = 1e9
 _ITEMSIZES = {"bfloat16": 2, "float16": 2, "float32": 4}
+# what each row stands for, beside its number
+_MEMORY = {
+    "weights": "its shard, and what FSDP2 gathers of the others' while a block is computed",
+    "gradients": "likewise",
+    "optimizer": "AdamW's two moments of its shard",
+    "operator": "queries, keys, values and output of attention, kept for the backward",
+    "activations": "all else that is kept for the backward",
+    "logits": "the loss: the softmax of the logits, and gradients",
+    "block": "nothing: no block is computed once more",
+    "at once": "all of it",
+}
+_MEMORY_ONCE_MORE = {
+    "operator": "queries, keys, values and output of attention, of the block that is computed once more",
+    "activations": "the inputs of all blocks, which are kept",
+    "block": "all else of the block that is computed once more",
+    "at once": "the most at one time: the logits go before a block is computed once more",
+}
+_COMPUTED = {"recomputed": "blocks once more in the backward", "together": ""}
+_SENT = {
+    "weights": "gathered by FSDP2",
+    "gradients": "summed by FSDP2",
+    "heads": "sums of what heads on several GPUs give",
+    "sequence": "keys and values of a sequence on several GPUs",
+    "together": "",
+}
 
 
 @user_errors()
@@ -102,6 +127,7 @@ def _report(step: Step, fits: bool, gpus: int, dtype: str, memory_gb: float) -> 
 
 def _lines(report: dict[str, Any], headroom: float) -> list[str]:
     model, step, mesh = report["model"], report["step"], report["mesh"]
+    memory = report["memory_bytes"] | {"at once": report["memory_bytes_peak"]}
     lags = "" if model["max_lag"] is None else f", {model['max_lag']:,} lags"
     blocks = "computed once more in the backward" if report["checkpointing"] else "kept for the backward"
     lines = [
@@ -109,15 +135,16 @@ def _lines(report: dict[str, Any], headroom: float) -> list[str]:
         f"{model['hidden_size']:,} with {model['num_heads']} heads{lags}, a vocabulary of {model['vocab_size']:,}",
         f"{report['gpus']:,} GPUs, {step['batch']:,} sequences of {step['seq_len']:,} tokens a step, {step['dtype']}",
         "",
-        f"mesh: data {mesh['data']} x heads {mesh['heads']} x sequence {mesh['sequence']}",
+        f"mesh: data {mesh['data']} x heads {mesh['heads']} x sequence {mesh['sequence']} "
+        "(GPUs that share a batch, a layer's heads, a sequence's tokens)",
         f"sequences at once: {report['rows_at_once']}, passes a step: {report['passes']}, blocks {blocks}",
         "",
-        *_table("memory of a GPU, GB", report["memory_bytes"], _GIGA, report["memory_bytes_peak"], "at once"),
+        *_table("memory of a GPU, GB", memory, _GIGA, _MEMORY | (_MEMORY_ONCE_MORE if report["checkpointing"] else {})),
         f"of {report['memory_gb']:,.1f} GB, of which {100 * headroom:g} % stay free",
         "",
-        *_table("computed a step by each GPU, TFLOP", report["flops"], 1e12 * report["gpus"]),
+        *_table("computed a step by each GPU, TFLOP", report["flops"], 1e12 * report["gpus"], _COMPUTED),
         "",
-        *_table("sent a step by each GPU, GB", report["sent_bytes"], _GIGA),
+        *_table("sent a step by each GPU, GB", report["sent_bytes"], _GIGA, _SENT),
     ]
     if mesh["sequence"] > 1:
         lines += [
@@ -127,8 +154,9 @@ def _lines(report: dict[str, Any], headroom: float) -> list[str]:
     return lines
 
 
-def _table(
-    title: str, values: dict[str, int], unit: float, total: int | None = None, what: str = "together"
-) -> list[str]:
-    rows = [*values.items(), (what, sum(values.values()) if total is None else total)]
-    return [title, *(f"  {name:<12}{value / unit:>12,.2f}" for name, value in rows)]
+def _table(title: str, values: dict[str, int], unit: float, meaning: dict[str, str]) -> list[str]:
+    """A row of each value and what it stands for, and their sum where ``meaning`` has a row for it."""
+    if "together" in meaning:
+        values = values | {"together": sum(values.values())}
+    rows = ((name, value / unit, meaning.get(name, "")) for name, value in values.items())
+    return [title, *(f"  {name:<12}{number:>12,.2f}  {text}".rstrip() for name, number, text in rows)]

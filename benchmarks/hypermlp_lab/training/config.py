@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-from hypermlp.checks import check_number, check_size
+from hypermlp.checks import check_number, check_size, named_fields
 
 Precision = Literal["float32", "bfloat16"]
 
 
+@named_fields
 @dataclass(frozen=True)
 class TrainingConfig:
     """One training run. Frozen; every field is checked.

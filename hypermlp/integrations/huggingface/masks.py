@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hypermlp.checks import check_kind
 from hypermlp.ops.modes import require, values_readable
 from hypermlp.ops.varlen import Tokens
 
@@ -81,6 +82,14 @@ def _checked(valid: Tensor, begins: Tensor, differs: Tensor, past: int | Tensor,
         return tokens
     begins[:, 0] = True
     return tokens._replace(cu_seqlens=bounds_of(begins))
+
+
+def check_tensors(**named: Tensor | None) -> None:
+    """TypeError for what is no tensor, such as the lists of a tokenizer, and for nested ones."""
+    for name, tensor in named.items():
+        if tensor is not None:
+            check_kind(name, tensor, Tensor, 'tokenizer(..., return_tensors="pt") gives tensors')
+    refuse_nested(**named)
 
 
 def refuse_nested(**named: Tensor | None) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
 from hypermlp.integrations.huggingface.record import CONFIG_KEY, recorded
-from hypermlp.integrations.registry import Adapter, Which
+from hypermlp.integrations.registry import Adapter, Which, as_mapping
 from hypermlp.integrations.swap import swap_attention, swapped_layers
 
 # arguments that say which files are meant
@@ -41,6 +41,11 @@ def from_pretrained(
     Raises:
         ValueError: the config knows no swap, or weights of hyper layers are missing or left over.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path must be a folder or a name on the hub, got {type(path).__name__}")
+    if model_class is not None and not (isinstance(model_class, type) and issubclass(model_class, PreTrainedModel)):
+        raise TypeError(f"model_class must be a class of transformers' models, got {model_class!r}")
+    as_mapping(adapter)  # before anything is loaded
     where = {name: kwargs[name] for name in _WHERE if name in kwargs}
     # Auto classes do not know the configs of all parts
     config_class = AutoConfig if model_class is None else model_class.config_class
@@ -90,6 +95,10 @@ def rebuild(
     model: nn.Module, swaps: list[dict[str, Any]], adapter: Adapter | Mapping[Which, Adapter] | None = None
 ) -> None:
     """Swap ``model`` as the config of a saved one describes; the weights are new."""
+    if not isinstance(swaps, list) or not all(
+        isinstance(swap, Mapping) and {"layers", "config"} <= swap.keys() for swap in swaps
+    ):
+        raise TypeError(f"swaps must be a list of {{'layers': [...], 'config': {{...}}}}, got {swaps!r}")
     for swap in swaps:
         fields = {name: value for name, value in swap["config"].items() if name not in ("hidden_size", "causal")}
         swap_attention(model, layers=swap["layers"], keep_originals=False, adapter=adapter, **fields)

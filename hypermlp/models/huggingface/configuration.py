@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
 
+from hypermlp.checks import check_flag, check_kind
 from hypermlp.config import HyperConfig
 from hypermlp.integrations.huggingface.names import CACHE_NAMES
 from hypermlp.models.language_model import LanguageModelConfig
@@ -35,6 +37,8 @@ _PLAIN_NAMES = {
 }
 # fields of every attention layer, which stand in attention
 _OF_LAYERS = {field.name for field in dataclasses.fields(HyperConfig)} - {"hidden_size", "num_heads"}
+# of two names: sep_token_id and eos_token_id are less alike
+_MISSPELT = 0.9
 
 
 class HyperMLPConfig(PreTrainedConfig):
@@ -93,6 +97,7 @@ class HyperMLPConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         if self.transformers_version is None:  # a saved one is read as it stands
             _check_names(kwargs)
+            check_flag("use_cache", self.use_cache)
         layers = [self._layer_model(layer) for layer in self._attention_fields()]
         self.intermediate_size = layers[0].intermediate_size
         attention = [layer.attention.to_dict() for layer in layers]
@@ -124,7 +129,7 @@ class HyperMLPConfig(PreTrainedConfig):
             return LanguageModelConfig(attention=HyperConfig(**(sizes | attention)), **plain)
         except (TypeError, ValueError) as error:
             message = str(error)
-            for own, name in _PLAIN_NAMES.items():
+            for own, name in (_PLAIN_NAMES | {"num_attention_heads": "num_heads"}).items():
                 message = message.replace(name, own)
             raise type(error)(message) from None
 
@@ -136,10 +141,13 @@ class HyperMLPConfig(PreTrainedConfig):
             config: of a :class:`~hypermlp.models.LanguageModel`.
             options: other fields, which win.
         """
+        check_kind("config", config, LanguageModelConfig, "a LanguageModel has it as model.config")
         fields = {own: getattr(config, name) for own, name in _PLAIN_NAMES.items()}
         if config.context_length is None:
             del fields["max_position_embeddings"]
-        fields |= {"attention": config.attention, "num_attention_heads": config.attention.num_heads}
+        attention = [config.attention_config(index) for index in range(config.num_layers)]
+        fields |= {"attention": attention if config.max_lags else config.attention}
+        fields |= {"num_attention_heads": config.attention.num_heads}
         return cls(**(fields | options))
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
@@ -177,10 +185,13 @@ class HyperMLPConfig(PreTrainedConfig):
 
 
 def _check_names(others: Mapping[str, Any]) -> None:
-    """TypeError for fields of other configs of this library, which transformers would keep and nobody read."""
+    """TypeError for fields of other configs of this library and misspelt ones, which nobody would read."""
     own = {plain: name for name, plain in _PLAIN_NAMES.items()} | {"num_heads": "num_attention_heads"}
     for name in others:
         if name in own:
             raise TypeError(f"{name} is called {own[name]} here: HyperMLPConfig({own[name]}=...)")
         if name in _OF_LAYERS:
             raise TypeError(f"{name} is a field of the attention layers: HyperMLPConfig(attention={{{name!r}: ...}})")
+        # what is like no field may be a user's own: transformers keeps it
+        if near := get_close_matches(name, HyperMLPConfig.__annotations__, 1, _MISSPELT):
+            raise TypeError(f"HyperMLPConfig takes no {name!r}: did you mean {near[0]}?")

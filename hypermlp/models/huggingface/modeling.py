@@ -15,10 +15,10 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import can_return_tuple, logging
 from transformers.utils.output_capturing import capture_outputs
 
-from hypermlp.checks import check_kind
+from hypermlp.checks import check_flag, check_kind
 from hypermlp.integrations.arguments import refuse_unknown
 from hypermlp.integrations.huggingface.cache import check_cache
-from hypermlp.integrations.huggingface.masks import document_bounds, refuse_nested
+from hypermlp.integrations.huggingface.masks import check_tensors, document_bounds
 from hypermlp.integrations.huggingface.names import CACHE_NAME, CACHE_NAMES, IGNORED_BY_MODELS, one_cache
 from hypermlp.integrations.huggingface.refused import refuse_caches, refuse_continuous_batching
 from hypermlp.layers import AttentionLayer
@@ -133,8 +133,12 @@ class HyperMLPModel(HyperMLPPreTrainedModel):
             kwargs: what Transformers' decorators and collators add and means nothing to the model
                 (:data:`IGNORED_BY_MODELS`); a TypeError for anything else.
         """
-        refuse_unknown(kwargs, IGNORED_BY_MODELS, type(self).__name__, "transformers", otherwise="")
-        refuse_nested(input_ids=input_ids, inputs_embeds=inputs_embeds, attention_mask=attention_mask)
+        refuse_unknown(kwargs, IGNORED_BY_MODELS, type(self).__name__, "transformers", otherwise="", door=self.forward)
+        check_tensors(
+            input_ids=input_ids, inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids
+        )
+        if use_cache is not None:
+            check_flag("use_cache", use_cache)
         if is_causal is False:
             raise ValueError("is_causal=False: the family is causal")
         if (input_ids is None) == (inputs_embeds is None):
@@ -246,6 +250,7 @@ class HyperMLPForCausalLM(HyperMLPPreTrainedModel, GenerationMixin):
             input_ids, attention_mask, position_ids, cache, inputs_embeds, use_cache, past_key_values, kwargs: see
                 :meth:`HyperMLPModel.forward`.
         """
+        check_tensors(labels=labels)
         loss_options = {name: kwargs.pop(name) for name in _LOSS_OPTIONS if name in kwargs}
         outputs = self.model(
             input_ids=input_ids,
@@ -256,6 +261,8 @@ class HyperMLPForCausalLM(HyperMLPPreTrainedModel, GenerationMixin):
             use_cache=use_cache,
             **kwargs,
         )
+        if not isinstance(logits_to_keep, int):
+            check_kind("logits_to_keep", logits_to_keep, Tensor, "or a number of tokens")
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, kept])
         loss = None

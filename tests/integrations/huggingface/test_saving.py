@@ -53,6 +53,8 @@ def test_round_trip_of_different_layers(tmp_path: Path) -> None:
     again = from_pretrained(tmp_path)
     kinds = [type(layer.self_attn).__name__ for layer in again.model.layers]
     assert kinds == ["HyperLlamaAttention", "LlamaAttention", "HyperLlamaAttention", "HyperLlamaAttention"]
+    with pytest.raises(ValueError, match=r"no originals of .*layers\.0\.self_attn'.*: a saved model holds none"):
+        restore_attention(again)
 
 
 def test_a_weight_that_is_not_saved_is_noticed(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import socket
 import sys
 import traceback
@@ -41,7 +42,8 @@ def run_checks(checks: Mapping[str, Callable[[], None]], folder: Path, world: in
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(place for place in sys.path if place)}
     with mock.patch.dict(os.environ, environment):
         forkserver.ensure_running()
-    arguments = world, port, environment, checks, str(folder)
+    # as bytes: what is handed to a process as it starts has a descriptor for every tensor, of which it takes 250
+    arguments = world, port, environment, pickle.dumps(checks), str(folder)
     torch.multiprocessing.start_processes(_process, arguments, nprocs=world, start_method="forkserver")
     found = [torch.load(folder / f"{rank}.pt") for rank in range(world)]
     return {name: [report[name] for report in found if report[name]] for name in checks}
@@ -52,14 +54,14 @@ def _process(
     world: int,
     port: int,
     environment: dict[str, str],
-    checks: Mapping[str, Callable[[], None]],
+    checks: bytes,
     folder: str,
 ) -> None:
     os.environ.clear()  # that of the server's start
     os.environ.update(environment)
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world, timeout=TIMEOUT)
-    report = {name: _trouble(check) for name, check in checks.items()}
+    report = {name: _trouble(check) for name, check in pickle.loads(checks).items()}
     torch.save(report, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
     # the report says it all; PyTorch's and accelerate's threads sometimes abort a process that takes itself apart

@@ -3,9 +3,11 @@
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.distributed.processes import run_checks
 
@@ -31,6 +33,15 @@ def check_checkout() -> None:
 def check_variable() -> None:
     assert os.environ.get("SET_AFTER_THE_START") == "yes"
     assert "SET_BEFORE_THE_START" not in os.environ
+
+
+def check_sum(tensors: list[torch.Tensor], total: float) -> None:
+    assert sum(tensors) == total
+
+
+def test_a_check_may_hold_many_tensors(tmp_path: Path) -> None:
+    check = partial(check_sum, [torch.ones(()) for _ in range(300)], 300.0)
+    assert run_checks({"sum": check}, tmp_path, world=1) == {"sum": []}
 
 
 def test_processes_have_the_environment_of_their_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

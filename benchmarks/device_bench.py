@@ -17,7 +17,8 @@ from hypermlp_lab.bench.measure import MODES, Mode
 from hypermlp_lab.bench.models import MODEL_PROVIDERS, ModelBenchmark, ModelCase
 from hypermlp_lab.bench.operators import OPERATOR_PROVIDERS, OperatorBenchmark, OperatorCase
 from hypermlp_lab.bench.results import markdown
-from hypermlp_lab.bench.run import Benchmark, Settings, passed, present, run
+from hypermlp_lab.bench.run import Benchmark, passed, run
+from hypermlp_lab.bench.settings import Settings, present
 from hypermlp_lab.training.files import write_json
 
 # from the device and the seconds there are

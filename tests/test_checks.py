@@ -33,7 +33,7 @@ from hypermlp.models import LanguageModel, LanguageModelConfig
 from hypermlp_lab.bench.decoding import DecodeCase
 from hypermlp_lab.bench.layers import LayerCase
 from hypermlp_lab.bench.operators import OperatorCase
-from hypermlp_lab.bench.run import Settings
+from hypermlp_lab.bench.settings import Settings
 from hypermlp_lab.study.runs import Job, Run
 from hypermlp_lab.training import TrainingConfig
 

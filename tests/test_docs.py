@@ -18,7 +18,8 @@ import torch
 from hypermlp.integrations.hosts import CLASSES
 from hypermlp_lab.bench.decoding import DECODE_PROVIDERS, DecodeBenchmark, DecodeCase
 from hypermlp_lab.bench.layers import ATTENTION_PROVIDERS, LayerBenchmark, LayerCase
-from hypermlp_lab.bench.run import SCHEMA, Settings, run
+from hypermlp_lab.bench.run import SCHEMA, run
+from hypermlp_lab.bench.settings import Settings
 from hypermlp_lab.training.data import Corpus
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -49,8 +49,8 @@ def user_errors() -> Iterator[None]:
         raise typer.Exit(2) from error
 
 
-def chosen_device(name: str) -> torch.device:
-    """The device that ``--device`` names, which is there and has memory.
+def chosen_device(name: str, choices: str = "cpu, cuda, cuda:1, ... or auto") -> torch.device:
+    """The device that ``--device`` names, which is there and has memory; ``choices`` are told where it is not.
 
     Raises:
         ValueError: it is not.
@@ -59,12 +59,15 @@ def chosen_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"--device {name!r} names no device: say {choices}") from error
+    try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, ImportError) as error:
         reason = str(error).splitlines()[0][:120]
-        raise ValueError(f"--device {name!r} does not work here ({reason}): try cpu, cuda or auto") from error
+        raise ValueError(f"--device {name!r} does not work here ({reason}): say {choices}") from error
     if device.type == "meta":
-        raise ValueError("--device meta holds no values: try cpu, cuda or auto")
+        raise ValueError("--device meta holds no values: say {choices}")
     return device
 
 

@@ -304,14 +304,7 @@ class LayerCache:
         shift, stop = dropped - least, self.length - least
         start = self._starts() + shift
         for ring in self._rings.values():
-            first = ring.oldest
-            held = ring.gathered(first, self.length)
-            source = torch.arange(first, stop, device=held.device) - shift[:, None]
-            source = source.view(len(source), *[1] * (held.ndim - 3), -1, 1)
-            index = (source - first).clamp_min(0).expand(*held.shape[:-2], -1, held.shape[-1])
-            ring.append(torch.where(source >= first, held.gather(-2, index), held.new_zeros(())), first)
-            if first:
-                ring.oldest = first + most - least
+            ring.shift(shift, most - least, self.length, stop)
         self.length, self.start = stop, start
         if "valid" not in self._rings:
             valid = torch.arange(stop, device=start.device) >= start[:, None]

@@ -86,6 +86,20 @@ class Ring:
         """A copy of tokens ``start:stop``, ``[B, ..., n, width]``."""
         return torch.cat([self._slots(*span) for span in self._spans(start, stop)], dim=-2)
 
+    def shift(self, by: Tensor, most: int, length: int, stop: int) -> None:
+        """Let each row's token ``t`` before ``stop`` be what its token ``t - by`` of ``length`` was; zeros if none.
+
+        ``by`` is int64 ``[B]``, and at most ``most``.
+        """
+        first = self.oldest
+        held = self.gathered(first, length)
+        source = torch.arange(first, stop, device=held.device) - by[:, None]
+        source = source.view(len(source), *[1] * (held.ndim - 3), -1, 1)
+        index = (source - first).clamp_min(0).expand(*held.shape[:-2], -1, held.shape[-1])
+        self.append(torch.where(source >= first, held.gather(-2, index), held.new_zeros(())), first)
+        if first:
+            self.oldest = first + most
+
     def _slots(self, low: int, count: int) -> Tensor:
         """View ``[B, ..., count, width]``, however memory lies."""
         part = self.data.narrow(self._slots_dim, low, count)

@@ -15,8 +15,9 @@ from hypermlp import HyperGLU
 from hypermlp_lab.bench import command, environment, gate, results
 from hypermlp_lab.bench.layers import ATTENTION_PROVIDERS, Contestant, LayerBenchmark, LayerCase, LayerProvider
 from hypermlp_lab.bench.measure import MODES, extra_peak_bytes, interleaved
-from hypermlp_lab.bench.run import Report, Settings, count_parameters, passed
+from hypermlp_lab.bench.run import Report, count_parameters, passed
 from hypermlp_lab.bench.run import run as run_benchmark
+from hypermlp_lab.bench.settings import Settings
 
 CASE = LayerCase(hidden_size=64)
 SETTINGS = Settings(CASE.at(8, 24), repeats=2, seconds=60.0)

@@ -22,8 +22,9 @@ from hypermlp_lab.bench.decoding import (
     DecodeProvider,
     Session,
 )
-from hypermlp_lab.bench.run import Report, Settings, count_parameters, passed
+from hypermlp_lab.bench.run import Report, count_parameters, passed
 from hypermlp_lab.bench.run import run as run_benchmark
+from hypermlp_lab.bench.settings import Settings
 
 CASE = DecodeCase(hidden_size=16, window=12, steps=4, recompute_limit=8)
 SETTINGS = Settings(CASE.at(8, 40), repeats=2, seconds=20.0)

@@ -33,6 +33,8 @@ def bench(monkeypatch):
         ["--seed", -1],
         ["--device", "meta"],
         ["--device", "cpu:x"],
+        ["--device", "cpu:"],
+        ["--device", "auto"],
         ["--device", "cuda:77"],
         ["--lengths", "0"],
         ["--lengths", "x"],
@@ -48,6 +50,8 @@ def test_options(bench, tmp_path, kind, arguments):
     assert result.exit_code == 2, result.output
     assert arguments[0] in result.output
     assert "Traceback" not in result.output
+    if arguments[0] == "--device":  # this command has no auto
+        assert "auto" not in result.output.replace("'auto'", "")
 
 
 @pytest.mark.parametrize(

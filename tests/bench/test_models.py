@@ -16,8 +16,9 @@ from hypermlp_lab.bench import gate, models
 from hypermlp_lab.bench.command import app
 from hypermlp_lab.bench.models import MODEL_PROVIDERS, ModelBenchmark, ModelCase, TrainingStep
 from hypermlp_lab.bench.results import markdown
-from hypermlp_lab.bench.run import Report, Settings
+from hypermlp_lab.bench.run import Report
 from hypermlp_lab.bench.run import run as run_benchmark
+from hypermlp_lab.bench.settings import Settings
 from hypermlp_lab.training import TrainingConfig, load_corpus
 from hypermlp_lab.training.demo import Demo
 
@@ -108,3 +109,42 @@ def test_a_path_that_cannot_run_here_says_why() -> None:
     verdict = check("hyperglu-triton")
     assert not verdict.passed
     assert "GPU" in verdict.reason
+
+
+def test_what_a_step_needs_is_what_there_is_after_it() -> None:
+    """Weights, gradients and AdamW's moments of two models at once to the byte, and about what a step keeps."""
+    providers = [BY_NAME["hyperglu-chunked"], BY_NAME["softmax"]]
+    steps = [TrainingStep(CASE, provider) for provider in providers]
+    held, kept = 0, []
+    for step in steps:
+        saved: dict[int, int] = {}
+
+        def keep(x: torch.Tensor, saved: dict[int, int] = saved) -> torch.Tensor:
+            saved[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            loss = step.loss()
+        own = {p.untyped_storage().data_ptr() for p in step.model.parameters()}
+        kept.append(sum(size for place, size in saved.items() if place not in own))
+        loss.backward()  # type: ignore[no-untyped-call]
+        step.optimizer.step()
+        moments = [x for state in step.optimizer.state.values() for x in state.values() if x.ndim]
+        held += sum(x.nbytes for p in step.model.parameters() for x in (p, p.grad) if x is not None)
+        held += sum(x.nbytes for x in moments)
+    needed = models.needed_bytes(CASE, providers) - held
+    assert 0.8 * max(kept) < needed < 3 * max(kept)  # with two gradients of the logits, which come later
+
+
+def test_more_than_the_machine_has_is_said_before_it_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def work(*args: object, **options: object) -> None:
+        raise AssertionError("something was built")
+
+    monkeypatch.setattr(models, "total_memory", lambda device: 2**31)
+    monkeypatch.setattr(models, "TrainingStep", work)
+    result = CliRunner().invoke(app, ["models", "--size", "gpt2", "--out", str(tmp_path / "x.json")])
+    assert result.exit_code == 2, result.output
+    line = " ".join(result.output.split())
+    assert "gpt2, 16 x 256 tokens: 3 models, hyperglu-auto, hyperglu-chunked, softmax, need more than" in line
+    assert "GiB together and cpu has 2.0: give a smaller --batch" in line
+    assert list(tmp_path.iterdir()) == []

@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 from hypermlp_lab.bench import clock, command, gate, operators
 from hypermlp_lab.bench.operators import OPERATOR_PROVIDERS, OperatorBenchmark, OperatorCase, OperatorProvider
 from hypermlp_lab.bench.results import markdown
-from hypermlp_lab.bench.run import Report, Settings, passed, run
+from hypermlp_lab.bench.run import Report, passed, run
+from hypermlp_lab.bench.settings import Settings
 
 CASE = OperatorCase(hidden_size=32, num_heads=2, batch=2, mix_rank=4, head_width=16)
 SETTINGS = Settings(CASE.at(8, 20), gate_lengths=(30,), repeats=2, seconds=60.0)

@@ -62,7 +62,8 @@ def test_mistakes_get_one_line(command, text_folder, tmp_path, arguments, messag
         (["--lr", "inf"], "lr"),
         (["--device", "meta"], "meta holds no values"),
         (["--device", "cuda:77"], "--device 'cuda:77' does not work here"),
-        (["--device", ""], "--device ''"),
+        (["--device", ""], "--device '' names no device: say cpu, cuda, cuda:1, ... or auto"),
+        (["--device", "cpu:"], "--device 'cpu:' names no device: say cpu, cuda, cuda:1, ... or auto"),
     ],
 )
 @pytest.mark.parametrize("kind", ["train", "demo"])

@@ -172,14 +172,16 @@ def test_files_in_a_folder_are_tried_first(command, arguments, idle, tmp_path, n
     fresh = ["--fresh"] if "--fresh" in options(name) else []
     result = command(*arguments(name), "--out", tmp_path, *fresh)
     assert result.exit_code == 2, result.output
-    assert result.output.startswith(f"hypermlp: {tmp_path / file} cannot be written: there is something else")
+    assert result.output.startswith(f"hypermlp: {tmp_path / file} cannot be written: it is a folder, and a file is to")
 
 
 def test_a_folder_by_a_name_that_is_none_is_no_file(command, arguments, idle, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     result = command(*arguments("bench attention"), "--out", ".")
     assert result.exit_code == 2, result.output
-    assert result.output.startswith("hypermlp: . cannot be written: there is something else")
+    assert result.output.startswith(
+        "hypermlp: . cannot be written: it is a folder, and a file is to be written; name a"
+    )
 
 
 def test_a_demo_needs_the_folders_of_both_models(command, arguments, idle, tmp_path) -> None:

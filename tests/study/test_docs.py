@@ -26,3 +26,18 @@ def test_the_page_is_filled_in(tmp_path: Path) -> None:
     filled = hooks.on_page_markdown(page)
     assert len(re.findall(r"^<!-- study: ", page, re.MULTILINE)) == 11
     assert "<!--" not in filled
+
+
+def test_labels_are_explained_before_they_are_used() -> None:
+    """On every page that has them, in the order in which it is read."""
+    explained = {
+        "README.md": "(Labels: `S` softmax",
+        "docs/does-it-work.md": "## Labels",
+        "benchmarks/hypermlp_lab/study/report.html.j2": "<p>Labels name variants",
+    }
+    for page, words in explained.items():
+        before, found, _ = (ROOT / page).read_text().partition(words)
+        assert found, page
+        for used in ("<!-- study: ", "{{ table(", "{{ figure(", "`!`"):
+            assert used not in before, page
+        assert not re.search(r"\b[SRG]-[pcgqvh12o]", before), page

@@ -22,9 +22,10 @@ from hypermlp_lab.bench.decoding import (
 )
 from hypermlp_lab.bench.layers import ATTENTION_PROVIDERS, LAYER_PROVIDERS_ON_GPU, LayerBenchmark, LayerCase
 from hypermlp_lab.bench.measure import MODES
-from hypermlp_lab.bench.models import MODEL_PROVIDERS, ModelBenchmark, ModelCase, Size
+from hypermlp_lab.bench.models import MODEL_PROVIDERS, ModelBenchmark, ModelCase, Size, check_memory
 from hypermlp_lab.bench.operators import OPERATOR_PROVIDERS, OperatorBenchmark, OperatorCase
-from hypermlp_lab.bench.run import Benchmark, Case, Provider, Settings, passed, present, run
+from hypermlp_lab.bench.run import Benchmark, passed, run
+from hypermlp_lab.bench.settings import Case, Provider, Settings, present
 from hypermlp_lab.console import chosen_device, require, say, user_errors
 from hypermlp_lab.training.files import check_place, write_json
 
@@ -191,9 +192,11 @@ def models(
         raise typer.BadParameter(f"{dtype!r} is neither float32 nor bfloat16", param_hint="--dtype")
     seconds = _finite(seconds, "--seconds")
     out, plot = _places("models", device, out, plot)
+    chosen = _chosen(here, only)
     case = ModelCase(size=cast(Size, size), batch=batch, device=device, dtype=_DTYPES[dtype])
     settings = Settings(case.at(*_lengths(lengths)), threads=threads, repeats=repeats, seconds=seconds)
-    _run(ModelBenchmark(_chosen(here, only), settings), out, plot)
+    check_memory(settings.cases, chosen)
+    _run(ModelBenchmark(chosen, settings), out, plot)
 
 
 def _run(benchmark: Benchmark[_P, _C], out: Path, picture: Path) -> None:
@@ -244,7 +247,7 @@ def _device(name: str) -> torch.device:
         raise typer.BadParameter(f"{name!r} is neither cpu nor cuda", param_hint="--device")
     if kind == "cuda" and not torch.cuda.is_available():
         raise typer.BadParameter("this PyTorch sees no CUDA device: use cpu", param_hint="--device")
-    return chosen_device(name)
+    return chosen_device(name, "cpu, cuda, cuda:1, ...")
 
 
 def _finite(value: float, option: str) -> float:

@@ -25,7 +25,8 @@ from hypermlp_lab.bench.layers import (
     softmax_wide,
 )
 from hypermlp_lab.bench.measure import wall_seconds
-from hypermlp_lab.bench.run import Benchmark, Prepared, Settings, SkipError, count_parameters
+from hypermlp_lab.bench.run import Benchmark, Prepared, SkipError, count_parameters
+from hypermlp_lab.bench.settings import Settings
 
 # smaller than what the gate decodes, so that the ring of a window wraps (its capacity is window + steps)
 _GATE_WINDOW, _GATE_STEPS = 64, 40

@@ -16,7 +16,8 @@ from hypermlp.config import HyperConfig
 from hypermlp.layers import AttentionLayer, HyperGLU, HyperMLP, SoftmaxAttention, build_layer
 from hypermlp_lab.bench.gate import Errors, compare, with_gradients
 from hypermlp_lab.bench.measure import extra_peak_bytes, wall_seconds
-from hypermlp_lab.bench.run import Benchmark, Case, Prepared, Provider, throughput
+from hypermlp_lab.bench.run import Benchmark, Prepared, throughput
+from hypermlp_lab.bench.settings import Case, Provider
 
 # T x T maps for every score map that the dense path has alive at once in forward+backward:
 # 7.7 to 8.9 measured at T = 512 to 4096, rounded up

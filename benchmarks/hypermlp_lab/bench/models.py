@@ -13,18 +13,22 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from hypermlp.budget import count_block_kept
 from hypermlp.config import HyperConfig
 from hypermlp.layers import AttentionLayer
 from hypermlp.models import LanguageModel, LanguageModelConfig
 from hypermlp.ops.attention import Backend
 from hypermlp_lab.bench.gate import Errors
 from hypermlp_lab.bench.measure import extra_peak_bytes
-from hypermlp_lab.bench.run import Benchmark, Case, Prepared, Provider, throughput
-from hypermlp_lab.training.recipe import byte_model, match_parameters
+from hypermlp_lab.bench.run import Benchmark, Prepared, throughput
+from hypermlp_lab.bench.settings import Case, Provider
+from hypermlp_lab.training.memory import total_memory
+from hypermlp_lab.training.recipe import byte_model, match_parameters, parameter_count
 
 Size = Literal["demo", "gpt2"]
 _MIXERS = ("hyperglu", "softmax")
 _GATE_BATCH = 2
+_FLOAT = 4
 # of the loss, by which low precision moves it a little in a deep model
 _LOSS_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 1e-2}
 
@@ -78,6 +82,36 @@ MODEL_PROVIDERS = (
     ModelProvider("hyperglu-chunked", "HyperGLU, chunked path", mixer="hyperglu", backend="chunked", device="cpu"),
     ModelProvider("softmax", "softmax (SDPA)", mixer="softmax", backend="auto", baseline=True),
 )  # fmt: skip
+
+
+def needed_bytes(case: ModelCase, providers: Sequence[ModelProvider]) -> int:
+    """All models' weights, gradients and AdamW's moments, which are there together, and what the largest step keeps.
+
+    That is what their forward leaves for the backward (:func:`hypermlp.budget.count_block_kept`), and of the logits
+    the logarithm of their softmax and two gradients. The least: workspaces come on top.
+    """
+    configs = [case.configs()[provider.mixer] for provider in providers]
+    itemsize, on_gpu = case.dtype.itemsize, torch.device(case.device).type == "cuda"
+    steps = [
+        3 * _FLOAT * case.batch * case.length * config.vocab_size
+        + config.num_layers * count_block_kept(
+            config.attention, config.intermediate_size, case.batch, case.length, itemsize=itemsize, fused_norm=on_gpu
+        ).total
+        for config in configs
+    ]  # fmt: skip
+    return sum(4 * _FLOAT * parameter_count(config) for config in configs) + max(steps)
+
+
+def check_memory(cases: Sequence[ModelCase], providers: Sequence[ModelProvider]) -> None:
+    """ValueError where the device has less than :func:`needed_bytes`, before anything is built."""
+    largest = max(cases, key=lambda case: case.length)
+    needed, there = needed_bytes(largest, providers), total_memory(torch.device(largest.device))
+    if there is not None and needed > there:
+        raise ValueError(
+            f"{largest.name}: {len(providers)} models, {', '.join(provider.name for provider in providers)}, need more "
+            f"than {needed / 2**30:,.1f} GiB together and {largest.device} has {there / 2**30:,.1f}: give a smaller "
+            "--batch, shorter --lengths, fewer models by --only, or --size demo"
+        )
 
 
 class TrainingStep:

@@ -19,7 +19,8 @@ from hypermlp_lab.bench.clock import HostClock
 from hypermlp_lab.bench.gate import Errors, compare
 from hypermlp_lab.bench.layers import LayerCase, dense_softmax, reference_bytes
 from hypermlp_lab.bench.measure import extra_peak_bytes, out_of_memory, quartiles
-from hypermlp_lab.bench.run import Benchmark, Prepared, Provider
+from hypermlp_lab.bench.run import Benchmark, Prepared
+from hypermlp_lab.bench.settings import Provider
 
 Call = Callable[[list[Tensor]], Tensor]
 _MAPS = 2  # HyperGLU's score maps of a head

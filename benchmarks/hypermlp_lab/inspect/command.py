@@ -29,9 +29,11 @@ def inspect(
 ) -> None:
     """Draw what the heads of a trained model do over a text, on one HTML page."""
     require("a page", "jinja2", "matplotlib")
-    if out.exists() and not fresh and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is there already: choose another --out, or add --fresh to write over an earlier page")
     check_folder(out, PAGE)
+    if not fresh and (out / PAGE).exists():
+        raise ValueError(f"{out} holds a page: choose another --out, or add --fresh to write over it")
+    if not fresh and out.exists() and any(out.iterdir()):
+        raise ValueError(f"{out} holds other files: choose another --out, or add --fresh to write a page beside them")
     with naming(text, "cannot be read"):
         content = text.read_bytes()
     taken = content[start : start + length]

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _LOCK, _OWNER = ".lock", ".owner"
 _REMEDIES = {
     **dict.fromkeys((errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)), "free space, or choose another place"),
+    errno.EISDIR: "name a file in it, or choose another place",
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "change its permissions, or choose another place"),
 }
 # of folders that some file systems do not sync, or that may be written but not read
@@ -94,6 +95,8 @@ def check_place(place: Path, *, folder: bool = False) -> None:
     with naming(place, "cannot be made a folder" if folder else "cannot be written"):
         there = next(path for path in (place, *place.parents) if path.exists() or path.is_symlink())
         if there == place and not folder:
+            if place.is_dir():
+                raise IsADirectoryError(errno.EISDIR, "it is a folder, and a file is to be written")
             if not place.is_file():
                 raise OSError(errno.EEXIST, "there is something else than a file")
             there = place.parent if os.access(place, os.W_OK) else place

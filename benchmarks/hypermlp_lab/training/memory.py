@@ -27,7 +27,7 @@ def check_memory(model: LanguageModelConfig, training: TrainingConfig, device: t
     """
     tokens = training.batch_size * training.seq_len
     needed = 4 * parameter_count(model) * _FLOAT + tokens * (2 * _TOKEN + 2 * model.vocab_size * _FLOAT)
-    there = _total_memory(device)
+    there = total_memory(device)
     if there is not None and needed > there:
         raise ValueError(
             f"training needs more than {needed / 2**30:,.0f} GiB and {device} has {there / 2**30:,.0f}: "
@@ -35,7 +35,7 @@ def check_memory(model: LanguageModelConfig, training: TrainingConfig, device: t
         )
 
 
-def _total_memory(device: torch.device) -> int | None:
+def total_memory(device: torch.device) -> int | None:
     """Bytes that a program can have there; None where it cannot be known."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory

@@ -59,8 +59,12 @@ def nearest_mixer(name: str) -> str:
 
 def parameter_count(config: LanguageModelConfig) -> int:
     """Parameters of the model, which is not built."""
-    layers = map(config.attention_config, range(config.num_layers))
-    blocks = sum(count_block_parameters(layer, config.intermediate_size) for layer in layers)
+    inner = config.intermediate_size
+    if config.max_lags is None:  # any number of layers, such as nobody can build
+        blocks = config.num_layers * count_block_parameters(config.attention, inner)
+    else:
+        layers = map(config.attention_config, range(config.num_layers))
+        blocks = sum(count_block_parameters(layer, inner) for layer in layers)
     embeddings = (1 if config.tie_embeddings else 2) * config.vocab_size * config.hidden_size
     return blocks + embeddings + config.hidden_size
 

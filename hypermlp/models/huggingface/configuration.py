@@ -145,9 +145,10 @@ class HyperMLPConfig(PreTrainedConfig):
         fields = {own: getattr(config, name) for own, name in _PLAIN_NAMES.items()}
         if config.context_length is None:
             del fields["max_position_embeddings"]
-        attention = [config.attention_config(index) for index in range(config.num_layers)]
-        fields |= {"attention": attention if config.max_lags else config.attention}
-        fields |= {"num_attention_heads": config.attention.num_heads}
+        attention: Any = config.attention
+        if config.max_lags is not None:
+            attention = [config.attention_config(index) for index in range(config.num_layers)]
+        fields |= {"attention": attention, "num_attention_heads": config.attention.num_heads}
         return cls(**(fields | options))
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:

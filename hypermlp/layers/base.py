@@ -63,7 +63,7 @@ class AttentionLayer(Projections, ABC):
         attention_mask: Tensor | None = None,
         *,
         cu_seqlens: Tensor | None = None,
-        cache: HyperCache | LayerCache | StaticLayerCache | None = None,
+        cache: HyperCache | Part | None = None,
     ) -> Tensor:
         """One attention layer over a batch, or over the tokens that follow a cache.
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hypermlp.cache import HyperCache, LayerCache, StaticLayerCache
+from hypermlp.cache import HyperCache, Part
 from hypermlp.config import HyperConfig
 from hypermlp.layers.calls import NamedCall
 from hypermlp.layers.factory import build_layer
@@ -106,7 +106,7 @@ class TransformerBlock(NamedCall):
         attention_mask: Tensor | None = None,
         *,
         cu_seqlens: Tensor | None = None,
-        cache: HyperCache | LayerCache | StaticLayerCache | None = None,
+        cache: HyperCache | Part | None = None,
     ) -> Tensor:
         """One block over ``[B, T, hidden_size]``; mask, ``cu_seqlens`` and cache as in the attention layer."""
         x = self.attention_norm(hidden_states)

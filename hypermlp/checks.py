@@ -44,14 +44,10 @@ def check_names(caller: str, given: Iterable[str], known: Collection[str]) -> No
 
 
 def did_you_mean(name: str, known: Collection[str]) -> str:
-    """A question after those of ``known`` that are nearly ``name`` or share its words; empty where none is."""
-    close = get_close_matches(name, known, 3, _ALIKE)
-    near = [other for other in known if other in close or (name and _words(name) in _words(other))]
+    """A question after those of ``known`` with a word that begins with ``name``, or the most alike one; else empty."""
+    near = [other for other in known if len(name) > 2 and f"_{name}" in f"_{other}"]
+    near = near or get_close_matches(name, known, 1, _ALIKE)
     return f"did you mean {_listed(near, 'or')}?" if near else ""
-
-
-def _words(name: str) -> str:
-    return f"_{name}_"
 
 
 def _listed(names: Collection[str], last: str = "and") -> str:

@@ -12,7 +12,9 @@ from torch import nn
 
 from hypermlp import HyperConfig, HyperGLU, MixConfig, SoftmaxAttention, swap_attention
 from hypermlp.checks import did_you_mean
+from hypermlp.generation import generate
 from hypermlp.integrations import Host
+from hypermlp.integrations.hosts.timm import timm_attention
 from hypermlp.models import LanguageModel, LanguageModelConfig
 from hypermlp_lab.training import TrainingConfig
 
@@ -36,6 +38,8 @@ DOORS: list[tuple[Callable[[], Any], str, str, str]] = [
     (lambda: LAYER(X, mask=None), "HyperGLU", "mask", "attention_mask"),
     (lambda: MODEL.blocks[0](X, caches=None), "TransformerBlock", "caches", "cache"),
     (lambda: MODEL(IDS, attn_mask=None), "LanguageModel", "attn_mask", "attention_mask"),
+    (lambda: timm_attention(max_lags=4), "timm_attention", "max_lags", "max_lag"),
+    (lambda: generate(MODEL, IDS, 1, temp=1.0), "generate", "temp", "temperature"),
     (lambda: swap_attention(ENCODER, layer=[0]), "swap_attention", "layer", "layers"),
     (lambda: swap_attention(ENCODER, max_lags=4), "swap_attention", "max_lags", "max_lag"),
 ]
@@ -62,6 +66,8 @@ def test_a_name_like_no_other_is_told_what_there_is() -> None:
         ("max_lags", "did you mean max_lag?"),
         ("dim", "did you mean qk_dim or v_dim?"),
         ("mix", "did you mean mix_rank?"),
+        ("rank", "did you mean mix_rank?"),
+        ("bi", ""),  # two letters say little
         ("mixer", ""),  # is like mix_rank, and another thing
         ("as", ""),  # is in bias, and no word of it
         ("", ""),

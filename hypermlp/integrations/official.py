@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from hypermlp.checks import check_choice, check_kind
+from hypermlp.checks import check_choice, check_kind, did_you_mean
 from hypermlp.config import HyperConfig, MixConfig
 from hypermlp.layers import HyperGLU, HyperMLP, build_layer
 from hypermlp.ops.attention import Backend
@@ -115,9 +115,12 @@ def official_config(config: Mapping[str, Any]) -> HyperConfig:
         ValueError: as :func:`from_official`.
     """
     check_kind("config", config, Mapping, "vars(their config) is one")
-    unknown = sorted(set(config) - set(_REQUIRED) - set(_DEFAULTS) - _WITHOUT_EFFECT)
+    known = (*_REQUIRED, *_DEFAULTS, *_WITHOUT_EFFECT)
+    unknown = sorted(set(config) - set(known))
     if unknown:
-        raise ValueError(f"unknown config fields {unknown}: from_official knows those of the authors' HyperGLUConfig")
+        meant = " ".join(filter(None, (did_you_mean(str(name), known) for name in unknown)))
+        known_as = "from_official knows those of the authors' HyperGLUConfig"
+        raise ValueError(f"unknown config fields {unknown}: {meant or known_as}")
     missing = [name for name in _REQUIRED if name not in config]
     if missing:
         raise ValueError(f"config lacks {missing}")

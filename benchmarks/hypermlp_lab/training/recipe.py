@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from difflib import get_close_matches
 
 from hypermlp.budget import count_block_parameters, match_intermediate_size
+from hypermlp.checks import did_you_mean
 from hypermlp.config import HyperConfig
 from hypermlp.models import LanguageModelConfig
 
@@ -53,8 +53,8 @@ def _label(name: str) -> str:
 
 def nearest_mixer(name: str) -> str:
     """A question after the mixer that ``name`` looks like, for messages; empty where it looks like none."""
-    near = get_close_matches(name.lower(), _LABELS, 1)
-    return f"did you mean {near[0]}? " if near else ""
+    near = did_you_mean(name.lower(), _LABELS)
+    return f"{near} " if near else ""
 
 
 def parameter_count(config: LanguageModelConfig) -> int:

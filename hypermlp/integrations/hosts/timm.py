@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hypermlp.config import HyperConfig, Mixer
+from hypermlp.checks import check_names
+from hypermlp.config import HyperConfig, HyperFields, Mixer
 from hypermlp.integrations.arguments import refuse_unknown
 from hypermlp.integrations.fx import one_node
 from hypermlp.integrations.host import Host, Projections
@@ -18,6 +19,8 @@ from hypermlp.integrations.registry import SizedAdapter
 from hypermlp.layers import AttentionLayer, build_layer
 from hypermlp.ops.attention import check_backend
 
+_FROM_MODEL = {"hidden_size", "causal", "layer_idx", "device", "dtype"}
+_OPTIONS = (*HyperFields.__annotations__, "num_heads", "backend", *_FROM_MODEL)
 # what timm says of attention to build it, and why it may be ignored here
 _SOFTMAX = {
     "num_heads": "the mixer has heads of its own",
@@ -92,11 +95,12 @@ def timm_attention(mixer: Mixer = "hyperglu", **options: Any) -> type:
         >>> attn_layer = timm_attention("hyperglu", max_lag=14 * 14 + 1)
         >>> model = timm.create_model("vit_tiny_patch16_224", attn_layer=attn_layer)  # doctest: +SKIP
     """
+    check_names("timm_attention", options, _OPTIONS)
     backend = options.pop("backend", "auto")
     check_backend(backend)
     if mixer in ("hyperglu", "hypermlp") and options.get("max_lag") is None:
         raise ValueError("max_lag is missing: say how many tokens there are, patches, class token and registers")
-    fixed = sorted({"hidden_size", "causal", "layer_idx", "device", "dtype"} & options.keys())
+    fixed = sorted(_FROM_MODEL & options.keys())
     if fixed:
         raise ValueError(f"{fixed[0]} is taken from the model: leave it out")
 

@@ -25,7 +25,7 @@ _FAMILY = {
     "AutoModelForSequenceClassification": "HyperMLPForSequenceClassification",
 }
 
-# fields of LanguageModelConfig but attention, by the names that they have here
+# fields of LanguageModelConfig but those of attention, by the names that they have here
 _PLAIN_NAMES = {
     "vocab_size": "vocab_size",
     "hidden_size": "hidden_size",
@@ -194,5 +194,6 @@ def _check_names(others: Mapping[str, Any]) -> None:
         if name in _OF_LAYERS:
             raise TypeError(f"{name} is a field of the attention layers: HyperMLPConfig(attention={{{name!r}: ...}})")
         # what is like no field may be a user's own: transformers keeps it
-        if near := get_close_matches(name, HyperMLPConfig.__annotations__, 1, _MISSPELT):
-            raise TypeError(f"HyperMLPConfig takes no {name!r}: did you mean {near[0]}?")
+        if near := get_close_matches(name, {*HyperMLPConfig.__annotations__, *_OF_LAYERS}, 1, _MISSPELT):
+            meant = f"attention={{{near[0]!r}: ...}}" if near[0] in _OF_LAYERS else near[0]
+            raise TypeError(f"HyperMLPConfig takes no {name!r}: did you mean {meant}?")

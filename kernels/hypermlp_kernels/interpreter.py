@@ -13,7 +13,7 @@ def _product_kernel(p_x, p_y, N: tl.constexpr):
 
 
 def multiplies_bfloat16() -> bool:
-    """Whether a product of bfloat16 matrices comes out right: up to 3.7 the interpreter multiplies their bits."""
+    """Whether a product of bfloat16 matrices comes out right: up to 3.9 the interpreter multiplies their bits."""
     x: Tensor = torch.eye(16, dtype=torch.bfloat16) * 3
     y = torch.empty(16, 16)
     _product_kernel[(1,)](x, y, N=16)

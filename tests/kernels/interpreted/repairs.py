@@ -1,4 +1,4 @@
-"""Two faults of Triton's interpreter (3.6 and 3.7), repaired while the checks run, and most of its time saved.
+"""Two faults of Triton's interpreter (3.6 to 3.9), repaired while the checks run, and most of its time saved.
 
 It multiplies bfloat16 operands of a dot as if their bit patterns were integers, and it cuts float32 off
 to bfloat16 where hardware rounds to nearest even.

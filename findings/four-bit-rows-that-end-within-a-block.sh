@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# bitsandbytes 0.50.2, torch 2.13.0, on x86 CPUs with AVX-512: weights of 4 bits whose width is a multiple of 16 and not of
-# the block size, 64 by default: 48, 80, 96 or 160.
+# bitsandbytes 0.50.2, torch 2.13.0, on x86 CPUs with AVX-512: weights of 4 bits whose width is a multiple of 16 and not
+# of the block size, 64 by default: 48, 80, 96 or 160.
 #
 # Expected: what 4 bits lose, a tenth of the weights by nf4, as for widths of 64 or 60.
 # Seen: two to four times as much, silently. A block goes on in the next row, which the kernel that turns weights back
@@ -41,7 +41,11 @@ for width in (60, 64, 48, 80, 96, 160):
     layer.load_state_dict({"weight": weight})
     answer = layer.to("cpu")(x)
     errors = off(found, weight), off(one_row, weight), off(answer, x @ weight.T)
-    print("width {}: weights off by {:.3f}, in one row {:.3f}, a layer's answers by {:.3f} (relative)".format(width, *errors))
+    print(
+        "width {}: weights off by {:.3f}, in one row {:.3f}, a layer's answers by {:.3f} (relative)".format(
+            width, *errors
+        )
+    )
     assert errors[1] < 0.11
     assert (max(errors) < 0.12) if width in (60, 64) else (errors[0] > 0.15 and errors[2] > 0.15)
 PY

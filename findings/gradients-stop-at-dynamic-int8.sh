@@ -5,8 +5,8 @@
 # Expected: the gradient that goes through the quantised layers, within what quantisation loses, as with
 # Int8WeightOnlyConfig, or an error, as the dynamic float8 kind gives.
 # Seen: with dynamic activations nothing goes through: a layer's answer needs no gradient, so in a residual network
-# backward() runs over the shortcuts alone and gives another gradient, silently. Without shortcuts a bias is enough to hide
-# that the input has none. (The project's open issue 4376 is about the float8 kind and its error.)
+# backward() runs over the shortcuts alone and gives another gradient, silently. Without shortcuts a bias is enough to
+# hide that the input has none. (The project's open issue 4376 is about the float8 kind and its error.)
 set -euo pipefail
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
@@ -58,14 +58,21 @@ for config in (Int8WeightOnlyConfig(), Int8DynamicActivationInt8WeightConfig()):
     quantised = copy.deepcopy(model)
     quantize_(quantised, config, filter_fn=lambda module, name: name in ("up", "down"))
     answers, found = off(quantised(x).detach(), answer), gradient(quantised)
-    print(f"{type(config).__name__}: answers off by {answers:.2g}, the adapter's gradient by {off(found, right):.2g};", end=" ")
+    print(
+        f"{type(config).__name__}: answers off by {answers:.2g}, the adapter's gradient by {off(found, right):.2g};",
+        end=" ",
+    )
     print(f"from that of the shortcut alone by {off(found, shortcut):.2g} (relative)")
     dynamic = "Dynamic" in type(config).__name__
-    assert answers < 0.02 and ((off(found, right) > 0.3 and off(found, shortcut) < 0.05) if dynamic else off(found, right) < 0.05)
+    assert answers < 0.02 and (
+        (off(found, right) > 0.3 and off(found, shortcut) < 0.05) if dynamic else off(found, right) < 0.05
+    )
     alone = nn.Sequential(nn.Linear(64, 8))
     quantize_(alone, config)
     into = x.clone().requires_grad_()
     alone(into).sum().backward()
-    print(f"  a layer alone, with a bias: gradient of its input {None if into.grad is None else into.grad.norm().item()}")
+    print(
+        f"  a layer alone, with a bias: gradient of its input {None if into.grad is None else into.grad.norm().item()}"
+    )
     assert (into.grad is None) == dynamic
 PY

@@ -1,16 +1,18 @@
 #!/usr/bin/env bash
-# reformer-pytorch 1.4.4, torch 2.13.0: ReformerLM with its default positions, which are rotations in each layer, and full
-# attention: use_full_attn=True, or a text that full_attn_thres sends there; and its post_attn_dropout.
+# reformer-pytorch 1.4.4, torch 2.13.0: ReformerLM with its default positions, which are rotations in each layer, and
+# full attention: use_full_attn=True, or a text that full_attn_thres sends there; and its post_attn_dropout.
 #
-# Expected: positions count, as with absolute_position_emb=True: other orders of the same tokens give other answers; dropout
-# in training.
-# Seen: full attention takes no rotations and says nothing: the model is blind to the order of its tokens, and one trained
-# on long texts by hashed attention, which rotates, answers short ones without positions. post_attn_dropout is passed over.
+# Expected: positions count, as with absolute_position_emb=True: other orders of the same tokens give other answers;
+# dropout in training.
+# Seen: full attention takes no rotations and says nothing: the model is blind to the order of its tokens, and one
+# trained on long texts by hashed attention, which rotates, answers short ones without positions. post_attn_dropout is
+# passed over.
 set -euo pipefail
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 python3 -m venv "$dir"
-"$dir/bin/pip" install --quiet --disable-pip-version-check torch==2.13.0 reformer-pytorch==1.4.4 packaging==26.4 numpy==2.3.5
+"$dir/bin/pip" install --quiet --disable-pip-version-check torch==2.13.0 reformer-pytorch==1.4.4 packaging==26.4 \
+  numpy==2.3.5
 "$dir/bin/python" - <<'PY'
 import warnings
 
@@ -24,11 +26,22 @@ def off(found, right):
     return ((found - right).norm() / right.norm()).item()
 
 
-sizes = {"num_tokens": 64, "dim": 32, "depth": 2, "max_seq_len": 64, "heads": 4, "dim_head": 8, "bucket_size": 8, "ff_chunks": 1}
+sizes = {
+    "num_tokens": 64,
+    "dim": 32,
+    "depth": 2,
+    "max_seq_len": 64,
+    "heads": 4,
+    "dim_head": 8,
+    "bucket_size": 8,
+    "ff_chunks": 1,
+}
 torch.manual_seed(0)
 text, order = torch.randint(0, 64, (2, 16)), torch.randperm(16)
 for name, options in {
-    "hashed": {}, "full": {"use_full_attn": True}, "short, full_attn_thres=32": {"full_attn_thres": 32},
+    "hashed": {},
+    "full": {"use_full_attn": True},
+    "short, full_attn_thres=32": {"full_attn_thres": 32},
     "full, absolute positions": {"use_full_attn": True, "absolute_position_emb": True},
 }.items():
     torch.manual_seed(0)

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# lycoris-lora 4.1.3, torch 2.13.0: adapters with use_scalar=True, with bypass_mode=True or on a convolution with another
-# padding_mode than zeros, merged by merge_to; a DyLoRA, asked twice and opened again from its own state_dict.
+# lycoris-lora 4.1.3, torch 2.13.0: adapters with use_scalar=True, with bypass_mode=True or on a convolution with
+# another padding_mode than zeros, merged by merge_to; a DyLoRA, asked twice and opened again from its own state_dict.
 #
 # Expected: merging and opening do not change the function, as for LoCon; in evaluation an adapter answers one thing.
-# Seen: other functions, silently. LoHa and LoKr are merged without their scalar, so even an untrained one, whose scalar is
-# zero, changes the model; OFT with bypass_mode rotates the outputs with their bias, merged without; the adapter's own
-# convolution pads with zeros. A DyLoRA draws a rank for each call in evaluation, too, and has a scale for each block of
-# its rank that its saved form has for each column: opened again it counts a quarter.
+# Seen: other functions, silently. LoHa and LoKr are merged without their scalar, so even an untrained one, whose scalar
+# is zero, changes the model; OFT with bypass_mode rotates the outputs with their bias, merged without; the adapter's
+# own convolution pads with zeros. A DyLoRA draws a rank for each call in evaluation, too, and has a scale for each
+# block of its rank that its saved form has for each column: opened again it counts a quarter.
 set -euo pipefail
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
@@ -30,10 +30,16 @@ torch.manual_seed(0)
 vectors, texts = torch.randn(3, 8), torch.randn(3, 8, 9)
 linear, convolution = (lambda: nn.Linear(8, 12), vectors), (lambda: nn.Conv1d(8, 12, 3, padding=1), texts)
 cases = [
-    ("lora", {"use_scalar": True}, *linear, True), ("loha", {}, *linear, True), ("loha", {"use_scalar": True}, *linear, False),
-    ("lokr", {}, *linear, True), ("lokr", {"use_scalar": True}, *linear, False), ("diag-oft", {}, *linear, True),
-    ("diag-oft", {"bypass_mode": True}, *linear, False), ("lora", {}, *convolution, True),
-    ("lora", {}, lambda: nn.Conv1d(8, 12, 3, **circular), texts, False), ("dylora", {}, *linear, True),
+    ("lora", {"use_scalar": True}, *linear, True),
+    ("loha", {}, *linear, True),
+    ("loha", {"use_scalar": True}, *linear, False),
+    ("lokr", {}, *linear, True),
+    ("lokr", {"use_scalar": True}, *linear, False),
+    ("diag-oft", {}, *linear, True),
+    ("diag-oft", {"bypass_mode": True}, *linear, False),
+    ("lora", {}, *convolution, True),
+    ("lora", {}, lambda: nn.Conv1d(8, 12, 3, **circular), texts, False),
+    ("dylora", {}, *linear, True),
 ]
 
 
@@ -55,7 +61,10 @@ with torch.no_grad():
             adapter.restore()
             adapter.merge_to(1.0)
             change = ((model(x) - before).norm() / before.norm()).item()
-            print(f"{algorithm} {options} on {model[0]}, {'' if trained else 'un'}trained: merging changes it by {change:.2g}")
+            print(
+                f"{algorithm} {options} on {model[0]}, {'' if trained else 'un'}trained: "
+                f"merging changes it by {change:.2g}"
+            )
             assert (change < 1e-5) if right or (not trained and "use_scalar" not in options) else (change > 0.02)
     layer, x = linear
     plain = adapted("lora", {}, layer, trained=False)[0](x)
@@ -69,6 +78,11 @@ with torch.no_grad():
         share = ((again(x) - plain).norm() / effect.norm()).item()
         model, adapter = adapted(algorithm, {}, layer, linear_dim=16)
         answers = {tuple(model(x).flatten().tolist()) for _ in range(20)}
-        print(f"{algorithm}: opened again it has {share:.2g} of its effect; rank 16 gives {len(answers)} answers in 20 calls")
-        assert (abs(share - 1) < 1e-4 and len(answers) == 1) if algorithm == "lora" else (share < 0.3 and len(answers) > 1)
+        print(
+            f"{algorithm}: opened again it has {share:.2g} of its effect; "
+            f"rank 16 gives {len(answers)} answers in 20 calls"
+        )
+        assert (
+            (abs(share - 1) < 1e-4 and len(answers) == 1) if algorithm == "lora" else (share < 0.3 and len(answers) > 1)
+        )
 PY

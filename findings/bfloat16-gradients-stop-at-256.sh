@@ -2,11 +2,11 @@
 # torch 2.13.0, on a CPU: gradients in bfloat16 of what many tokens share: a row of an embedding, a row taken by an
 # index, a LayerNorm's weight and bias.
 #
-# Expected: the sum over the tokens, rounded once, as index_select, a linear layer's bias, an RMSNorm's weight, index_add
-# and scatter_add have it.
-# Seen: these sum in bfloat16 itself, token by token: a sum of ones stops at 256 (2048 in float16), silently, however many
-# tokens there are, so frequent tokens learn least. index_put(accumulate=True), segment_reduce and index_reduce("mean") do
-# the same: the mean of 4000 ones is 0.064.
+# Expected: the sum over the tokens, rounded once, as index_select, a linear layer's bias, an RMSNorm's weight,
+# index_add and scatter_add have it.
+# Seen: these sum in bfloat16 itself, token by token: a sum of ones stops at 256 (2048 in float16), silently, however
+# many tokens there are, so frequent tokens learn least. index_put(accumulate=True), segment_reduce and
+# index_reduce("mean") do the same: the mean of 4000 ones is 0.064.
 set -euo pipefail
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT

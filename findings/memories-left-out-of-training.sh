@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# recurrent-memory-transformer-pytorch 0.7.0, torch 2.13.0: RecurrentMemoryTransformerWrapper on a text of several segments,
-# with use_xl_memories=True, its default.
+# recurrent-memory-transformer-pytorch 0.7.0, torch 2.13.0: RecurrentMemoryTransformerWrapper on a text of several
+# segments, with use_xl_memories=True, its default.
 #
 # Expected: each segment attends to the memories of the one before, as in generate() and in the model called segment by
 # segment; memory_replay_backprop=True gives the loss and the gradients of backward(); labels count.
-# Seen: the wrapper's forward hands the memories to nobody, silently: it trains and scores another model than it generates
-# with, and with replay (which hands them over) loss and gradients are others. Without the memories all is the same.
-# labels=... are passed over, those that say "ignore", too.
+# Seen: the wrapper's forward hands the memories to nobody, silently: it trains and scores another model than it
+# generates with, and with replay (which hands them over) loss and gradients are others. Without the memories all is the
+# same. labels=... are passed over, those that say "ignore", too.
 set -euo pipefail
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT

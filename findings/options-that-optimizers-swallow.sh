@@ -2,10 +2,10 @@
 # pytorch-optimizer 4.1.0, torch 2.13.0: options of its optimizers by torch's names or misspelt, and maximize=True of
 # Adan.
 #
-# Expected: a TypeError for an option that there is not, as torch.optim gives, whose names (decoupled_weight_decay, amsgrad,
-# fused) are not this package's; and maximize=True takes the steps that the negated loss has without.
-# Seen: 109 of its optimizers take any option, keep it in their groups and pass it over, silently: a weight decay that is
-# misspelt is none. With maximize=True the first difference of gradients that Adan and DAdaptAdan form is twice the
+# Expected: a TypeError for an option that there is not, as torch.optim gives, whose names (decoupled_weight_decay,
+# amsgrad, fused) are not this package's; and maximize=True takes the steps that the negated loss has without.
+# Seen: 109 of its optimizers take any option, keep it in their groups and pass it over, silently: a weight decay that
+# is misspelt is none. With maximize=True the first difference of gradients that Adan and DAdaptAdan form is twice the
 # gradient, not zero: they remember it with the other sign.
 set -euo pipefail
 dir=$(mktemp -d)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# performer-pytorch 1.1.4 (local-attention 1.11.2), torch 2.13.0: its attention beside padding with a mask, and a causal one
-# beside later tokens.
+# performer-pytorch 1.1.4 (local-attention 1.11.2), torch 2.13.0: its attention beside padding with a mask, and a causal
+# one beside later tokens.
 #
 # Expected: with a mask the answers of the tokens alone, whatever stands in the padding, as its local heads have it; and
 # causal answers do not change with later tokens.
@@ -12,8 +12,8 @@ set -euo pipefail
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 python3 -m venv "$dir"
-"$dir/bin/pip" install --quiet --disable-pip-version-check torch==2.13.0 performer-pytorch==1.1.4 local-attention==1.11.2 \
-  setuptools==80.9.0 numpy==2.3.5
+"$dir/bin/pip" install --quiet --disable-pip-version-check torch==2.13.0 performer-pytorch==1.1.4 \
+  local-attention==1.11.2 setuptools==80.9.0 numpy==2.3.5
 "$dir/bin/python" - <<'PY'
 import warnings
 
@@ -30,7 +30,9 @@ def off(found, right):
 torch.manual_seed(0)
 text, mask = torch.randn(2, 8, 32), (torch.arange(16) < 8).expand(2, 16)
 kinds = {
-    "softmax": {}, "generalized": {"generalized_attention": True}, "no projection": {"no_projection": True},
+    "softmax": {},
+    "generalized": {"generalized_attention": True},
+    "no projection": {"no_projection": True},
     "local heads alone": {"local_heads": 4, "local_window_size": 4},
 }
 for name, options in kinds.items():
@@ -39,7 +41,9 @@ for name, options in kinds.items():
     first, second = (torch.cat((text, torch.randn(2, 8, 32)), dim=1) for _ in range(2))
     with torch.no_grad():
         alone, padded, other = layer(text), layer(first, mask=mask)[:, :8], layer(second, mask=mask)[:, :8]
-    print(f"{name}: padding changes answers by {off(padded, alone):.2g}, other padding by {off(other, padded):.2g} (relative)")
+    print(
+        f"{name}: padding changes answers by {off(padded, alone):.2g}, other padding by {off(other, padded):.2g} (relative)"
+    )
     right = name == "local heads alone"
     assert (off(padded, alone) < 1e-5) if right else (off(padded, alone) > 0.2 and off(other, padded) > 0.02)
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# minGRU-pytorch 0.2.1, torch 2.13.0: a minLSTM that goes on from the state that an earlier call returned, and the mix of
-# minGRUAttnHybrid.
+# minGRU-pytorch 0.2.1, torch 2.13.0: a minLSTM that goes on from the state that an earlier call returned, and the mix
+# of minGRUAttnHybrid.
 #
 # Expected: a text in two parts answers as in one, as a minGRU's does and as single tokens do; and with
 # learned_mix=False the average of the recurrent and the attention branch, as its comment has it.
@@ -52,6 +52,8 @@ with torch.no_grad():
     layer(text)
 recurrent, attention = (branches[name].transpose(1, 2).flatten(2) for name in ("recurrent", "attention"))
 average, seen = 0.5 * recurrent + 0.5 * attention, 0.5 * recurrent + 0.25 * attention
-print(f"hybrid: off by {off(branches['mixed'], average):.2g} from the average, by {off(branches['mixed'], seen):.2g} from 1/2 and 1/4")
+print(
+    f"hybrid: off by {off(branches['mixed'], average):.2g} from the average, by {off(branches['mixed'], seen):.2g} from 1/2 and 1/4"
+)
 assert off(branches["mixed"], average) > 0.1 and off(branches["mixed"], seen) < 1e-10
 PY

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# torch 2.13.0: softmax of a nested tensor with layout=torch.jagged over a dimension that is counted from the front, such
-# as the tokens (dim=1) in pooling by attention.
+# torch 2.13.0: softmax of a nested tensor with layout=torch.jagged over a dimension that is counted from the front,
+# such as the tokens (dim=1) in pooling by attention.
 #
 # Expected: each text's softmax and, by backward(), its gradient, as with dim=-1, or an error, as log_softmax over the
 # tokens gives.
@@ -18,7 +18,13 @@ import torch
 
 warnings.simplefilter("ignore")  # that nested tensors are a prototype
 torch.manual_seed(0)
-for sizes, dim, right in (((4,), -1, True), ((4,), 1, False), ((3, 4), -1, True), ((3, 4), 1, False), ((3, 4), 2, False)):
+for sizes, dim, right in (
+    ((4,), -1, True),
+    ((4,), 1, False),
+    ((3, 4), -1, True),
+    ((3, 4), 1, False),
+    ((3, 4), 2, False),
+):
     texts = [torch.randn(length, *sizes, dtype=torch.float64) for length in (3, 5, 2)]
     weights = [torch.randn_like(text) for text in texts]
     alone = [text.clone().requires_grad_() for text in texts]
@@ -29,6 +35,8 @@ for sizes, dim, right in (((4,), -1, True), ((4,), 1, False), ((3, 4), -1, True)
         sum((part * weight).sum() for part, weight in zip(parts, weights, strict=True)).backward()
     gradient, expected = torch.cat(nested.grad.unbind()), torch.cat([text.grad for text in alone])
     error = ((gradient - expected).norm() / expected.norm()).item()
-    print(f"texts of sizes {('tokens', *sizes)}, dim={dim}: softmax off by {value:.2g}, gradient by {error:.2g} (relative)")
+    print(
+        f"texts of sizes {('tokens', *sizes)}, dim={dim}: softmax off by {value:.2g}, gradient by {error:.2g} (relative)"
+    )
     assert value < 1e-12 and ((error < 1e-12) if right else (error > 0.1))
 PY

@@ -11,7 +11,8 @@ set -euo pipefail
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 python3 -m venv "$dir"
-"$dir/bin/pip" install --quiet --disable-pip-version-check torch==2.13.0 memory-efficient-attention-pytorch==0.1.6 numpy==2.3.5
+"$dir/bin/pip" install --quiet --disable-pip-version-check torch==2.13.0 memory-efficient-attention-pytorch==0.1.6 \
+  numpy==2.3.5
 "$dir/bin/python" - <<'PY'
 import warnings
 
@@ -39,13 +40,17 @@ for name, other in {"the text": text, "a longer context": context}.items():
             flash(text, context=other),
         ]
     pairs = {(i, j): off(forms[i], forms[j]) for i, j in ((0, 1), (0, 2), (1, 2))}
-    print(f"causal attention to {name}: pairs of forms differ by", ", ".join(f"{value:.2g}" for value in pairs.values()))
+    print(
+        f"causal attention to {name}: pairs of forms differ by", ", ".join(f"{value:.2g}" for value in pairs.values())
+    )
     assert (max(pairs.values()) < 1e-5) if other is text else (min(pairs.values()) > 0.1)
 with torch.no_grad():
     right = plain.eval()(text)
     plain.train()
     once = off(plain(text), right)
     mean = off(sum(plain(text, memory_efficient=True) for _ in range(2000)) / 2000, right)
-print(f"dropout of 0.5 changes the plain form by {once:.2g}, the mean of 2000 memory-efficient ones by {mean:.2g} (relative)")
+print(
+    f"dropout of 0.5 changes the plain form by {once:.2g}, the mean of 2000 memory-efficient ones by {mean:.2g} (relative)"
+)
 assert once == 0 and mean > 0.2
 PY

@@ -39,7 +39,10 @@ def found(x, dtype, rounding=None):
 torch.manual_seed(0)
 x = torch.rand(1024) + 1
 error = {}
-for name, dtype, rounding in (("float16", torch.float16, "rtne"), ("bfloat16", torch.bfloat16, None), ("bfloat16, rtne", torch.bfloat16, "rtne")):
+casts = {
+    "float16": (torch.float16, "rtne"), "bfloat16": (torch.bfloat16, None), "bfloat16, rtne": (torch.bfloat16, "rtne"),
+}
+for name, (dtype, rounding) in casts.items():
     off = (found(x, dtype, rounding).double() - x.double()) / torch.finfo(dtype).eps
     error[name] = (off.abs().max().item(), off.mean().item())
     print(f"float32 to {name}: off by {error[name][0]:.3f} units at most, {error[name][1]:+.3f} on the average")

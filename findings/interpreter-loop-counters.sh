@@ -45,7 +45,7 @@ if triton.knobs.runtime.interpret:
         kernel[(1,)](found[name], -7, -6)
     k = torch.tensor(-7, dtype=torch.int32)
     right = [torch.div(k, 2, rounding_mode="trunc").item(), torch.fmod(k, 3).item(), (k * 1000000000).item()]
-    print(f"-7 // 2, -7 % 3, -7 * 1000000000 in int32: {right}; " + ", ".join(f"by {n}: {x.tolist()}" for n, x in found.items()))
+    print(f"-7 // 2, -7 % 3, -7 * 1000000000 in int32: {right}", *(f"by {n}: {x.tolist()}" for n, x in found.items()), sep="; ")
     assert found["argument"].tolist() == right and found["counter"].tolist() == [-7 // 2, -7 % 3, -7 * 1000000000]
 else:
     for kernel, names in ((by_counter, ("out", "first", "last")), (by_argument, ("out", "k", "unused"))):

@@ -35,7 +35,8 @@ if triton.knobs.runtime.interpret:
         out = torch.empty(16, 16)
         kernel[(1,)](x, out, dim, keep, 16)
         off[dim, keep] = (out - x.softmax(dim)).abs().max().item()
-        print(f"dim={dim}, keep_dims={keep}: off by {off[dim, keep]:.2g}, sums from {out.sum(dim).min():.2f} to {out.sum(dim).max():.2f}")
+        sums = out.sum(dim)
+        print(f"dim={dim}, keep_dims={keep}: off by {off[dim, keep]:.2g}, sums from {sums.min():.2f} to {sums.max():.2f}")
         if (dim, keep) == (1, False):
             largest, powers = x.max(1).values, (x - x.max(1).values).exp()
             assert torch.allclose(out, powers / powers.sum(1))

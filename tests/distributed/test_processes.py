@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 # as pytest does it for who calls it from elsewhere: the checkout stands first, and in no variable
 SCRIPT = f"""
 import sys
-sys.path.insert(0, {str(ROOT)!r})
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "kernels")!r}]
 from pathlib import Path
 from tests.distributed.processes import run_checks
 from tests.distributed.test_processes import check_checkout

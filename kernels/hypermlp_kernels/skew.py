@@ -10,10 +10,10 @@ The map ``n -> (m - n) mod BN`` is its own inverse, and ``c <= m`` where ``n <= 
 lags and lags into keys. With several groups of ``BN`` rows, ``m`` counts within the group. ``kernels/README.md``
 draws it.
 
-The rotation is a gather along two *flattened* tiles that lie side by side: column ``c`` of row ``m`` is ``BN + m - c``
-of the two together. A gather of rank one always goes through shared memory, in 32-bit words. The flat order is that of
-the accumulator's registers, so flattening moves no data, and its low five bits are ``(row mod 8, column pair mod 4)``: a
-warp's 32 words fall into 32 banks, on the way in and on the way out.
+The rotation is a gather along two *flattened* tiles that lie side by side: of the two together, row ``m`` has its
+column ``c`` at ``BN + m - c``. A gather of rank one always goes through shared memory, in 32-bit words. The flat order
+is that of the accumulator's registers, so flattening moves no data, and its low five bits are ``(row mod 8, column pair
+mod 4)``: a warp's 32 words fall into 32 banks, on the way in and on the way out.
 """
 
 import triton

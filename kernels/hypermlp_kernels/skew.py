@@ -65,9 +65,9 @@ def rotation_index(b_like, BM: tl.constexpr, BN: tl.constexpr, ASM: tl.constexpr
     o_c = tl.arange(0, BN)[None, :]
     if TILES == 2:
         # side by side no row begins again: eight columns on it is 64 less, an address of the thread's and a constant
-        o_n = 8 + o_m % BN - (o_c - o_c // 8 * 8)
+        o_n = BN + o_m % BN - (o_c - o_c // 8 * 8)
         index = (o_m // 8 * (BN // 4) + (o_n >> 3)) * 64 + (o_n & 1) * 32 + o_m % 8 * 4 + ((o_n >> 1) & 3)
-        index += (BN // 8 - 1 - o_c // 8) * 64
+        index -= o_c // 8 * 64
     else:
         o_n = (o_m - o_c + BN * (BM // BN)) % BN
         index = (((o_m // 8) * (BN // 8) + o_n // 8) * 2 + o_n % 2) * 32 + (o_m % 8) * 4 + (o_n // 2) % 4

@@ -41,14 +41,13 @@ def map_gradient_kernel(
     """
     BM: tl.constexpr = C.BM
     WIDTH: tl.constexpr = C.NG * M1.BR
+    # shared memory for two would cost a program its place, but where there is room for one alone
+    TILES: tl.constexpr = 1 if C.GLU and (C.NG == 1 or not C.PACKED) else 2
     planes = Planes(num_rest, origin, full, most)
     rows, tile0 = locate_in_chunk(p_blocks, last, planes, length, max_lag, num_heads, C)
     part = part_of(rows, tile0, span, SPLIT, C)
-    # one branch, where the others have two: with two the largest build of parts spills 40 bytes more
-    empty = rows.i0 >= rows.n
-    if SPLIT:
-        empty = empty | (part.t_first >= part.t_stop)
-    if empty:
+    # both: where the loop may take no trip, the compiler serializes the products of its last one
+    if (rows.i0 >= rows.n) | (part.t_first >= part.t_stop):
         return
     q, k = Stream(p_q, q_batch, q_token, q_head), Stream(p_k, k_batch, k_token, k_head)
     gate1 = Stream(p_gate1, gate1_batch, gate1_token, gate1_head)
@@ -59,35 +58,33 @@ def map_gradient_kernel(
         b_pull = tl.load(p_pull + o_row, mask=inside, other=0.0)
         # the transpose of the second mixing: dz has no gate of its own
         readout = mixing_of(p_scale2, p_down2, p_dz2, gate1, rows.i_h, num_heads, 1.0, rows, C, M2)
-    scores = scores_of(queries_of(q, k, rows, ALIGNED, C), rows, part.t_first, C, 1)
+    scores = scores_of(queries_of(q, k, rows, ALIGNED, C), rows, part.t_first, C, TILES)
 
     last_columns = no_columns(C)
     if SPLIT and C.BY_LAG:
         # before a row's first tile there is nothing: what is read in its place is hidden later
-        _, last_columns = score_columns(scores, last_columns, tl.maximum(part.t_first - 1, 0), rows.n, C, 1)
+        _, last_columns = score_columns(scores, last_columns, tl.maximum(part.t_first - 1, 0), rows.n, C, TILES)
     b_dw_gate = tl.zeros((BM, WIDTH), C.ACC)
     b_dw_scale = b_dw_gate
     for t in tl.range(part.t_first, part.t_stop, num_stages=C.STAGES):
-        words, last_columns = score_columns(scores, last_columns, t, rows.n, C, 1)
+        words, last_columns = score_columns(scores, last_columns, t, rows.n, C, TILES)
         x0 = first_column(t, rows, C)
         p_tile = p_planes + tile_offsets(part.tile0 + t - part.t_first, C.BM, C.BN, C.BM)
         b_gate, b_scale = mixed_maps(words, routing, x0, max_lag, C, M1)
-        b_dw = b_gate
+        b_da = b_gate
         if GRADIENT:
-            b_dw = tl.load(p_tile)
-        b_gate, b_scale, b_dw = hide_all(b_gate, b_scale, b_dw, t, rows, p_valid, C)
-        if GRADIENT:
-            b_da = mix(b_dw.to(C.ACC), readout, x0, max_lag, 1.0, C, M2)
+            # whatever hidden elements of dw hold, it stays theirs
+            b_da = mix(tl.load(p_tile).to(C.ACC), readout, x0, max_lag, 1.0, C, M2)
+        b_gate, b_scale, b_da = hide_all(b_gate, b_scale, b_da, t, rows, p_valid, C)
         if C.GLU:
             b_softplus = softplus2(b_scale, C.PRECISION == "ieee", C.ASM) * LN2
             b_sigmoid = sigmoid2(b_scale, C.ASM)
         if GRADIENT:
             b_dgate = tl.where(b_gate > 0, b_da, 0.0)
             if C.GLU:
-                b_dscale = b_dgate * b_gate * b_sigmoid
-                b_dgate = b_dgate * b_softplus
-                b_dscale = b_dscale.to(p_planes.dtype.element_ty)
+                b_dscale = (b_dgate * b_gate * b_sigmoid).to(p_planes.dtype.element_ty)
                 tl.store(p_tile + next_plane * 3, b_dscale)
+                b_dgate = b_dgate * b_softplus
             b_dgate = (b_dgate - b_pull[:, None] * b_gate).to(p_planes.dtype.element_ty)
             tl.store(p_tile + next_plane * 2, b_dgate)
         if ACTIVATED:

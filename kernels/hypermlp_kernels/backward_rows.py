@@ -43,11 +43,11 @@ def weight_gradient_kernel(
     BN: tl.constexpr = C.BN
     rows, tile0 = locate_in_chunk(p_blocks, last, Planes(num_rest, origin, full, most), length, max_lag, num_heads, C)
     t_first, t_stop = key_tiles(rows, C)
-    j0 = t_first * BN + tl.program_id(1) * BJ
-    if (rows.i0 >= rows.n) | (j0 >= t_stop * BN):
+    o_block = tl.program_id(1) * BJ + tl.arange(0, BJ)
+    if (rows.i0 >= rows.n) | (tl.program_id(1) * BJ >= (t_stop - t_first) * BN):
         return
     o_m = tl.arange(0, BM)
-    o_j = j0 + tl.arange(0, BJ)
+    o_j = t_first * BN + o_block
     o_row, inside = row_offsets(rows, BM)
     v = head_of(Stream(p_v, v_batch, v_token, v_head), rows, rows.i_h, ALIGNED)
     b_dw = tl.zeros((BM, BJ), C.ACC)
@@ -59,15 +59,16 @@ def weight_gradient_kernel(
         b_dw = tl.dot(b_do, b_v, b_dw, input_precision=C.PRECISION, out_dtype=C.ACC)
     b_dw = b_dw * (1.0 / tl.load(p_rho + o_row, mask=inside, other=1.0))[:, None]
 
-    # by lag, row m of a group finds key j in the window of tile ceil((j - m) / BN)
-    o_in_group = (o_m % BN if C.BY_LAG else o_m * 0)[:, None]
-    o_t = (o_j[None, :] - o_in_group + (BN - 1 if C.BY_LAG else 0)) // BN
-    o_c = o_t * BN + o_in_group - o_j[None, :] if C.BY_LAG else o_j[None, :] - o_t * BN
-    written = o_t < t_stop
-    if C.BY_LAG:
-        written = written & (o_j[None, :] <= (rows.i0 + o_m)[:, None])
     # a block's tiles lie within 32 bits of its first
-    o_element = (o_t - t_first) * (BM * BN) + o_m[:, None] * BN + o_c
+    if C.BY_LAG:
+        # row m of a group finds the block's key j in the window of tile ceil((j - m) / BN)
+        o_in_group = (o_m % BN)[:, None]
+        o_t = ((o_block[None, :] - o_in_group + (BN - 1)).to(tl.uint32) // BN).to(tl.int32)
+        o_element = o_t * (BM * BN + BN) - o_block[None, :] + (o_m[:, None] * BN + o_in_group)
+        written = o_t <= tl.minimum(rows.i0 // BN + (o_m // BN)[:, None], t_stop - 1) - t_first
+    else:
+        o_element = o_m[:, None] * BN + (o_block + o_block // BN * (BM * BN - BN))[None, :]
+        written = (o_j < t_stop * BN)[None, :] & (o_m >= 0)[:, None]
     tl.store(p_dw + tile0 * (BM * BN) + o_element, b_dw.to(p_dw.dtype.element_ty), mask=written)
 
 

@@ -75,11 +75,11 @@ class Cost(NamedTuple):
 
 # as tools/kernels/model_forward.py counts them, of the preferred tiles
 COSTS: dict[Precision, Cost] = {
-    "bf16": Cost((1960, 4312), (1424, 3504), 180, 1816, 0.4, 4096),
-    "fp16": Cost((3360, 6840), (2656, 4928), 200, 1760, 1.1, 4096),
-    "tf32": Cost((2216, 5088), (2872, 5480), 224, 2048, 2.0, 2048),
+    "bf16": Cost((1840, 4216), (1468, 3480), 140, 1840, 0.2, 4096),
+    "fp16": Cost((3248, 6440), (2688, 4928), 200, 1760, 1.1, 4096),
+    "tf32": Cost((2264, 5064), (2912, 5480), 224, 2080, 1.2, 2048),
     # products are ordinary instructions there: 128 multiplications and additions a clock
-    "ieee": Cost((5632, 11008), (7968, 13312), 448, 4960, 7.0, 256),
+    "ieee": Cost((5536, 10912), (7968, 13312), 448, 5088, 6.0, 256),
 }
 SCORES = 128 * 128
 # 3 TB/s over 132 SMs at 1.7 GHz

@@ -58,14 +58,18 @@ def softplus2(b_u, EXACT: tl.constexpr, ASM: tl.constexpr):
 @triton.jit
 def sigmoid2(b_u, ASM: tl.constexpr):
     """``1 / (1 + 2^-u)``: the sigmoid of an argument in units of ln 2."""
-    e = _exp2_of_minus(b_u, ASM)
     if ASM:
-        r = tl.inline_asm_elementwise(
+        # 2^-u overflows where the sigmoid is less than any normal number, and then it is zero
+        e = tl.inline_asm_elementwise(
+            "{.reg .f32 x; neg.f32 x, $1; ex2.approx.ftz.f32 $0, x;}",
+            "=f,f", [b_u], dtype=tl.float32, is_pure=True, pack=1,
+        )  # fmt: skip
+        return tl.inline_asm_elementwise(
             "rcp.approx.ftz.f32 $0, $1;", "=f,f", [1.0 + e], dtype=tl.float32, is_pure=True, pack=1
         )
-    else:
-        r = 1.0 / (1.0 + e)
-    return tl.where(b_u >= 0, r, e * r)
+    else:  # noqa: RET505  a compile-time branch
+        e = _exp2_of_minus(b_u, ASM)
+        return tl.where(b_u >= 0, 1.0, e) / (1.0 + e)
 
 
 @triton.jit

@@ -10,10 +10,10 @@ The map ``n -> (m - n) mod BN`` is its own inverse, and ``c <= m`` where ``n <= 
 lags and lags into keys. With several groups of ``BN`` rows, ``m`` counts within the group. ``kernels/README.md``
 draws it.
 
-The rotation is a gather along two *flattened* tiles that takes each element from the one it is in. A gather of rank
-one always goes through shared memory, in 32-bit words. The flat order is that of the accumulator's registers, so
-flattening moves no data, and its low five bits are ``(row mod 8, column pair mod 4)``: a warp's 32 words fall into 32
-banks, on the way in and on the way out.
+The rotation is a gather along two *flattened* tiles that lie side by side: of the two together, row ``m`` has its
+column ``c`` at ``BN + m - c``. A gather of rank one always goes through shared memory, in 32-bit words. The flat order
+is that of the accumulator's registers, so flattening moves no data, and its low five bits are ``(row mod 8, column pair
+mod 4)``: a warp's 32 words fall into 32 banks, on the way in and on the way out.
 """
 
 import triton
@@ -58,25 +58,29 @@ def high_float(b_word):
 def rotation_index(b_like, BM: tl.constexpr, BN: tl.constexpr, ASM: tl.constexpr, TILES: tl.constexpr = 2):
     """Where :func:`rotate` finds each element, ``[BM * BN]`` int32; with one of ``TILES``, :func:`rotate_one`.
 
-    ``b_like`` is a float32 tile that a dot made. Its values do not matter: an opaque zero taken from
-    it ties the index, and through it the rotated tile, to the registers dots read from.
+    ``b_like`` is a float32 tile that a dot made. Its values do not matter: a zero made of them ties the index, and
+    through it the rotated tile, to the registers dots read from. Triton does not see the zero, but LLVM does.
     """
     o_m = tl.arange(0, BM)[:, None]
     o_c = tl.arange(0, BN)[None, :]
-    o_n = (o_m - o_c + BN * (BM // BN)) % BN
-    index = (((o_m // 8) * (BN // 8) + o_n // 8) * 2 + o_n % 2) * 32 + (o_m % 8) * 4 + (o_n // 2) % 4
     if TILES == 2:
-        index += tl.where(o_c <= o_m % BN, 0, BM * BN)
+        # side by side no row begins again: eight columns on it is 64 less, an address of the thread's and a constant
+        o_n = BN + o_m % BN - (o_c - o_c // 8 * 8)
+        index = (o_m // 8 * (BN // 4) + (o_n >> 3)) * 64 + (o_n & 1) * 32 + o_m % 8 * 4 + ((o_n >> 1) & 3)
+        index -= o_c // 8 * 64
+    else:
+        o_n = (o_m - o_c + BN * (BM // BN)) % BN
+        index = (((o_m // 8) * (BN // 8) + o_n // 8) * 2 + o_n % 2) * 32 + (o_m % 8) * 4 + (o_n // 2) % 4
     if ASM:
-        index += tl.inline_asm_elementwise("mov.b32 $0, 0;", "=r,r", [b_like], dtype=tl.int32, is_pure=True, pack=1)
+        index += ((b_like.to(tl.uint32, bitcast=True) & 1) >> 1).to(tl.int32)
     return tl.reshape(index, (BM * BN,))
 
 
 @triton.jit
 def rotate(b_x, b_other, b_index, BM: tl.constexpr, BN: tl.constexpr):
     """``out[m, c] = x[m, (m - c) mod BN]`` for ``c <= m``, elsewhere of ``other``: tiles of 32-bit elements."""
-    both = tl.reshape(tl.join(b_x, b_other), (BM // 8, 8, BN // 8, 4, 2, 2))
-    registers = tl.permute(both, (5, 0, 2, 4, 1, 3))
+    both = tl.reshape(tl.join(b_other, b_x), (BM // 8, 8, BN // 8, 4, 2, 2))
+    registers = tl.permute(both, (0, 5, 2, 4, 1, 3))
     return tl.reshape(tl.gather(tl.reshape(registers, (2 * BM * BN,)), b_index, 0), (BM, BN))
 
 

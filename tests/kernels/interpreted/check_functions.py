@@ -52,7 +52,7 @@ def rotate_kernel(p_x, p_other, p_out, BM: tl.constexpr, BN: tl.constexpr):
     tl.store(p_out + o, rotate(b_x, tl.load(p_other + o), rotation_index(b_x, BM, BN, False), BM, BN))
 
 
-@pytest.mark.parametrize(("rows", "keys"), [(16, 16), (64, 16), (32, 32)])
+@pytest.mark.parametrize(("rows", "keys"), [(16, 16), (64, 16), (32, 32), (128, 64)])
 def test_a_rotation_takes_each_element_from_its_tile(rows: int, keys: int) -> None:
     x, other = torch.rand(2, rows, keys)
     found = torch.empty_like(x)

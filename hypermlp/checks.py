@@ -92,13 +92,15 @@ def check_sizes(**values: object) -> None:
 def check_number(name: str, value: object, *, zero: bool = False) -> None:
     """A number above 0, or at least 0 if ``zero``, that a float can be."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise TypeError(f"{name} must be a number, got {value!r}")
+        raise TypeError(f"{name} must be a number, got {shown(value)}")
     if not 0 <= value <= sys.float_info.max or (value == 0 and not zero):
         raise ValueError(f"{name} must be {'>= 0' if zero else 'positive'} and finite, got {shown(value)}")
 
 
 def shown(value: object) -> str:
-    """``repr``, but of integers with thousands of digits, which Python refuses to write."""
+    """``repr``, but of integers with thousands of digits, which Python refuses to write, and of arrays' scalars more."""
     if isinstance(value, int) and value.bit_length() > 128:
         return f"an integer of {value.bit_length()} bits"
+    if getattr(value, "shape", None) == ():
+        return f"{value!r}, which is a {type(value).__module__} scalar: give its item()"
     return repr(value)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -95,6 +96,21 @@ DOORS: list[Callable[[Any], object]] = [
 def test_what_takes_a_model_says_so(door: Callable[[Any], object], wrong: object) -> None:
     with pytest.raises(TypeError, match=f"(model|module) must be a (module|LanguageModel), got {type(wrong).__name__}"):
         door(wrong)
+
+
+@pytest.mark.parametrize(
+    ("options", "shown"),
+    [
+        ({"hidden_size": np.int64(32)}, "np.int64(32), which is a numpy scalar: give its item()"),
+        ({"hidden_size": torch.tensor(32)}, "tensor(32), which is a torch scalar: give its item()"),
+        ({"hidden_size": 32, "causal": np.True_}, "np.True_, which is a numpy scalar"),
+        ({"hidden_size": 32, "eps": np.float32(0.5)}, "np.float32(0.5), which is a numpy scalar"),
+    ],
+)
+def test_scalars_of_arrays_are_told_from_python_s(options: dict[str, Any], shown: str) -> None:
+    """Which a config would hold, and no JSON file take."""
+    with pytest.raises((TypeError, ValueError), match=re.escape(f"got {shown}")):
+        HyperConfig(**options)
 
 
 def test_what_takes_tokens_says_so() -> None:

@@ -29,6 +29,7 @@ Part = LayerCache | StaticLayerCache
 A layer has it by its ``cache_part``, and takes it as its ``cache``, in the place of the whole.
 """
 
+
 class HyperCache:
     """One cache for all layers of a model, passed to each of them as ``cache=``.
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import nn
 
-from hypermlp.checks import check_choice, check_flag, check_kind, check_names, is_integer
+from hypermlp.checks import check_choice, check_flag, check_kind, check_names, is_integer, shown
 from hypermlp.config import HyperConfig, HyperFields, Mixer
 from hypermlp.integrations.from_attention import fields_from_attention, start_from_attention
 from hypermlp.integrations.hooks import hooks_left, return_hooks, share_hooks
@@ -182,7 +182,7 @@ def _chosen(layers: Iterable[int] | None, sites: list[Site]) -> list[Site]:
     places = list(layers)
     for place in places:
         if not is_integer(place) or not -len(sites) <= place < len(sites):
-            raise ValueError(f"layers must be among 0 to {len(sites) - 1} for this model, got {place!r}")
+            raise ValueError(f"layers must be among 0 to {len(sites) - 1} for this model, got {shown(place)}")
     chosen = [sites[place] for place in sorted({place % len(sites) for place in places})]
     if not chosen:
         raise ValueError("layers is empty: name at least one, or leave it out for all")

@@ -98,7 +98,7 @@ def check_number(name: str, value: object, *, zero: bool = False) -> None:
 
 
 def shown(value: object) -> str:
-    """``repr``, but of integers with thousands of digits, which Python refuses to write, and of arrays' scalars more."""
+    """``repr``, but of integers with thousands of digits, which Python refuses to write; of NumPy's, a remedy."""
     if isinstance(value, int) and value.bit_length() > 128:
         return f"an integer of {value.bit_length()} bits"
     if getattr(value, "shape", None) == ():

@@ -259,10 +259,12 @@ def _model_config(options: dict[str, Any]) -> LanguageModelConfig:
 def _start(out: Path, options: dict[str, Any], fresh: bool) -> None:
     """Make ``out`` the folder of a new run, which it may not be yet unless ``fresh``."""
     files = [out / name for name in _FILES]
-    found = latest_checkpoint(out) or next((file for file in files if file.exists()), None)
-    if found is not None and not fresh:
-        resume = "--resume to go on from it, or " if latest_checkpoint(out) else ""
-        raise ValueError(f"{found} exists: add {resume}--fresh to delete that run, or choose another --out")
+    checkpoint, file = latest_checkpoint(out), next((file for file in files if file.exists()), None)
+    if not fresh and (found := checkpoint or file) is not None:
+        remedy = (
+            "--resume to go on from it, or --fresh to delete that run" if checkpoint else "--fresh to write over it"
+        )
+        raise ValueError(f"{found} exists: add {remedy}, or choose another --out")
     delete_checkpoints(out)
     delete(files)
     write_json(out / _OPTIONS, options)

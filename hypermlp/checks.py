@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import operator
 import sys
 from collections.abc import Collection, Iterable
 from difflib import get_close_matches
@@ -55,7 +56,7 @@ def _words(name: str) -> str:
 
 
 def _listed(names: Collection[str], last: str = "and") -> str:
-    *first, final = names
+    *first, final = names or ("no keyword",)
     return f"{', '.join(first)} {last} {final}" if first else final
 
 
@@ -79,12 +80,29 @@ def check_flag(name: str, value: object) -> None:
         raise TypeError(f"{name} must be True or False, got {shown(value)}")
 
 
+def check_truth(name: str, value: object) -> None:
+    """What is as good as True or False and is not kept: 1 and 0, NumPy's and PyTorch's own, too."""
+    number = isinstance(value, int) or getattr(value, "shape", None) == ()
+    if not (number and value in (0, 1)):
+        raise TypeError(f"{name} must be True or False, got {shown(value)}")
+
+
 def check_size(name: str, value: object, least: int = 1) -> None:
     """An integer from ``least`` on that a size of PyTorch's can be."""
     if not (is_integer(value) and least <= value < _TOO_LARGE):
         kind = "a positive integer" if least == 1 else f"an integer >= {least}"
         bound = " below 2**63" if isinstance(value, int) and value >= _TOO_LARGE else ""
         raise ValueError(f"{name} must be {kind}{bound}, got {shown(value)}")
+
+
+def as_integer(name: str, value: object, least: int | None = None) -> int:
+    """``value`` as Python's integer, of whatever library, from ``least`` on."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    number = operator.index(value)
+    if least is not None and number < least:
+        raise ValueError(f"{name} must be an integer >= {least}, got {shown(number)}")
+    return number
 
 
 def check_sizes(**values: object) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import wraps
 from typing import Any
 
 import pytest
@@ -85,6 +86,48 @@ def test_a_subclass_says_what_its_own_call_takes() -> None:
     with pytest.raises(TypeError, match=r"Scaled takes no 'scales': did you mean scale\?"):
         layer(X, scales=2.0)
     assert Open(8, max_lag=4)(X, anything=1) is X
+
+
+def by_two(forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """A wrapper that takes a keyword of its own."""
+
+    @wraps(forward)
+    def scaled(*args: Any, scale: float = 1.0, **others: Any) -> torch.Tensor:
+        return forward(*args, **others) * scale
+
+    return scaled
+
+
+def test_a_forward_that_is_put_in_its_place_says_what_it_takes() -> None:
+    class Patched(HyperGLU):
+        pass
+
+    class Wrapped(HyperGLU):
+        forward = by_two(HyperGLU.forward)  # type: ignore[assignment]
+
+    one = HyperGLU(8, max_lag=4)
+    one.forward = by_two(one.forward)  # type: ignore[method-assign]
+    Patched.forward = by_two(HyperGLU.forward)  # type: ignore[method-assign]
+    for layer in (one, Patched(8, max_lag=4), Wrapped(8, max_lag=4)):
+        assert torch.equal(layer(X + 1, scale=2.0), 2 * layer(X + 1))
+    Patched.forward = HyperGLU.forward  # type: ignore[method-assign]
+    with pytest.raises(TypeError, match=r"Patched takes no 'mask': did you mean attention_mask\?"):
+        Patched(8, max_lag=4)(X, mask=None)
+
+
+def test_a_hook_may_take_keywords_of_its_own() -> None:
+    layer = HyperGLU(8, max_lag=4)
+    layer.register_forward_pre_hook(lambda _, args, kwargs: ((kwargs["x"],), {}), with_kwargs=True)
+    assert torch.equal(layer(x=X + 1), HyperGLU.forward(layer, X + 1))
+
+
+def test_a_call_without_keywords_says_so() -> None:
+    class Bare(HyperGLU):
+        def forward(self, *args: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+            return args[0]
+
+    with pytest.raises(TypeError, match=r"^Bare takes no 'args': it takes no keyword$"):
+        Bare(8, max_lag=4)(args=X)
 
 
 def test_a_compiled_layer_says_so_too() -> None:

@@ -9,7 +9,7 @@ from einops import rearrange
 from torch import Tensor
 from typing_extensions import Unpack
 
-from hypermlp.checks import check_names, check_size
+from hypermlp.checks import as_integer, check_names
 from hypermlp.config import HyperConfig, HyperFields, Mixer
 from hypermlp.layers.calls import NamedCall
 from hypermlp.layers.feature_mixing import GateProjection, Gates
@@ -88,7 +88,7 @@ class Projections(NamedCall):
         check_names(type(self).__name__, fields, _KEYWORDS)
         check_backend(backend)  # a module would be taken for a part
         if layer_idx is not None:
-            check_size("layer_idx", layer_idx, 0)
+            layer_idx = as_integer("layer_idx", layer_idx, 0)
         super().__init__()
         config = HyperConfig(hidden_size, num_heads, self.mixer, **fields)  # type: ignore[arg-type]
         self.config, self.backend, self.layer_idx = config, backend, layer_idx
@@ -125,6 +125,11 @@ class Projections(NamedCall):
     def backend(self, backend: Backend) -> None:
         check_backend(backend)
         self._backend = backend
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # older pickles have it as an attribute
+        renamed = {"_backend" if name == "backend" else name: value for name, value in state.items()}
+        super().__setstate__(renamed)  # type: ignore[no-untyped-call]
 
     def _configure(self, config: HyperConfig) -> None:
         """Take ``config``, and make of it what every call reads."""

@@ -244,3 +244,18 @@ def test_sequences_that_stop_a_text_may_lie_in_a_set_or_be_arrays() -> None:
 def test_targets_may_be_bytes() -> None:
     logits, targets = torch.randn(1, 3, 9), torch.tensor([[1, 8, 0]])
     assert torch.equal(next_token_loss(logits, targets.to(torch.uint8)), next_token_loss(logits, targets))
+
+
+@pytest.mark.parametrize("largest", [np.float32(0.5), torch.tensor(0.5), 0.5])
+def test_the_largest_norm_may_be_of_another_library(largest: Any) -> None:
+    layer = HyperGLU(8, max_lag=4)
+    layer(X + 1).sum().backward()
+    distributed.clip_grad_norm_(layer, largest)
+    norms = [parameter.grad.norm() for parameter in layer.parameters() if parameter.grad is not None]
+    torch.testing.assert_close(torch.stack(norms).norm(), torch.tensor(0.5))
+
+
+def test_tokens_before_a_grid_are_counted_in_any_integer() -> None:
+    layer = HyperGLU(8, max_lag=17, causal=False)
+    integrations.resize_positions(layer, (3, 3), old_grid=(4, 4), prefix_tokens=np.int64(1))  # type: ignore[arg-type]
+    assert layer.config.max_lag == 10

@@ -115,6 +115,19 @@ def test_a_forward_that_is_put_in_its_place_says_what_it_takes() -> None:
         Patched(8, max_lag=4)(X, mask=None)
 
 
+@pytest.mark.parametrize("patched", [False, True])
+def test_keywords_of_such_a_call_are_compiled(patched: bool) -> None:
+    class Open(HyperGLU):
+        def forward(self, x: torch.Tensor, **others: float) -> torch.Tensor:  # type: ignore[override]
+            return super().forward(x) * others["scale"]
+
+    layer = HyperGLU(8, max_lag=4) if patched else Open(8, max_lag=4)
+    if patched:
+        layer.forward = by_two(layer.forward)  # type: ignore[method-assign]
+    compiled = torch.compile(layer, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(X + 1, scale=2.0), layer(X + 1, scale=2.0))
+
+
 def test_a_hook_may_take_keywords_of_its_own() -> None:
     layer = HyperGLU(8, max_lag=4)
     layer.register_forward_pre_hook(lambda _, args, kwargs: ((kwargs["x"],), {}), with_kwargs=True)

@@ -103,8 +103,8 @@ class LanguageModelConfig:
         return self.attention if self.max_lags is None else replace(self.attention, max_lag=self.max_lags[layer_idx])
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values that ``LanguageModelConfig(**...)`` takes back."""
-        return asdict(self)
+        """Plain JSON values that ``LanguageModelConfig(**...)`` takes back; without ``max_lags`` where it is None."""
+        return {name: value for name, value in asdict(self).items() if name != "max_lags" or value is not None}
 
 
 class LanguageModel(NamedCall):

@@ -55,3 +55,11 @@ def test_a_pickle_of_before_these_were_properties():
     assert again.config == model.config
     assert again.blocks[0].attention.backend == "auto"
     assert vars(again).keys() == vars(model).keys()
+
+
+def test_a_description_without_lags_of_layers_is_what_it_was_before_there_were_any():
+    model = described_model()
+    fields = ["attention", "context_length", "hidden_size", "intermediate_size", "norm_eps", "num_layers"]
+    assert sorted(model.config.to_dict()) == [*fields, "tie_embeddings", "vocab_size"]
+    extend_max_lag(model.blocks[1], NEW)
+    assert model.config.to_dict()["max_lags"] == (OLD, NEW)

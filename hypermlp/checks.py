@@ -97,9 +97,12 @@ def check_size(name: str, value: object, least: int = 1) -> None:
 
 def as_integer(name: str, value: object, least: int | None = None) -> int:
     """``value`` as Python's integer, of whatever library, from ``least`` on."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    number = operator.index(value)
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:  # arrays have one to refuse it
+        number = None
+    if number is None or isinstance(value, bool):
+        raise TypeError(f"{name} must be an integer, got {shown(value)}")
     if least is not None and number < least:
         raise ValueError(f"{name} must be an integer >= {least}, got {shown(number)}")
     return number

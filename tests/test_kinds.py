@@ -206,8 +206,9 @@ def test_integers_of_another_library_are_integers() -> None:
     assert budget.count_block_flops(CONFIG, two, 1, 8) == budget.count_block_flops(CONFIG, 2, 1, 8)  # type: ignore[arg-type]
     assert budget.ring_bytes(two, two) == 1  # type: ignore[arg-type]
     assert budget.count_norm_kept(two, two) == budget.count_norm_kept(2, 2)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="layer_idx must be an integer, got True"):
-        HyperGLU(8, layer_idx=True)
+    for odd in (True, 1.0, np.array([0, 1]), torch.tensor(0.5), torch.ones(2)):
+        with pytest.raises(TypeError, match="layer_idx must be an integer, got"):
+            HyperGLU(8, layer_idx=odd)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("yes", [1, np.True_, np.int64(1), torch.tensor(True)])

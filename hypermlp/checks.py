@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import operator
 import sys
 from collections.abc import Collection, Iterable
 from difflib import get_close_matches
@@ -51,7 +52,7 @@ def did_you_mean(name: str, known: Collection[str]) -> str:
 
 
 def _listed(names: Collection[str], last: str = "and") -> str:
-    *first, final = names
+    *first, final = names or ("no keyword",)
     return f"{', '.join(first)} {last} {final}" if first else final
 
 
@@ -75,12 +76,32 @@ def check_flag(name: str, value: object) -> None:
         raise TypeError(f"{name} must be True or False, got {shown(value)}")
 
 
+def check_truth(name: str, value: object) -> None:
+    """What is as good as True or False and is not kept: 1 and 0, NumPy's and PyTorch's own, too."""
+    number = isinstance(value, int) or getattr(value, "shape", None) == ()
+    if not (number and value in (0, 1)):
+        raise TypeError(f"{name} must be True or False, got {shown(value)}")
+
+
 def check_size(name: str, value: object, least: int = 1) -> None:
     """An integer from ``least`` on that a size of PyTorch's can be."""
     if not (is_integer(value) and least <= value < _TOO_LARGE):
         kind = "a positive integer" if least == 1 else f"an integer >= {least}"
         bound = " below 2**63" if isinstance(value, int) and value >= _TOO_LARGE else ""
         raise ValueError(f"{name} must be {kind}{bound}, got {shown(value)}")
+
+
+def as_integer(name: str, value: object, least: int | None = None) -> int:
+    """``value`` as Python's integer, of whatever library, from ``least`` on."""
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:  # arrays have one to refuse it
+        number = None
+    if number is None or isinstance(value, bool):
+        raise TypeError(f"{name} must be an integer, got {shown(value)}")
+    if least is not None and number < least:
+        raise ValueError(f"{name} must be an integer >= {least}, got {shown(number)}")
+    return number
 
 
 def check_sizes(**values: object) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect as python_inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -192,3 +194,69 @@ def test_the_loss_takes_logits_and_numbers_of_tokens(name: str) -> None:
     right: dict[str, Tensor] = {"logits": torch.randn(1, 3, 9), "targets": IDS}
     with pytest.raises(TypeError, match="logits must be floating point and targets int64"):
         next_token_loss(**{**right, name: right[name].to(torch.int32)})
+
+
+def test_integers_of_another_library_are_integers() -> None:
+    two, layer = np.int64(2), HyperGLU(8, max_lag=4, layer_idx=np.int64(0))  # type: ignore[arg-type]
+    assert type(layer.layer_idx) is int
+    assert LayerCache(CacheSpec.of(CONFIG), two, two).max_length == 2  # type: ignore[arg-type]
+    assert StaticLayerCache(CacheSpec.of(CONFIG), two).max_length == 2  # type: ignore[arg-type]
+    assert HyperCache().layer(two, CacheSpec.of(CONFIG)).empty  # type: ignore[arg-type]
+    assert budget.count_block_parameters(CONFIG, two) == budget.count_block_parameters(CONFIG, 2)  # type: ignore[arg-type]
+    assert budget.count_block_flops(CONFIG, two, 1, 8) == budget.count_block_flops(CONFIG, 2, 1, 8)  # type: ignore[arg-type]
+    assert budget.ring_bytes(two, two) == 1  # type: ignore[arg-type]
+    assert budget.count_norm_kept(two, two) == budget.count_norm_kept(2, 2)  # type: ignore[arg-type]
+    for odd in (True, 1.0, np.array([0, 1]), torch.tensor(0.5), torch.ones(2)):
+        with pytest.raises(TypeError, match="layer_idx must be an integer, got"):
+            HyperGLU(8, layer_idx=odd)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("yes", [1, np.True_, np.int64(1), torch.tensor(True)])
+def test_what_is_as_good_as_true_is_true(yes: Any) -> None:
+    assert HyperCache(static=yes, max_length=4).layer(0, CacheSpec.of(CONFIG)).__class__ is StaticLayerCache
+    assert generation.generate(MODEL, IDS, 1, use_cache=yes).shape == (1, 4)
+    assert budget.count_norm_kept(8, 3, fused=yes) == budget.count_norm_kept(8, 3)
+    assert integrations.swap_attention(copy.deepcopy(ENCODER), max_lag=4, keep_originals=yes)
+    with pytest.raises(TypeError, match="static must be True or False, got 2"):
+        HyperCache(static=2, max_length=4)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("yes", [1, np.True_])
+def test_the_operator_s_switches_too(yes: Any) -> None:
+    given = {**STREAMS, "selection": "glu", "max_lag": 4}
+    assert torch.equal(
+        hypermlp.hyper_attention(**given, norm=yes, causal=yes), hypermlp.hyper_attention(**given, norm=True)
+    )
+
+
+def test_sequences_that_stop_a_text_may_lie_in_a_set_or_be_arrays() -> None:
+    plain = generation.generate(MODEL, IDS, 6, seed=1)[0, 3:].tolist()
+    expected = generation.generate(MODEL, IDS, 6, seed=1, stop=[plain[1:3]])
+    assert expected.shape[1] < 9
+    for stop in (
+        {tuple(plain[1:3])},
+        {tuple(plain[1:3]): 0}.keys(),
+        [np.array(plain[1:3])],
+        [torch.tensor(plain[1:3])],
+    ):
+        assert torch.equal(generation.generate(MODEL, IDS, 6, seed=1, stop=stop), expected)  # type: ignore[arg-type]
+
+
+def test_targets_may_be_bytes() -> None:
+    logits, targets = torch.randn(1, 3, 9), torch.tensor([[1, 8, 0]])
+    assert torch.equal(next_token_loss(logits, targets.to(torch.uint8)), next_token_loss(logits, targets))
+
+
+@pytest.mark.parametrize("largest", [np.float32(0.5), torch.tensor(0.5), 0.5])
+def test_the_largest_norm_may_be_of_another_library(largest: Any) -> None:
+    layer = HyperGLU(8, max_lag=4)
+    layer(X + 1).sum().backward()
+    distributed.clip_grad_norm_(layer, largest)
+    norms = [parameter.grad.norm() for parameter in layer.parameters() if parameter.grad is not None]
+    torch.testing.assert_close(torch.stack(norms).norm(), torch.tensor(0.5))
+
+
+def test_tokens_before_a_grid_are_counted_in_any_integer() -> None:
+    layer = HyperGLU(8, max_lag=17, causal=False)
+    integrations.resize_positions(layer, (3, 3), old_grid=(4, 4), prefix_tokens=np.int64(1))  # type: ignore[arg-type]
+    assert layer.config.max_lag == 10

@@ -67,7 +67,7 @@ def chosen_device(name: str, choices: str = "cpu, cuda, cuda:1, ... or auto") ->
         reason = str(error).splitlines()[0][:120]
         raise ValueError(f"--device {name!r} does not work here ({reason}): say {choices}") from error
     if device.type == "meta":
-        raise ValueError("--device meta holds no values: say {choices}")
+        raise ValueError(f"--device meta holds no values: say {choices}")
     return device
 
 

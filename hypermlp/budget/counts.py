@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from hypermlp.checks import check_kind, check_size, check_sizes
+from hypermlp.checks import as_integer, check_kind, check_sizes
 from hypermlp.config import HyperConfig, MixConfig
 from hypermlp.ops.flops import backward_flops, forward_flops, visible_pairs
 
@@ -103,7 +103,7 @@ def _count_flops(
 def count_block_parameters(config: HyperConfig, intermediate_size: int) -> int:
     """Parameters of a pre-norm block: the layer, a SwiGLU without biases, and two RMSNorm weights."""
     hidden = described(config).hidden_size
-    check_size("intermediate_size", intermediate_size, 0)
+    intermediate_size = as_integer("intermediate_size", intermediate_size, 0)
     return count_parameters(config).total + 3 * hidden * intermediate_size + 2 * hidden
 
 
@@ -119,7 +119,7 @@ def count_block_backward_flops(config: HyperConfig, intermediate_size: int, batc
 
 
 def _mlp_flops(config: HyperConfig, intermediate_size: int, tokens: int) -> int:
-    check_size("intermediate_size", intermediate_size, 0)
+    intermediate_size = as_integer("intermediate_size", intermediate_size, 0)
     return 2 * tokens * 3 * config.hidden_size * intermediate_size
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from hypermlp.budget.counts import described, mixings
 from hypermlp.budget.traffic import sends_to_neighbours
-from hypermlp.checks import check_flag, check_size, check_sizes
+from hypermlp.checks import as_integer, check_sizes, check_truth
 from hypermlp.config import HyperConfig
 
 # what statistics and norms are computed in, if the activations are not more precise
@@ -107,7 +107,7 @@ def count_block_kept(
     check_sizes(intermediate_size=intermediate_size)
     layer = count_kept(config, batch_size, length, itemsize=itemsize, processes=processes)
     rows = batch_size * length // processes
-    check_flag("fused_norm", fused_norm)
+    check_truth("fused_norm", fused_norm)
     norm = count_norm_kept(config.hidden_size, rows, itemsize=itemsize, fused=fused_norm)
     mlp = itemsize * rows * (config.hidden_size + 4 * intermediate_size)
     return Kept(layer.operator, layer.rest + mlp + 2 * norm)
@@ -115,9 +115,9 @@ def count_block_kept(
 
 def count_norm_kept(hidden_size: int, rows: int, *, itemsize: int = 2, fused: bool = True) -> int:
     """Bytes of an RMSNorm over ``rows`` tokens, see :func:`count_block_kept`."""
-    check_sizes(hidden_size=hidden_size, itemsize=itemsize)
-    check_size("rows", rows, 0)
-    check_flag("fused", fused)
+    hidden_size, itemsize = as_integer("hidden_size", hidden_size, 1), as_integer("itemsize", itemsize, 1)
+    rows = as_integer("rows", rows, 0)
+    check_truth("fused", fused)
     statistic = max(itemsize, _STATISTICS)
     return rows * (statistic + (itemsize if fused else 2 * statistic) * hidden_size)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hypermlp.budget.counts import described
-from hypermlp.checks import check_size, check_sizes
+from hypermlp.checks import as_integer, check_sizes
 from hypermlp.config import HyperConfig
 
 
@@ -42,8 +42,7 @@ def count_heads_bytes(
 
 def ring_bytes(size: int, processes: int) -> int:
     """What one process sends to gather, or to sum and scatter, ``size`` bytes; a sum that all have takes both."""
-    check_size("size", size, 0)
-    check_sizes(processes=processes)
+    size, processes = as_integer("size", size, 0), as_integer("processes", processes, 1)
     return size * (processes - 1) // processes
 
 

@@ -7,7 +7,6 @@ the next tokens' convolutions read (``hidden_size``), of which all but a few go 
 
 from __future__ import annotations
 
-import operator
 import re
 import weakref
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ from torch import Tensor
 from hypermlp.cache.layer import LayerCache
 from hypermlp.cache.spec import CacheSpec
 from hypermlp.cache.static import StaticLayerCache
-from hypermlp.checks import check_flag, check_kind, check_size
+from hypermlp.checks import as_integer, check_kind, check_truth
 
 _KEY = re.compile(r"layers\.(\d+)\.(.+)")
 
@@ -52,9 +51,9 @@ class HyperCache:
     """
 
     def __init__(self, *, max_crop: int = 64, max_length: int | None = None, static: bool = False) -> None:
-        max_crop = _integer("max_crop", max_crop, 0)
-        max_length = None if max_length is None else _integer("max_length", max_length, 1)
-        check_flag("static", static)
+        max_crop = as_integer("max_crop", max_crop, 0)
+        max_length = None if max_length is None else as_integer("max_length", max_length, 1)
+        check_truth("static", static)
         if static and max_length is None:
             raise ValueError("a static cache needs max_length: its memory is made once")
         self.max_crop, self.max_length, self.static = max_crop, max_length, static
@@ -68,7 +67,7 @@ class HyperCache:
         if layer_idx is None:
             raise ValueError("cache= needs layer_idx: build each layer with its place in the model")
         if layer_idx not in self.layers:
-            check_size("layer_idx", layer_idx, 0)
+            as_integer("layer_idx", layer_idx, 0)
             self.layers[layer_idx] = self._new(spec)
         found = self.layers[layer_idx]
         if found.spec is not spec and found.spec != spec:
@@ -144,7 +143,7 @@ class HyperCache:
         elif isinstance(lengths, (list, tuple)):
             raise TypeError(f"lengths, one a row, must be a tensor: crop(torch.tensor({list(lengths)}))")
         else:
-            lengths = _integer("lengths", lengths, None)
+            lengths = as_integer("lengths", lengths)
         dropped = isinstance(lengths, int) and lengths < 0
         wanted = [(layer, layer.length + lengths if dropped else lengths) for layer in self.layers.values()]
         for layer, kept in wanted:  # all can, or none does
@@ -164,7 +163,7 @@ class HyperCache:
 
     def repeat(self, times: int) -> None:
         """Every row ``times`` times, copies side by side (several samples per prompt)."""
-        times = _integer("times", times, 1)
+        times = as_integer("times", times, 1)
         for layer in self.layers.values():
             layer.map(lambda x: x.repeat_interleave(times, dim=0))
 
@@ -235,15 +234,6 @@ class HyperCache:
     def __repr__(self) -> str:
         lengths: Any = None if self.lengths is None else self.lengths.tolist()
         return f"HyperCache(layers={len(self.layers)}, lengths={lengths}, nbytes={self.nbytes}, static={self.static})"
-
-
-def _integer(name: str, value: int, least: int | None) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    value = operator.index(value)
-    if least is not None and value < least:
-        raise ValueError(f"{name} must be >= {least}, got {value}")
-    return value
 
 
 def _check_integers(name: str, values: Tensor) -> None:

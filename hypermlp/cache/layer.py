@@ -10,7 +10,7 @@ from torch import Tensor
 from hypermlp.cache.ring import Ring
 from hypermlp.cache.spec import CacheSpec
 from hypermlp.cache.state import check_state
-from hypermlp.checks import check_kind, check_size
+from hypermlp.checks import as_integer, check_kind
 from hypermlp.ops.decode import Past
 
 
@@ -28,10 +28,8 @@ class LayerCache:
 
     def __init__(self, spec: CacheSpec, max_crop: int, max_length: int | None) -> None:
         check_kind("spec", spec, CacheSpec, "CacheSpec.of(layer.config)")
-        check_size("max_crop", max_crop, 0)
-        if max_length is not None:
-            check_size("max_length", max_length)
-        self.spec, self.max_crop, self.max_length = spec, max_crop, max_length
+        self.spec, self.max_crop = spec, as_integer("max_crop", max_crop, 0)
+        self.max_length = None if max_length is None else as_integer("max_length", max_length, 1)
         self._window = spec.window
         self.length = 0
         self.start: Tensor | None = None

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hypermlp.cache.spec import CacheSpec
 from hypermlp.cache.state import check_state
-from hypermlp.checks import check_kind, check_size
+from hypermlp.checks import as_integer, check_kind
 from hypermlp.ops.decode import Past
 from hypermlp.ops.modes import values_readable
 
@@ -28,7 +28,7 @@ class StaticLayerCache:
 
     def __init__(self, spec: CacheSpec, max_length: int) -> None:
         check_kind("spec", spec, CacheSpec, "CacheSpec.of(layer.config)")
-        check_size("max_length", max_length)
+        max_length = as_integer("max_length", max_length, 1)
         if not spec.by_lag:
             raise ValueError("a static cache needs layout='lag': use a growing cache for position-indexed tables")
         self.spec, self.max_length = spec, max_length

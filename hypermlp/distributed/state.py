@@ -6,6 +6,7 @@ Both hold beside FSDP2, whose parameters are spread over a device mesh of their 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from numbers import Real
 
 import torch
 import torch.distributed as dist
@@ -49,7 +50,7 @@ def clip_grad_norm_(module: nn.Module, max_norm: float) -> Tensor:
     Returns:
         The norm before it is clipped, the same on every process.
     """
-    if not isinstance(max_norm, (int, float)) or isinstance(max_norm, bool):
+    if not isinstance(max_norm, (Real, Tensor)) or isinstance(max_norm, bool):
         raise TypeError(f"max_norm must be a number, got {max_norm!r}; float('inf') clips nothing")
     groups: dict[dist.ProcessGroup, list[nn.Parameter]] = {}
     shares: set[nn.Parameter] = set()

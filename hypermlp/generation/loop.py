@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hypermlp.cache import HyperCache
-from hypermlp.checks import check_flag, check_kind, check_names, is_integer, shown
+from hypermlp.checks import check_kind, check_names, check_truth, is_integer, shown
 from hypermlp.evaluating import evaluating
 from hypermlp.generation.sampling import apply_repetition_penalty, check_sampling, sample
 from hypermlp.models import LanguageModel, LanguageModelConfig
@@ -82,7 +82,7 @@ def stream(
         )
     _check(prompt_ids, attention_mask, max_new_tokens, num_samples, stop, pad_token_id)
     check_sampling(temperature, top_k, top_p, repetition_penalty)
-    check_flag("use_cache", use_cache)
+    check_truth("use_cache", use_cache)
     device = _device(model)
     text = _Text(prompt_ids.to(device, torch.int64), None if attention_mask is None else attention_mask.to(device) != 0)
     generator = _generator(device, seed)
@@ -231,13 +231,13 @@ def _check(
             raise TypeError(f"{name} must be an integer, got {value!r}")
         if value < least:
             raise ValueError(f"{name} must be >= {least}, got {shown(value)}")
-    if not isinstance(stop, Sequence):
+    if not isinstance(stop, (Sequence, Set)):
         raise TypeError(f"stop must be sequences of tokens, got {type(stop).__name__}: write stop=[[token, ...], ...]")
     if texts := [text for text in (stop, *stop) if isinstance(text, str)]:
         raise TypeError(f"stop must be sequences of tokens, got the text {texts[0]!r}: encode it first")
     if alone := [token for token in stop if is_integer(token)]:
         raise TypeError(f"stop must be sequences of tokens, got the token {alone[0]}: write stop=[[{alone[0]}]]")
-    if odd := [sequence for sequence in stop if not isinstance(sequence, (Sequence, Tensor))]:
+    if odd := [sequence for sequence in stop if not (isinstance(sequence, Sequence) or hasattr(sequence, "__array__"))]:
         raise TypeError(f"stop must be sequences of tokens, got a {type(odd[0]).__name__} among them")
     if any(len(sequence) == 0 for sequence in stop):
         raise ValueError("stop has an empty sequence, which every row ends with: leave it out")

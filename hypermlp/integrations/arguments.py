@@ -36,11 +36,15 @@ def refuse_unknown(
     for name, value in given.items():
         if value is not None and name not in ignored:
             release = getattr(sys.modules.get(library), "__version__", "of an unknown version")
-            meant = did_you_mean(name, list(signature(door).parameters)) if door else ""
+            meant = did_you_mean(name, _names(door)) if door else ""
             raise TypeError(
                 f"{caller} got {name}={_brief(value)} from {library} {release}, and does not know what it "
                 f"means: {meant or f'leave it out or pass None{otherwise}'}"
             )
+
+
+def _names(door: Callable[..., Any]) -> list[str]:
+    return [x.name for x in signature(door).parameters.values() if x.kind is not x.VAR_KEYWORD]
 
 
 def _brief(value: Any) -> str:

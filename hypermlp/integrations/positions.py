@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hypermlp.checks import check_kind, check_size, is_integer
+from hypermlp.checks import as_integer, check_kind, is_integer
 from hypermlp.integrations.sites import replaced_sites
 from hypermlp.integrations.swap import tell_adapters
 from hypermlp.integrations.tables import replace_tables, rows_of
@@ -70,7 +70,7 @@ def resize_positions(
     """
     check_kind("model", model, nn.Module)
     if prefix_tokens is not None:
-        check_size("prefix_tokens", prefix_tokens, 0)
+        prefix_tokens = as_integer("prefix_tokens", prefix_tokens, 0)
     new = _checked("grid", grid)
     layers = [m for m in model.modules() if isinstance(m, HyperMLP) and m.config.layout == "position"]
     if not layers:

@@ -10,7 +10,7 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import nn
 
-from hypermlp.checks import check_choice, check_flag, check_kind, check_names, is_integer, shown
+from hypermlp.checks import check_choice, check_kind, check_names, check_truth, is_integer, shown
 from hypermlp.config import HyperConfig, HyperFields, Mixer
 from hypermlp.integrations.from_attention import fields_from_attention, start_from_attention
 from hypermlp.integrations.hooks import hooks_left, return_hooks, share_hooks
@@ -81,7 +81,7 @@ def swap_attention(
             the model does not tell.
     """
     check_choice("init", init, get_args(Init))
-    check_flag("keep_originals", keep_originals)
+    check_truth("keep_originals", keep_originals)
     for name in _FROM_HOST:
         if name in options:
             raise ValueError(f"{name} is taken from the model: leave it out")

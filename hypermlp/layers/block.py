@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from hypermlp.cache import HyperCache, Part
 from hypermlp.config import HyperConfig
-from hypermlp.layers.calls import NamedCall
 from hypermlp.layers.factory import build_layer
 from hypermlp.layers.projection import Projection, start_afresh
 from hypermlp.ops.attention import Backend
@@ -51,7 +50,7 @@ class SwiGLU(nn.Module):
         return out
 
 
-class TransformerBlock(NamedCall):
+class TransformerBlock(nn.Module):
     """``x + attention(norm(x))``, then ``x + mlp(norm(x))``, with RMSNorm and SwiGLU.
 
     Both branches' last projection starts ``sqrt(2 * num_layers)`` smaller than usual: the residual stream sums

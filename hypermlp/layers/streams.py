@@ -6,12 +6,11 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from hypermlp.checks import check_names, check_size
+from hypermlp.checks import as_integer, check_names
 from hypermlp.config import HyperConfig, HyperFields, Mixer
-from hypermlp.layers.calls import NamedCall
 from hypermlp.layers.feature_mixing import GateProjection, Gates
 from hypermlp.layers.projection import Projection, start_afresh
 from hypermlp.layers.rotary import rotate
@@ -32,7 +31,7 @@ class Streams(NamedTuple):
     gates: Gates
 
 
-class Projections(NamedCall):
+class Projections(nn.Module):
     """The parameters of an attention layer, and what each makes of tokens.
 
     All that is computed stands in ``config``, a :class:`~hypermlp.HyperConfig`.
@@ -88,7 +87,7 @@ class Projections(NamedCall):
         check_names(type(self).__name__, fields, _KEYWORDS)
         check_backend(backend)  # a module would be taken for a part
         if layer_idx is not None:
-            check_size("layer_idx", layer_idx, 0)
+            layer_idx = as_integer("layer_idx", layer_idx, 0)
         super().__init__()
         config = HyperConfig(hidden_size, num_heads, self.mixer, **fields)  # type: ignore[arg-type]
         self.config, self.backend, self.layer_idx = config, backend, layer_idx
@@ -115,16 +114,6 @@ class Projections(NamedCall):
     @config.setter
     def config(self, config: HyperConfig) -> None:
         self._configure(config)
-
-    @property
-    def backend(self) -> Backend:
-        """Path of the operator."""
-        return self._backend
-
-    @backend.setter
-    def backend(self, backend: Backend) -> None:
-        check_backend(backend)
-        self._backend = backend
 
     def _configure(self, config: HyperConfig) -> None:
         """Take ``config``, and make of it what every call reads."""

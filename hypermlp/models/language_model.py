@@ -15,7 +15,6 @@ from hypermlp.checks import check_flag, check_kind, check_number, check_size, na
 from hypermlp.config import HyperConfig
 from hypermlp.layers.base import AttentionLayer
 from hypermlp.layers.block import TransformerBlock
-from hypermlp.layers.calls import NamedCall
 from hypermlp.layers.projection import Embedding, Projection, start_afresh
 from hypermlp.ops.attention import Backend
 
@@ -103,11 +102,11 @@ class LanguageModelConfig:
         return self.attention if self.max_lags is None else replace(self.attention, max_lag=self.max_lags[layer_idx])
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values that ``LanguageModelConfig(**...)`` takes back."""
-        return asdict(self)
+        """Plain JSON values that ``LanguageModelConfig(**...)`` takes back; without ``max_lags`` where it is None."""
+        return {name: value for name, value in asdict(self).items() if name != "max_lags" or value is not None}
 
 
-class LanguageModel(NamedCall):
+class LanguageModel(nn.Module):
     """Embedding, :class:`~hypermlp.layers.block.TransformerBlock` s, RMSNorm, head.
 
     Args:
@@ -158,17 +157,32 @@ class LanguageModel(NamedCall):
     def config(self) -> LanguageModelConfig:
         """What the model computes as it stands: its layers' tables may have got other sizes, one by one too."""
         c, layers = self._config, [getattr(block, "attention", None) for block in self.blocks]
+        if c.attention.mixer not in ("hyperglu", "hypermlp"):
+            return c  # windows, which are no tables
         described = tuple(c.attention_config(index).max_lag or 0 for index in range(c.num_layers))
         if len(layers) != len(described):
             return c
+        kind = c.attention.mixer, c.attention.layout
         known = tuple(
-            layer.config.max_lag or 0 if isinstance(layer, AttentionLayer) and layer.mixer == c.attention.mixer else lag
+            layer.config.max_lag or 0
+            if isinstance(layer, AttentionLayer) and (layer.mixer, layer.config.layout) == kind
+            else lag
             for layer, lag in zip(layers, described, strict=True)
         )
         if known == described:
             return c
         context = c.context_length if c.context_length is None else max(c.context_length, *known)
         return replace(c, max_lags=known, context_length=context)
+
+    @config.setter
+    def config(self, config: LanguageModelConfig) -> None:
+        check_kind("config", config, LanguageModelConfig)
+        self._config = config
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # older pickles have it as an attribute
+        renamed = {"_config" if name == "config" else name: value for name, value in state.items()}
+        super().__setstate__(renamed)  # type: ignore[no-untyped-call]
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -258,7 +272,7 @@ def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """
     check_kind("logits", logits, Tensor)
     check_kind("targets", targets, Tensor)
-    if not logits.is_floating_point() or targets.dtype != torch.int64:
+    if not logits.is_floating_point() or targets.dtype not in (torch.int64, torch.uint8):
         raise TypeError(f"logits must be floating point and targets int64, got {logits.dtype} and {targets.dtype}")
     if targets.shape != logits.shape[:2]:
         raise ValueError(f"targets must be {tuple(logits.shape[:2])} like the logits, got {tuple(targets.shape)}")

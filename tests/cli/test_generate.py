@@ -91,7 +91,7 @@ def test_samples_come_in_groups_that_fit_into_memory(command, trained, monkeypat
         (["--samples", 2, "--stream"], "--stream"),
         (["--prompt", ""], "--prompt"),
         (["--seed", 10**30], "seed"),
-        (["--device", "meta"], "meta holds no values"),
+        (["--device", "meta"], "meta holds no values: say cpu, cuda"),
         (["--device", "cuda:77"], "cuda:77"),
     ],
 )

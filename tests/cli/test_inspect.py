@@ -122,7 +122,7 @@ def test_nothing_is_written_over_silently(command, trained, text, looked, tmp_pa
     [
         (["--text", "missing.txt"], "missing.txt cannot be read"),
         (["--start", 10**6], "has 306 bytes, none of them from --start 1000000 on"),
-        (["--device", "meta"], "meta holds no values"),
+        (["--device", "meta"], "meta holds no values: say cpu, cuda"),
     ],
 )
 def test_mistakes_get_one_line(command, trained, text, arguments, message, tmp_path):

@@ -60,7 +60,7 @@ def test_mistakes_get_one_line(command, text_folder, tmp_path, arguments, messag
         (["--seq-len", 0], "seq_len"),
         (["--lr", "nan"], "lr"),
         (["--lr", "inf"], "lr"),
-        (["--device", "meta"], "meta holds no values"),
+        (["--device", "meta"], "meta holds no values: say cpu, cuda"),
         (["--device", "cuda:77"], "--device 'cuda:77' does not work here"),
         (["--device", ""], "--device '' names no device: say cpu, cuda, cuda:1, ... or auto"),
         (["--device", "cpu:"], "--device 'cpu:' names no device: say cpu, cuda, cuda:1, ... or auto"),

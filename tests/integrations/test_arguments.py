@@ -26,6 +26,8 @@ def test_a_misspelt_name_of_a_door_of_ours_names_the_one_that_is_meant() -> None
         door(1, mask=2)
     with pytest.raises(TypeError, match="what it means: leave it out or pass None"):
         door(1, bucket=2)
+    with pytest.raises(TypeError, match="what it means: leave it out or pass None"):
+        door(1, other=2)  # others is no name
 
 
 def test_it_compiles_whole() -> None:

@@ -102,6 +102,29 @@ def test_a_saved_config_with_such_a_name_opens_as_it_was(tmp_path):
     assert HyperMLPConfig.from_pretrained(tmp_path).attention == config.attention
 
 
+def test_a_saved_part_of_another_config_opens_as_it_was():
+    """It says no version: transformers leaves that to the whole."""
+    config = HyperMLPConfig(vocab_size=50, hidden_size=32)
+    config.eos_token_ids, config.max_lag = [1, 2], 128
+    part = config.to_dict()
+    del part["transformers_version"]
+    again = HyperMLPConfig(**part)
+    assert (again.eos_token_ids, again.max_lag, again.attention) == ([1, 2], 128, config.attention)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"attention": {"num_head": 2}}, "HyperConfig takes no 'num_head': did you mean num_heads"),
+        ({"attention": {"num_heads": 0}}, "^num_heads must be"),
+        ({"num_attention_heads": 0}, "^num_attention_heads must be"),
+    ],
+)
+def test_heads_go_by_the_name_of_where_they_are_given(given, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        HyperMLPConfig(**given)
+
+
 def test_attention_of_another_kind_is_an_error():
     for wrong in ("softmax", ["softmax", "softmax"], 3):
         with pytest.raises(TypeError, match="HyperConfig"):

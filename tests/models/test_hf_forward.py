@@ -31,6 +31,8 @@ def test_outputs(mixer, batch):
     torch.testing.assert_close(out.loss.double(), expected.double(), rtol=1e-6, atol=1e-6)
     assert isinstance(model(ids, return_dict=False), tuple)
     torch.testing.assert_close(model(ids, logits_to_keep=2).logits, out.logits[:, -2:], **CLOSE)
+    for kept in (slice(-2, None), [0, 2], torch.tensor([0, 2])):
+        torch.testing.assert_close(model(ids, logits_to_keep=kept).logits, out.logits[:, kept], **CLOSE)
     torch.testing.assert_close(model(ids, use_cache=False).logits, out.logits, **CLOSE)
     embeddings = model.get_input_embeddings()(ids)
     torch.testing.assert_close(model(inputs_embeds=embeddings).logits, out.logits, **CLOSE)

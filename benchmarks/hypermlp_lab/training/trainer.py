@@ -239,7 +239,7 @@ class Trainer:
 
     def _check_same(self, folder: Path, saved: dict[str, Any], own: dict[str, Any]) -> None:
         # device and checkpoint_every may change: they do not decide what is learnt
-        own = {**self.model.config.to_dict(), **own}
+        own = {"max_lags": None, **self.model.config.to_dict(), **own}
         different = sorted(name for name in own if name != "checkpoint_every" and saved.get(name) != own[name])
         if different:
             wanted = ", ".join(f"{name}={saved.get(name)!r}" for name in different if name != "corpus")

@@ -95,7 +95,8 @@ class HyperMLPConfig(PreTrainedConfig):
     eos_token_id: int | list[int] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        if self.transformers_version is None:  # a saved one is read as it stands
+        # a saved one is read as it stands, alone or as a part of another, which says no version
+        if self.transformers_version is None and "model_type" not in kwargs:
             _check_names(kwargs)
             check_flag("use_cache", self.use_cache)
         layers = [self._layer_model(layer) for layer in self._attention_fields()]
@@ -129,7 +130,8 @@ class HyperMLPConfig(PreTrainedConfig):
             return LanguageModelConfig(attention=HyperConfig(**(sizes | attention)), **plain)
         except (TypeError, ValueError) as error:
             message = str(error)
-            for own, name in (_PLAIN_NAMES | {"num_attention_heads": "num_heads"}).items():
+            own_heads = "num_heads" in attention or isinstance(error, TypeError)  # which names keywords of attention
+            for own, name in (_PLAIN_NAMES | ({} if own_heads else {"num_attention_heads": "num_heads"})).items():
                 message = message.replace(name, own)
             raise type(error)(message) from None
 

@@ -15,7 +15,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import can_return_tuple, logging
 from transformers.utils.output_capturing import capture_outputs
 
-from hypermlp.checks import check_flag, check_kind
+from hypermlp.checks import check_kind, check_truth
 from hypermlp.integrations.arguments import refuse_unknown
 from hypermlp.integrations.huggingface.cache import check_cache
 from hypermlp.integrations.huggingface.masks import check_tensors, document_bounds
@@ -138,7 +138,7 @@ class HyperMLPModel(HyperMLPPreTrainedModel):
             input_ids=input_ids, inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids
         )
         if use_cache is not None:
-            check_flag("use_cache", use_cache)
+            check_truth("use_cache", use_cache)
         if is_causal is False:
             raise ValueError("is_causal=False: the family is causal")
         if (input_ids is None) == (inputs_embeds is None):
@@ -261,7 +261,7 @@ class HyperMLPForCausalLM(HyperMLPPreTrainedModel, GenerationMixin):
             use_cache=use_cache,
             **kwargs,
         )
-        if not isinstance(logits_to_keep, int):
+        if not isinstance(logits_to_keep, (int, slice, list)):
             check_kind("logits_to_keep", logits_to_keep, Tensor, "or a number of tokens")
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, kept])

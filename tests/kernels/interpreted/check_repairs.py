@@ -53,7 +53,7 @@ def described(check: Callable[..., tuple[tl.tensor, tl.tensor]], *operands: obje
         made = check(*operands)
     except Exception as error:
         return type(error).__name__, str(error)
-    return [(str(x.type), x.handle.data.dtype, x.handle.data.tolist()) for x in made]
+    return [(str(x.type), x.handle.data.dtype, str(x.handle.data.tolist())) for x in made]  # -0.0 is equal to 0.0
 
 
 @np.errstate(over="ignore")
@@ -64,9 +64,18 @@ def test_operands_are_what_they_are_without_repairs() -> None:
     shapes = [[], [4, 2], [4, 1], [1, 2], [8, 2], [2]]
     tensors = [tensor(element, dtype, shape) for (element, dtype), shape in product(dtypes.items(), shapes)]
     pointer = tensor(tl.pointer_type(tl.float32), np.uint64, [])
-    operands = [*tensors, pointer, True, 2, -3, 0.0, 0.5, 2**40]
+    numbers = [True, 2, -3, 0.0, -0.0, 0.5, 2**40, float("nan"), tl.constexpr(2), tl.constexpr(2.0)]
+    operands = [*tensors, pointer, *numbers]
     for _ in range(2):
         for lhs, rhs in product(operands, repeat=2):
             for options in ((), (True, True), (False, False, True, True)):
                 expected = described(plain.binary_op_type_checking_impl, lhs, rhs, *options)
                 assert described(repaired.binary_op_type_checking_impl, lhs, rhs, *options) == expected
+
+
+def test_a_kept_operand_is_not_written_into() -> None:
+    repaired = semantic.TritonSemantic(interpreter_builder)
+    for number in (0.75, -3):
+        _, kept = repaired.binary_op_type_checking_impl(tensor(tl.float32, np.float32, [4, 2]), number)
+        with pytest.raises(ValueError, match="read-only"):
+            kept.handle.data += 1

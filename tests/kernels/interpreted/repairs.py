@@ -97,6 +97,7 @@ def _keep_operands() -> None:
             pair = checked(self, lhs, rhs, *options)
             if pair[not first] is not tensor or number != number:
                 return pair
+            pair[first].handle.data.setflags(write=False)  # who writes into an operand would change all to come
             tiles[key] = pair[first]
         return (lhs, tiles[key]) if first else (tiles[key], rhs)
 

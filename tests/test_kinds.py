@@ -37,7 +37,7 @@ LAYER = HyperGLU(8, max_lag=4, layer_idx=0)
 BY_POSITION = HyperGLU(8, max_lag=16, causal=False)
 MODEL = LanguageModel(LanguageModelConfig(9, 8, 1, CONFIG))
 ENCODER = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, batch_first=True), 1)
-IDS, X, LOGITS = torch.zeros(1, 3, dtype=torch.long), torch.randn(1, 3, 8), torch.randn(2, 9)
+IDS, X, LOGITS = torch.zeros(1, 3, dtype=torch.long), torch.zeros(1, 3, 8), torch.randn(2, 9)
 CALL = inspect.record(LAYER, X)[0]
 MAPS: HeadMaps = inspect.head_maps(CALL)
 STREAMS = {"q": torch.randn(1, 3, 4, 2), "k": torch.randn(1, 3, 4, 2), "v": torch.randn(1, 3, 2, 2)}

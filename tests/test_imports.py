@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -121,14 +123,68 @@ def test_kernels_know_tensors_and_triton_alone():
         assert not {name for name in imported(file) if name.split(".")[0] == "hypermlp"}, file
 
 
-def test_importing_the_library_loads_no_extra_and_touches_no_gpu():
-    heavy = ["matplotlib", "transformers", "typer", "rich", "safetensors", "hypermlp_lab"]
-    program = (
-        "import sys, torch; before = set(sys.modules); import hypermlp; "
-        "assert 'torch._dynamo' not in sys.modules; "  # the compiler takes as long to load as PyTorch
-        "layer = hypermlp.HyperGLU(16, max_lag=4); layer(torch.randn(1, 3, 16)); "
-        "assert not torch.cuda.is_initialized(); "
-        f"print(sorted((set(sys.modules) - before) & set({heavy!r})))"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+# what a new process holds after each step, one after the other
+STEPS = {
+    "import": "import hypermlp, hypermlp.integrations.official; hypermlp.swap_attention",
+    "swap": """
+from torch import nn
+from hypermlp.integrations import Adapter, Host, register
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Linear(8, 8)
+class Toy(Adapter):
+    def describe(self, module):
+        return Host(8, 2)
+register(Toy(), "Attention")
+hypermlp.swap_attention(nn.Sequential(Attention()), max_lag=4)
+""",
+    "lab": "import hypermlp.models, hypermlp.generation, hypermlp_lab.training, hypermlp_lab.cli",
+    "call": "hypermlp.HyperGLU(16, max_lag=8)(torch.randn(1, 8, 16)).sum().backward()",
+}
+PROGRAM = f"""
+import json, sys, torch
+torch.set_float32_matmul_precision("highest")
+torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+def settings():
+    tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    return torch.get_float32_matmul_precision(), str(torch.get_default_dtype()), torch.get_num_threads(), tf32
+before, known, found = set(sys.modules), settings(), {{}}
+for name, step in {STEPS!r}.items():
+    exec(step)
+    found[name] = {{
+        "modules": sorted(set(sys.modules) - before), "gpu": torch.cuda.is_initialized(),
+        "as before": settings() == known,
+    }}
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def new_process() -> dict[str, dict[str, Any]]:
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True, timeout=300)
+    found: dict[str, dict[str, Any]] = json.loads(done.stdout)
+    return found
+
+
+def test_importing_loads_no_kernels_and_so_builds_none(new_process):
+    loaded = {name for name in new_process["import"]["modules"] if name.startswith("hypermlp_kernels")}
+    assert loaded == {"hypermlp_kernels", "hypermlp_kernels.arguments"}
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_no_extra_is_loaded_and_no_gpu_touched(new_process, step):
+    loaded = {name.split(".")[0] for name in new_process[step]["modules"]}
+    assert not loaded & {"matplotlib", "transformers", "typer", "rich", "safetensors"}
+    assert ("hypermlp_lab" in loaded) == (step in ("lab", "call"))
+    assert not new_process[step]["gpu"]
+
+
+def test_importing_leaves_the_compiler_alone(new_process):
+    """It takes as long to load as PyTorch."""
+    assert "torch._dynamo" not in new_process["import"]["modules"]
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_settings_of_pytorch_stay(new_process, step):
+    assert new_process[step]["as before"]

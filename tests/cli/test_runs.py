@@ -1,7 +1,5 @@
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -196,15 +194,6 @@ def test_train_interrupt_resume_generate(command, text_folder, tmp_path, monkeyp
     sample = [command("generate", out, "--prompt", "def ", "--max-new-tokens", 8, "--seed", 1).output for _ in "ab"]
     assert sample[0] == sample[1]
     assert sample[0].startswith("def ")
-
-
-def test_importing_the_library_needs_no_extra():
-    code = (
-        "import sys, hypermlp, hypermlp.models, hypermlp_lab.training, hypermlp.generation, hypermlp_lab.cli\n"
-        "found = {'typer', 'rich', 'safetensors', 'matplotlib'} & set(sys.modules)\n"
-        "assert not found, found"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_finished_run_is_trained_longer(command, text_folder, tmp_path):

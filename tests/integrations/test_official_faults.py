@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -96,21 +93,6 @@ def test_a_nan_stays_in_its_own_and_later_rows(backend: str, bad: float) -> None
     assert golden.relative_error(y[0, :25], clean[0, :25]) < 1e-6
     assert golden.relative_error(y[1], clean[1]) < 1e-6
     assert not torch.isfinite(y[0, 25:]).all(dim=-1).any()
-
-
-def test_import_leaves_the_matmul_precision_alone() -> None:
-    code = """
-import torch
-torch.set_float32_matmul_precision("highest")
-torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-before = torch.get_float32_matmul_precision(), torch.get_default_dtype(), torch.get_num_threads()
-import hypermlp, hypermlp.integrations.official
-layer = hypermlp.HyperGLU(16, max_lag=8)
-layer(torch.randn(1, 8, 16)).sum().backward()
-assert (torch.get_float32_matmul_precision(), torch.get_default_dtype(), torch.get_num_threads()) == before
-assert not (torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32)
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -281,21 +279,6 @@ def test_copies_can_be_restored(adapter: ToyAdapter) -> None:
     restore_attention(other)
     assert torch.equal(other(x), out)
     assert isinstance(model[0].attention, HyperGLU)
-
-
-def test_importing_and_swapping_load_no_transformers() -> None:
-    program = (
-        "import sys, torch, hypermlp; from torch import nn; hypermlp.swap_attention\n"
-        "from hypermlp.integrations import Adapter, Host, register\n"
-        "class A(nn.Module):\n"
-        "    def __init__(self): super().__init__(); self.w = nn.Linear(8, 8)\n"
-        "class B(Adapter):\n"
-        "    def describe(self, module): return Host(8, 2)\n"
-        "register(B(), 'A'); hypermlp.swap_attention(nn.Sequential(A()), max_lag=4)\n"
-        "print('transformers' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
 
 
 def test_an_unknown_name_of_the_package_is_an_attribute_error() -> None:

@@ -147,11 +147,11 @@ MODES: dict[str, Callable[..., Any]] = {
 DEAR = {
     "compile": ("mask", "mask, softmax", "bounds, rotated", "static cache"),
     "export": (
-        "mask, bidirectional", "bounds, by position", "bounds, softmax", "cache, rotated", "cache, by position",
-        "cache, window",
+        "mask, bidirectional", "bounds, by position", "bounds, softmax", "cache", "cache, rotated",
+        "cache, by position",
     ),
-    "strict export": ("mask, rotated", "bounds", "cache"),
-    "make_fx, symbolic": ("mask, by position", "cache of rows that were packed"),
+    "strict export": ("mask, rotated", "bounds", "cache of rows that were packed"),
+    "make_fx, symbolic": ("mask, by position", "cache, window"),
 }  # fmt: skip
 
 

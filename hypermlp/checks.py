@@ -6,9 +6,9 @@ import dataclasses
 import functools
 import operator
 import sys
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from difflib import get_close_matches
-from typing import Any, TypeGuard, TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -17,11 +17,6 @@ _TOO_LARGE = 2**63
 _ALIKE = 0.7
 
 Cls = TypeVar("Cls", bound=type)
-
-
-def is_integer(value: object) -> TypeGuard[int]:
-    """Whether ``value`` is an integer; True and False are none."""
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def check_kind(name: str, value: object, kind: type, remedy: str = "") -> None:
@@ -70,44 +65,45 @@ def named_fields(cls: Cls) -> Cls:
     return cls
 
 
-def check_flag(name: str, value: object) -> None:
-    """True or False."""
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {shown(value)}")
+def as_flag(name: str, value: object, may_be: str = "True or False") -> bool:
+    """``value`` as Python's bool: it, or NumPy's."""
+    if isinstance(value, bool):
+        return value
+    if getattr(value, "shape", None) == () and str(getattr(value, "dtype", None)) == "bool":
+        return bool(value)
+    raise TypeError(f"{name} must be {may_be}, got {shown(value)}")
 
 
-def check_truth(name: str, value: object) -> None:
-    """What is as good as True or False and is not kept: 1 and 0, NumPy's and PyTorch's own, too."""
-    number = isinstance(value, int) or getattr(value, "shape", None) == ()
-    if not (number and value in (0, 1)):
-        raise TypeError(f"{name} must be True or False, got {shown(value)}")
-
-
-def check_size(name: str, value: object, least: int = 1) -> None:
-    """An integer from ``least`` on that a size of PyTorch's can be."""
-    if not (is_integer(value) and least <= value < _TOO_LARGE):
-        kind = "a positive integer" if least == 1 else f"an integer >= {least}"
-        bound = " below 2**63" if isinstance(value, int) and value >= _TOO_LARGE else ""
-        raise ValueError(f"{name} must be {kind}{bound}, got {shown(value)}")
-
-
-def as_integer(name: str, value: object, least: int | None = None) -> int:
-    """``value`` as Python's integer, of whatever library, from ``least`` on."""
+def integer(value: object) -> int | None:
+    """``value`` as Python's integer, of whatever library; None for what is none, as bools, floats and tensors are."""
+    if isinstance(value, (bool, Tensor)):
+        return None
     try:
-        number = operator.index(value)  # type: ignore[arg-type]
-    except TypeError:  # arrays have one to refuse it
-        number = None
-    if number is None or isinstance(value, bool):
-        raise TypeError(f"{name} must be an integer, got {shown(value)}")
-    if least is not None and number < least:
-        raise ValueError(f"{name} must be an integer >= {least}, got {shown(number)}")
-    return number
+        return value if isinstance(value, int) else operator.index(value)  # type: ignore[arg-type]
+    except TypeError:  # arrays have an index to refuse it
+        return None
 
 
-def check_sizes(**values: object) -> None:
+def as_integer(name: str, value: object, least: int | None = None, remedy: str = "") -> int:
+    """``value`` as Python's integer, see :func:`integer`, from ``least`` on and such that PyTorch's can hold it."""
+    number = integer(value)
+    if number is not None and (-_TOO_LARGE if least is None else least) <= number < _TOO_LARGE:
+        return number
+    kind = {None: "an integer", 1: "a positive integer"}.get(least, f"an integer >= {least}")
+    bound = " that fits into 64 bits" if number is not None and abs(number) >= _TOO_LARGE else ""
+    error = TypeError if number is None else ValueError
+    raise error(f"{name} must be {kind}{bound}, got {shown(value)}{remedy and f': {remedy}'}")
+
+
+def as_sizes(**values: object) -> list[int]:
     """Positive integers, each a size."""
-    for name, value in values.items():
-        check_size(name, value)
+    return [as_integer(name, value, 1) for name, value in values.items()]
+
+
+def keep(described: object, names: Iterable[str], check: Callable[..., object], *args: object) -> None:
+    """Let a frozen dataclass hold what ``check(name, value, *args)`` makes of each of these fields."""
+    for name in names:
+        object.__setattr__(described, name, check(name, getattr(described, name), *args))
 
 
 def check_number(name: str, value: object, *, zero: bool = False) -> None:

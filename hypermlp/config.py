@@ -10,7 +10,7 @@ from typing import Any, Literal, TypedDict, get_args
 
 import torch
 
-from hypermlp.checks import check_choice, check_flag, check_number, check_size, named_fields
+from hypermlp.checks import as_flag, as_integer, as_sizes, check_choice, check_number, keep, named_fields
 from hypermlp.ops.attention import LagOrPosition
 from hypermlp.ops.checks import check_eps
 
@@ -35,9 +35,8 @@ class MixConfig:
     identity: bool = True
 
     def __post_init__(self) -> None:
-        check_size("rank", self.rank, 0)
-        for name in ("diag", "identity"):
-            check_flag(name, getattr(self, name))
+        keep(self, ("rank",), as_integer, 0)
+        keep(self, ("diag", "identity"), as_flag)
         if not (self.rank or self.diag or self.identity):
             raise ValueError("a mixing without rank, diag and identity maps everything to zero: switch one on")
 
@@ -129,10 +128,9 @@ class HyperConfig:
 
     def __post_init__(self) -> None:
         check_choice("mixer", self.mixer, get_args(Mixer))
-        for name in ("hidden_size", "num_heads"):
-            check_size(name, getattr(self, name))
-        check_size("mix_rank", self.mix_rank, 0)
-        check_flag("causal", self.causal)  # says what layout is by default
+        keep(self, ("hidden_size", "num_heads"), as_integer, 1)
+        keep(self, ("mix_rank",), as_integer, 0)
+        keep(self, ("causal",), as_flag)  # says what layout is by default
         hyper = self.mixer in ("hyperglu", "hypermlp")
         maps = self.num_maps * self.num_heads
         self._default("qk_dim", quarter(self.hidden_size, maps) if hyper else self.hidden_size)
@@ -143,15 +141,16 @@ class HyperConfig:
         for name in ("q_gate", "output_gate", "routing_mix", "readout_mix"):
             self._default(name, hyper)
         for name in ("routing_mix", "readout_mix"):
-            mix = getattr(self, name)
-            if mix is True:
-                object.__setattr__(self, name, MixConfig(rank=self.mix_rank))
-            elif isinstance(mix, Mapping):
-                object.__setattr__(self, name, MixConfig(**mix))
-            elif mix is not False and not isinstance(mix, MixConfig):
-                raise TypeError(f"{name} must be True, False or a MixConfig, got {mix!r}")
+            object.__setattr__(self, name, self._mixing(name, getattr(self, name)))
         self._check_mix_rank()
         self._check()
+
+    def _mixing(self, name: str, given: object) -> MixConfig | bool:
+        if isinstance(given, Mapping):
+            return MixConfig(**given)
+        if isinstance(given, MixConfig):
+            return given
+        return as_flag(name, given, "True, False or a MixConfig") and MixConfig(rank=self.mix_rank)
 
     def _check_mix_rank(self) -> None:
         """``replace(config, mix_rank=4)`` would change nothing: a config's mixings have their own ranks."""
@@ -168,13 +167,9 @@ class HyperConfig:
         check_choice("layout", self.layout, get_args(LagOrPosition))
         check_choice("gate_activation", self.gate_activation, get_args(GateActivation))
         check_choice("conv_init", self.conv_init, get_args(ConvInit))
-        for name in ("qk_dim", "v_dim"):
-            check_size(name, getattr(self, name))
-        if self.max_lag is not None:
-            check_size("max_lag", self.max_lag)
-        check_size("conv_size", self.conv_size, 0)
-        for name in ("q_gate", "output_gate", "norm", "rope", "bias"):
-            check_flag(name, getattr(self, name))
+        keep(self, ("qk_dim", "v_dim", *(("max_lag",) if self.max_lag is not None else ())), as_integer, 1)
+        keep(self, ("conv_size",), as_integer, 0)
+        keep(self, ("q_gate", "output_gate", "norm", "rope", "bias"), as_flag)
         for name in ("eps", "rope_theta"):
             check_number(name, getattr(self, name))
         # one config serves layers of every dtype
@@ -260,9 +255,7 @@ class HyperConfig:
         base, feat, rank, tmix, by_lag = match.groups(default="")
         if base == "S" and tmix:
             raise ValueError(f"label {label!r}: softmax has no sequence mixing")
-        heads = options.get("num_heads", cls.num_heads)
-        check_size("hidden_size", hidden_size)
-        check_size("num_heads", heads)
+        hidden_size, heads = as_sizes(hidden_size=hidden_size, num_heads=options.get("num_heads", cls.num_heads))
         maps = 2 * heads if base == "G" else heads
         mixer = {"S": "softmax", "R": "hypermlp" if tmix else "relu", "G": "hyperglu"}[base]
         fields: dict[str, Any] = {

@@ -18,7 +18,7 @@ from torch import Tensor
 from hypermlp.cache.layer import LayerCache
 from hypermlp.cache.spec import CacheSpec
 from hypermlp.cache.static import StaticLayerCache
-from hypermlp.checks import as_integer, check_kind, check_truth
+from hypermlp.checks import as_flag, as_integer, check_kind
 
 _KEY = re.compile(r"layers\.(\d+)\.(.+)")
 
@@ -53,7 +53,7 @@ class HyperCache:
     def __init__(self, *, max_crop: int = 64, max_length: int | None = None, static: bool = False) -> None:
         max_crop = as_integer("max_crop", max_crop, 0)
         max_length = None if max_length is None else as_integer("max_length", max_length, 1)
-        check_truth("static", static)
+        static = as_flag("static", static)
         if static and max_length is None:
             raise ValueError("a static cache needs max_length: its memory is made once")
         self.max_crop, self.max_length, self.static = max_crop, max_length, static

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 
+import numpy as np
 import pytest
 
 from tests.models.families import ATTENTION, tiny_config
@@ -38,6 +39,16 @@ def test_a_saved_config_says_everything(mixer, tmp_path):
     stored = json.loads((tmp_path / "config.json").read_text())
     assert HyperConfig(**stored["attention"]) == config.attention_config(0)
     assert None not in (stored["attention"]["qk_dim"], stored["intermediate_size"])
+
+
+def test_integers_of_numpy_are_saved(tmp_path):
+    names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
+    given = dict.fromkeys((*names, "pad_token_id", "eos_token_id"), np.int64(32))
+    config = HyperMLPConfig(**given, use_cache=np.False_)
+    config.save_pretrained(tmp_path)
+    assert {name: getattr(AutoConfig.from_pretrained(tmp_path), name) for name in given} == dict.fromkeys(given, 32)
+    assert config.use_cache is False
+    assert config.intermediate_size == HyperMLPConfig(hidden_size=32).intermediate_size
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
 
-from hypermlp.checks import check_flag, check_kind
+from hypermlp.checks import as_flag, as_integer, check_kind, integer, keep
 from hypermlp.config import HyperConfig
 from hypermlp.integrations.huggingface.names import CACHE_NAMES
 from hypermlp.models.language_model import LanguageModelConfig
@@ -37,6 +37,7 @@ _PLAIN_NAMES = {
 }
 # fields of every attention layer, which stand in attention
 _OF_LAYERS = {field.name for field in dataclasses.fields(HyperConfig)} - {"hidden_size", "num_heads"}
+_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
 # of two names: sep_token_id and eos_token_id are less alike
 _MISSPELT = 0.9
 
@@ -98,9 +99,12 @@ class HyperMLPConfig(PreTrainedConfig):
         # a saved one is read as it stands, alone or as a part of another, which says no version
         if self.transformers_version is None and "model_type" not in kwargs:
             _check_names(kwargs)
-            check_flag("use_cache", self.use_cache)
+            keep(self, ("use_cache",), as_flag)
+            keep(self, [name for name in _TOKENS if integer(getattr(self, name)) is not None], as_integer)
+        keep(self, ("num_attention_heads",), as_integer, 1)
         layers = [self._layer_model(layer) for layer in self._attention_fields()]
-        self.intermediate_size = layers[0].intermediate_size
+        for own, name in _PLAIN_NAMES.items():
+            setattr(self, own, getattr(layers[0], name))
         attention = [layer.attention.to_dict() for layer in layers]
         self.attention = attention[0] if len(attention) == 1 else attention
         super().__post_init__(**kwargs)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import weakref
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -116,6 +116,15 @@ class HyperCache:
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_owners": {}, "_latest": None}
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """What models of transformers ask for, before any layer is called."""
+            raise AttributeError(
+                f"HyperCache has no {name!r}: it is for layers and LanguageModel. Models of transformers, swapped ones "
+                "too, take transformers' caches: DynamicCache(config=model.config)"
+            )
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens so far, padding included."""

@@ -16,6 +16,19 @@ _TOO_LARGE = 2**63
 # how alike two names are that may be meant for each other: max_lags and max_lag are, mixer and mix_rank are not
 _ALIKE = 0.7
 
+# what other libraries call what is here called so, where letters do not tell
+_ELSEWHERE = {
+    **dict.fromkeys(("n_embd", "d_model", "embed_dim"), ("hidden_size",)),
+    **dict.fromkeys(("n_head", "n_heads", "nhead"), ("num_heads", "num_attention_heads")),
+    **dict.fromkeys(("n_layer", "n_layers"), ("num_layers", "num_hidden_layers")),
+    **dict.fromkeys(("n_positions", "n_ctx", "block_size"), ("context_length", "max_position_embeddings")),
+    **dict.fromkeys(("n_inner", "d_ff", "ffn_dim", "dim_feedforward"), ("intermediate_size",)),
+    **dict.fromkeys(("layer_norm_eps", "layer_norm_epsilon"), ("norm_eps", "rms_norm_eps")),
+    **dict.fromkeys(("eos_token_id", "stop_strings"), ("stop",)),
+    "do_sample": ("temperature", "top_k", "top_p"),
+    "num_return_sequences": ("num_samples",),
+}
+
 Cls = TypeVar("Cls", bound=type)
 
 
@@ -39,9 +52,18 @@ def check_names(caller: str, given: Iterable[str], known: Collection[str]) -> No
             raise TypeError(f"{caller} takes no {name!r}: {did_you_mean(name, known) or f'it takes {_listed(known)}'}")
 
 
+def called_here(name: str, known: Collection[str]) -> list[str]:
+    """Those of ``known`` that other libraries call ``name``."""
+    return [other for other in _ELSEWHERE.get(name, ()) if other in known]
+
+
 def did_you_mean(name: str, known: Collection[str]) -> str:
-    """A question after those of ``known`` with a word that begins with ``name``, or the most alike one; else empty."""
-    near = [other for other in known if len(name) > 2 and f"_{name}" in f"_{other}"]
+    """A question after those of ``known`` that are called ``name`` elsewhere, have a word that begins so, or are alike.
+
+    Empty where there are none.
+    """
+    near = called_here(name, known)
+    near = near or [other for other in known if len(name) > 2 and f"_{name}" in f"_{other}"]
     near = near or get_close_matches(name, known, 1, _ALIKE)
     return f"did you mean {_listed(near, 'or')}?" if near else ""
 

@@ -80,6 +80,12 @@ def test_bad_configs(changes, message):
         ({"num_layers": 4}, r"num_layers is called num_hidden_layers here"),
         ({"context_length": 4}, r"context_length is called max_position_embeddings here"),
         ({"num_heads": 4}, r"num_heads is called num_attention_heads here"),
+        ({"n_layer": 4}, r"n_layer is called num_hidden_layers here"),
+        ({"n_head": 4}, r"n_head is called num_attention_heads here"),
+        ({"n_embd": 4}, r"n_embd is called hidden_size here"),
+        ({"n_inner": 4}, r"n_inner is called intermediate_size here"),
+        ({"n_positions": 4}, r"n_positions is called max_position_embeddings here"),
+        ({"layer_norm_epsilon": 4}, r"layer_norm_epsilon is called rms_norm_eps here"),
     ],
 )
 def test_names_of_other_configs_are_refused(given, message):
@@ -108,9 +114,10 @@ def test_misspelt_names_are_refused(given, meant, tmp_path):
 
 def test_a_saved_config_with_such_a_name_opens_as_it_was(tmp_path):
     config = HyperMLPConfig(vocab_size=50, hidden_size=32)
-    config.max_lag = 128  # as releases before wrote what they were given and did not read
+    config.max_lag, config.n_layer = 128, 3  # as releases before wrote what they were given and did not read
     config.save_pretrained(tmp_path)
-    assert HyperMLPConfig.from_pretrained(tmp_path).attention == config.attention
+    again = HyperMLPConfig.from_pretrained(tmp_path)
+    assert (again.attention, again.num_hidden_layers) == (config.attention, 12)
 
 
 def test_a_saved_part_of_another_config_opens_as_it_was():

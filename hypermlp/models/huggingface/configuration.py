@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
 
-from hypermlp.checks import as_flag, as_integer, check_kind, integer, keep
+from hypermlp.checks import as_flag, as_integer, called_here, check_kind, integer, keep
 from hypermlp.config import HyperConfig
 from hypermlp.integrations.huggingface.names import CACHE_NAMES
 from hypermlp.models.language_model import LanguageModelConfig
@@ -195,8 +195,8 @@ def _check_names(others: Mapping[str, Any]) -> None:
     """TypeError for fields of other configs of this library and misspelt ones, which nobody would read."""
     own = {plain: name for name, plain in _PLAIN_NAMES.items()} | {"num_heads": "num_attention_heads"}
     for name in others:
-        if name in own:
-            raise TypeError(f"{name} is called {own[name]} here: HyperMLPConfig({own[name]}=...)")
+        if meant := own.get(name) or next(iter(called_here(name, own.values())), None):
+            raise TypeError(f"{name} is called {meant} here: HyperMLPConfig({meant}=...)")
         if name in _OF_LAYERS:
             raise TypeError(f"{name} is a field of the attention layers: HyperMLPConfig(attention={{{name!r}: ...}})")
         # what is like no field may be a user's own: transformers keeps it

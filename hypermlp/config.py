@@ -133,7 +133,7 @@ class HyperConfig:
         keep(self, ("causal",), as_flag)  # says what layout is by default
         hyper = self.mixer in ("hyperglu", "hypermlp")
         maps = self.num_maps * self.num_heads
-        self._default("qk_dim", quarter(self.hidden_size, maps) if hyper else self.hidden_size)
+        self._default("qk_dim", _share(self.hidden_size, maps) if hyper else self.hidden_size)
         self._default("v_dim", self.hidden_size)
         self._default("conv_size", 4 if hyper else 0)
         self._default("max_lag", 2048 if hyper else None)
@@ -237,9 +237,9 @@ class HyperConfig:
         """The variant of the paper's study that ``label`` names, ``Base-Feat-Rank-TmixLayout``.
 
         Base ``S`` softmax, ``R`` ReLU, ``G`` GLU. Feat ``p`` rotary, ``c`` convolutions, ``g``
-        gates. Rank ``q`` (``v``) compresses query-key (value-output) width to a quarter. Tmix
-        ``1``, ``2``, ``12`` mixing on the routing side, the readout side, both; Layout ``o``
-        by lag, else by position. A final ``!`` (budget not matched) changes nothing here.
+        gates. Rank ``q`` (``v``) compresses query-key (value-output) width to a quarter, ``h``,
+        which is this library's and not the paper's, query-key width to a half. Tmix ``1``, ``2``,
+        ``12`` mixing on the routing side, the readout side, both; Layout ``o`` by lag, else by position. A final ``!`` (budget not matched) changes nothing here.
 
         Args:
             label: such as ``"S-pc"``, ``"R-cg-q-12o"``, ``"G-12!"``.
@@ -250,7 +250,7 @@ class HyperConfig:
         if match is None:
             raise ValueError(
                 f"label {label!r} is not Base-Feat-Rank-TmixLayout: "
-                "S, R or G, then any of -p, -c, -g joined in that order, -q or -v, -1, -2 or -12 with o, and !"
+                "S, R or G, then any of -p, -c, -g joined in that order, -q, -h or -v, -1, -2 or -12 with o, and !"
             )
         base, feat, rank, tmix, by_lag = match.groups(default="")
         if base == "S" and tmix:
@@ -260,8 +260,8 @@ class HyperConfig:
         mixer = {"S": "softmax", "R": "hypermlp" if tmix else "relu", "G": "hyperglu"}[base]
         fields: dict[str, Any] = {
             "mixer": mixer,
-            "qk_dim": hidden_size if rank != "q" else quarter(hidden_size, maps),
-            "v_dim": hidden_size if rank != "v" else quarter(hidden_size, heads),
+            "qk_dim": _share(hidden_size, maps, {"q": 4, "h": 2}.get(rank, 1)),
+            "v_dim": _share(hidden_size, heads, 4 if rank == "v" else 1),
             "conv_size": 4 if "c" in feat else 0,
             "q_gate": "g" in feat,
             "output_gate": "g" in feat,
@@ -282,9 +282,9 @@ class HyperConfig:
             object.__setattr__(self, name, value)
 
 
-def quarter(width: int, parts: int) -> int:
-    """A quarter of ``width``, rounded down to a multiple of ``parts`` and at least that."""
-    return parts * max(1, width // (4 * parts))
+def _share(width: int, parts: int, of: int = 4) -> int:
+    """``width / of``, rounded down to a multiple of ``parts`` and at least that; all of it as it is."""
+    return width if of == 1 else parts * max(1, width // (of * parts))
 
 
-_LABEL = re.compile(r"([SRG])(?:-(?=[pcg])(p?c?g?))?(?:-([qv]))?(?:-(12|1|2)(o?))?!?")
+_LABEL = re.compile(r"([SRG])(?:-(?=[pcg])(p?c?g?))?(?:-([qhv]))?(?:-(12|1|2)(o?))?!?")

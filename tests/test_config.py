@@ -10,11 +10,11 @@ import pytest
 
 from hypermlp import HyperConfig, MixConfig, build_layer
 
-# every variant that the study plots
+# every variant that the study plots, and those of half a width
 LABELS = (
     *("S", "S-p", "S-c", "S-pc", "S-c-q", "S-c-v", "S-g-q"),
     *("R", "R-p", "R-c", "R-pc", "R-c-q", "R-c-v", "R-cg-q"),
-    *("R-cg-q-12o", "R-cg-q-1o", "R-pcg-q-12o", "R-g-q-12o"),
+    *("R-cg-q-12o", "R-cg-h-12o", "G-h", "R-cg-q-1o", "R-pcg-q-12o", "R-g-q-12o"),
     *("R-12o!", "R-c-12o!", "R-1o!", "R-2!", "R-2o!", "R-12!"),
     *("G-cg-q-12o", "G-cg-q-1o", "G-g-q-12o", "G-pcg-q-12o"),
     *("G-12o!", "G-c-12o!", "G-1o!", "G-cg-q", "G-2o!", "G-12!"),
@@ -32,7 +32,7 @@ def test_every_label_of_the_study(label: str) -> None:
     assert config.rope == ("p" in feat)
     assert config.conv_size == (4 if "c" in feat else 0)
     assert config.q_gate == config.output_gate == ("g" in feat)
-    assert config.qk_dim == (16 if "q" in fields else 64)
+    assert config.qk_dim == (16 if "q" in fields else 32 if "h" in fields else 64)
     assert config.v_dim == (16 if "v" in fields else 64)
     full = MixConfig(rank=16)
     assert config.routing_mix == (full if "1" in tmix else False)
@@ -75,7 +75,7 @@ def test_options_win_over_the_label() -> None:
 
 
 @pytest.mark.parametrize(
-    "label", ["", "X", "s", "S-", "S-cp", "S-q-p", "G--q", "G-cg-q-21o", "G-o", "G-cg-q-12o!!", "G 12", 3]
+    "label", ["", "X", "G-h-q", "s", "S-", "S-cp", "S-q-p", "G--q", "G-cg-q-21o", "G-o", "G-cg-q-12o!!", "G 12", 3]
 )
 def test_bad_labels(label: object) -> None:
     with pytest.raises(ValueError, match=re.escape(f"label {label!r} is not Base-Feat-Rank-TmixLayout")):

@@ -71,7 +71,8 @@ class HyperConfig:
 
     Fields left None take the value that the mixer has in the paper's study: a hyper mixer
     compresses queries and keys to a quarter of the width and has convolutions and gates; the
-    baselines are plain.
+    baselines are plain. ``dataclasses.replace`` keeps what they took: with another ``hidden_size``
+    or ``mixer`` give it ``qk_dim=None``, ``v_dim=None`` and so on, to have them chosen anew.
 
     Args:
         hidden_size: width ``D`` of the model.
@@ -177,13 +178,16 @@ class HyperConfig:
         maps = self.num_maps * self.num_heads
         if self.qk_width * maps != self.qk_dim:
             raise ValueError(
-                f"qk_dim={self.qk_dim} does not divide into {maps} score maps "
+                f"{self._width('qk_dim')} does not divide into {maps} score maps "
                 f"({self.num_maps} a head, {self.num_heads} heads): choose a multiple of {maps}"
             )
         if self.v_width * self.num_heads != self.v_dim:
-            raise ValueError(f"v_dim={self.v_dim} does not divide into {self.num_heads} heads: choose a multiple")
+            raise ValueError(f"{self._width('v_dim')} does not divide into {self.num_heads} heads: choose a multiple")
         if self.rope and self.qk_width % 2:
-            raise ValueError(f"rope turns pairs of channels: the score width {self.qk_width} must be even")
+            raise ValueError(
+                f"rope turns pairs of channels: the score width {self.qk_width} must be even, "
+                f"which {self._width('qk_dim')} over {maps} score maps is not: choose a multiple of {2 * maps}"
+            )
         if self.layout == "lag" and not self.causal:
             raise ValueError("layout='lag' needs causal=True: use layout='position' for bidirectional layers")
         if self.mixer in ("relu", "softmax") and self.causal and self.layout == "position":
@@ -192,6 +196,11 @@ class HyperConfig:
             raise ValueError(f"mixer={self.mixer!r} has no sequence mixing: use 'hypermlp' or 'hyperglu'")
         if self.mixer == "softmax" and not self.norm:
             raise ValueError("norm=False is not for softmax, which normalises by itself")
+
+    def _width(self, name: str) -> str:
+        """A field for a message, with what it is by default where it is that: the user may have given that alone."""
+        value = getattr(self, name)
+        return f"{name}=hidden_size={value}" if value == self.hidden_size else f"{name}={value}"
 
     @cached_property
     def num_maps(self) -> int:
@@ -239,7 +248,8 @@ class HyperConfig:
         Base ``S`` softmax, ``R`` ReLU, ``G`` GLU. Feat ``p`` rotary, ``c`` convolutions, ``g``
         gates. Rank ``q`` (``v``) compresses query-key (value-output) width to a quarter, ``h``,
         which is this library's and not the paper's, query-key width to a half. Tmix ``1``, ``2``,
-        ``12`` mixing on the routing side, the readout side, both; Layout ``o`` by lag, else by position. A final ``!`` (budget not matched) changes nothing here.
+        ``12`` mixing on the routing side, the readout side, both; Layout ``o`` by lag, else by
+        position. A final ``!`` (budget not matched) changes nothing here.
 
         Args:
             label: such as ``"S-pc"``, ``"R-cg-q-12o"``, ``"G-12!"``.

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import FrozenInstanceError, asdict, replace
+from contextlib import nullcontext
+from dataclasses import FrozenInstanceError, asdict, fields, replace
 
 import pytest
 
 from hypermlp import HyperConfig, MixConfig, build_layer
+from hypermlp.models import LanguageModelConfig
+from hypermlp_lab.training import TrainingConfig
 
 # every variant that the study plots, and those of half a width
 LABELS = (
@@ -102,6 +105,8 @@ def test_softmax_has_no_mixing() -> None:
         ({"qk_dim": 18}, ValueError, "qk_dim=18 does not divide into 4 score maps .* multiple of 4"),
         ({"qk_dim": 2, "mixer": "softmax", "num_heads": 4}, ValueError, "qk_dim=2 does not divide into 4"),
         ({"v_dim": 7}, ValueError, "v_dim=7 does not divide into 2 heads"),
+        ({"hidden_size": 63}, ValueError, "v_dim=hidden_size=63 does not divide into 2 heads"),
+        ({"hidden_size": 63, "mixer": "softmax"}, ValueError, "qk_dim=hidden_size=63 does not divide into 2"),
         ({"mix_rank": -1}, ValueError, "mix_rank must be an integer >= 0, got -1"),
         (
             {"mix_rank": 4, "routing_mix": MixConfig(8), "readout_mix": False},
@@ -124,7 +129,7 @@ def test_softmax_has_no_mixing() -> None:
         ({"eps": "x"}, TypeError, "eps must be a number, got 'x'"),
         ({"eps": True}, TypeError, "eps must be a number, got True"),
         ({"rope_theta": -1.0}, ValueError, "rope_theta must be positive and finite, got -1.0"),
-        ({"rope": True, "qk_dim": 12}, ValueError, "rope turns pairs of channels: the score width 3 must be even"),
+        ({"rope": True, "qk_dim": 12}, ValueError, "the score width 3 must be even, .* a multiple of 8"),
         ({"mixer": "softmax", "norm": False}, ValueError, "norm=False is not for softmax"),
         ({"routing_mix": "yes"}, TypeError, "routing_mix must be True, False or a MixConfig, got 'yes'"),
         ({"readout_mix": 3}, TypeError, "readout_mix must be True, False or a MixConfig, got 3"),
@@ -170,6 +175,30 @@ def test_a_rank_that_would_change_nothing_is_refused() -> None:
         replace(config, mix_rank=4)
     changed = replace(config, mix_rank=4, routing_mix=True, readout_mix=True)
     assert changed == HyperConfig(64, mix_rank=4)
+
+
+def test_replace_chooses_widths_anew_where_they_are_none() -> None:
+    config = replace(HyperConfig(64), hidden_size=128, qk_dim=None, v_dim=None)
+    assert config == HyperConfig(128)
+    assert replace(config, mixer="softmax", **dict.fromkeys(MIXER_S)) == HyperConfig(128, mixer="softmax")
+
+
+MIXER_S = ("qk_dim", "conv_size", "max_lag", "routing_mix", "readout_mix", "q_gate", "output_gate")
+REQUIRED: dict[type, dict[str, object]] = {
+    HyperConfig: {"hidden_size": 64},
+    MixConfig: {},
+    LanguageModelConfig: {"vocab_size": 9, "hidden_size": 64, "num_layers": 1, "attention": HyperConfig(64)},
+    TrainingConfig: {"steps": 5},
+}
+
+
+@pytest.mark.parametrize(("cls", "name"), [(cls, field.name) for cls in REQUIRED for field in fields(cls)])
+def test_none_is_a_value_that_is_documented_or_refused(cls: type, name: str) -> None:
+    entry = re.search(rf"(?ms)^ {{8}}{name}: (.*?)\n(?! {{12}})", cls.__doc__ or "")
+    assert entry
+    documented = "None" in entry[1] or "likewise" in entry[1]
+    with nullcontext() if documented else pytest.raises((TypeError, ValueError), match=rf"^{name} must be .*got None"):
+        cls(**(REQUIRED[cls] | {name: None}))
 
 
 def test_frozen_and_hashable() -> None:

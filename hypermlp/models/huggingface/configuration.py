@@ -60,7 +60,7 @@ class HyperMLPConfig(PreTrainedConfig):
             out or equal: a mapping, a HyperConfig, or a sequence of those, one per layer. None: its
             defaults, HyperGLU.
         max_position_embeddings: tokens the model was trained to look back over. Nothing is cut off
-            there; evaluation tools read it.
+            there; evaluation tools read it. None for no limit.
         rms_norm_eps: of the RMSNorms.
         use_cache: return a cache from calls without gradients.
         tie_word_embeddings: let the head share the embedding's weights.
@@ -87,7 +87,7 @@ class HyperMLPConfig(PreTrainedConfig):
     num_hidden_layers: int = 12
     num_attention_heads: int = 2
     attention: Any = None
-    max_position_embeddings: int = 2048
+    max_position_embeddings: int | None = 2048
     rms_norm_eps: float = 1e-6
     use_cache: bool = True
     tie_word_embeddings: bool = True
@@ -188,7 +188,8 @@ class HyperMLPConfig(PreTrainedConfig):
         for fields in described:
             if fields["mixer"] in ("hyperglu", "hypermlp") and fields["layout"] == "lag":
                 fields["max_lag"] = max(fields["max_lag"], max_lag)
-        self.max_position_embeddings = max(self.max_position_embeddings, max_lag)
+        if self.max_position_embeddings is not None:
+            self.max_position_embeddings = max(self.max_position_embeddings, max_lag)
 
 
 def _check_names(others: Mapping[str, Any]) -> None:

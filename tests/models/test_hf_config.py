@@ -41,6 +41,12 @@ def test_a_saved_config_says_everything(mixer, tmp_path):
     assert None not in (stored["attention"]["qk_dim"], stored["intermediate_size"])
 
 
+def test_a_model_without_a_limit_is_extended():
+    config = HyperMLPConfig(max_position_embeddings=None)
+    config.extend_max_lag(4096)
+    assert (config.attention_config(0).max_lag, config.max_position_embeddings) == (4096, None)
+
+
 def test_integers_of_numpy_are_saved(tmp_path):
     names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
     given = dict.fromkeys((*names, "pad_token_id", "eos_token_id"), np.int64(32))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import operator
 import sys
 from collections.abc import Callable, Collection, Iterable
@@ -83,6 +84,7 @@ def named_fields(cls: Cls) -> Cls:
         check_names(cls.__name__, kwargs, known)
         init(self, *args, **kwargs)
 
+    checked.__signature__ = inspect.signature(init)  # type: ignore[attr-defined]  # for who does not look behind it
     cls.__init__ = checked  # type: ignore[misc]
     return cls
 

@@ -213,7 +213,7 @@ def test_integers_of_another_library_are_integers() -> None:
     assert torch.equal(generation.generate(MODEL, IDS, two, **options), plain)  # type: ignore[arg-type]
     assert hypermlp.extend_max_lag(layer, np.int64(5)) == 1  # type: ignore[arg-type]
     assert type(layer.config.max_lag) is int
-    swapped = integrations.swap_attention(copy.deepcopy(ENCODER), max_lag=4, layers=np.arange(1))
+    swapped = integrations.swap_attention(copy.deepcopy(ENCODER), max_lag=4, layers=[*np.arange(1), -1])
     assert len(swapped.swapped) == 1
     for odd in (True, 1.0, np.array([0, 1]), torch.tensor(0.5), torch.tensor(1), torch.ones(2)):
         with pytest.raises(TypeError, match="layer_idx must be an integer >= 0, got"):

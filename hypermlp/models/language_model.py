@@ -154,10 +154,8 @@ class LanguageModel(nn.Module):
     def config(self) -> LanguageModelConfig:
         """What the model computes as it stands: blocks may have gone, and tables have other sizes, one by one too."""
         c, layers = self._config, [getattr(block, "attention", None) for block in self.blocks]
-        count = len(layers) or c.num_layers
-        if count != c.num_layers:
-            lags = c.max_lags and (c.max_lags + c.max_lags[-1:] * count)[:count]
-            c = replace(c, num_layers=count, max_lags=lags)
+        if layers and len(layers) != c.num_layers:
+            c = replace(c, num_layers=len(layers), max_lags=None)
         if not layers or c.attention.mixer not in ("hyperglu", "hypermlp"):
             return c  # windows, which are no tables
         described = tuple(c.attention_config(index).max_lag or 0 for index in range(c.num_layers))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import operator
 import sys
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from difflib import get_close_matches
-from typing import Any, TypeGuard, TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -16,12 +17,20 @@ _TOO_LARGE = 2**63
 # how alike two names are that may be meant for each other: max_lags and max_lag are, mixer and mix_rank are not
 _ALIKE = 0.7
 
+# what other libraries call what is here called so, where letters do not tell
+_ELSEWHERE = {
+    **dict.fromkeys(("n_embd", "d_model", "embed_dim"), ("hidden_size",)),
+    **dict.fromkeys(("n_head", "n_heads", "nhead"), ("num_heads", "num_attention_heads")),
+    **dict.fromkeys(("n_layer", "n_layers"), ("num_layers", "num_hidden_layers")),
+    **dict.fromkeys(("n_positions", "n_ctx", "block_size"), ("context_length", "max_position_embeddings")),
+    **dict.fromkeys(("n_inner", "d_ff", "ffn_dim", "dim_feedforward"), ("intermediate_size",)),
+    **dict.fromkeys(("layer_norm_eps", "layer_norm_epsilon"), ("norm_eps", "rms_norm_eps")),
+    **dict.fromkeys(("eos_token_id", "stop_strings"), ("stop",)),
+    "do_sample": ("temperature", "top_k", "top_p"),
+    "num_return_sequences": ("num_samples",),
+}
+
 Cls = TypeVar("Cls", bound=type)
-
-
-def is_integer(value: object) -> TypeGuard[int]:
-    """Whether ``value`` is an integer; True and False are none."""
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def check_kind(name: str, value: object, kind: type, remedy: str = "") -> None:
@@ -44,9 +53,18 @@ def check_names(caller: str, given: Iterable[str], known: Collection[str]) -> No
             raise TypeError(f"{caller} takes no {name!r}: {did_you_mean(name, known) or f'it takes {_listed(known)}'}")
 
 
+def called_here(name: str, known: Collection[str]) -> list[str]:
+    """Those of ``known`` that other libraries call ``name``."""
+    return [other for other in _ELSEWHERE.get(name, ()) if other in known]
+
+
 def did_you_mean(name: str, known: Collection[str]) -> str:
-    """A question after those of ``known`` with a word that begins with ``name``, or the most alike one; else empty."""
-    near = [other for other in known if len(name) > 2 and f"_{name}" in f"_{other}"]
+    """A question after those of ``known`` that are called ``name`` elsewhere, have a word that begins so, or are alike.
+
+    Empty where there are none.
+    """
+    near = called_here(name, known)
+    near = near or [other for other in known if len(name) > 2 and f"_{name}" in f"_{other}"]
     near = near or get_close_matches(name, known, 1, _ALIKE)
     return f"did you mean {_listed(near, 'or')}?" if near else ""
 
@@ -66,48 +84,50 @@ def named_fields(cls: Cls) -> Cls:
         check_names(cls.__name__, kwargs, known)
         init(self, *args, **kwargs)
 
+    checked.__signature__ = inspect.signature(init)  # type: ignore[attr-defined]  # for who does not look behind it
     cls.__init__ = checked  # type: ignore[misc]
     return cls
 
 
-def check_flag(name: str, value: object) -> None:
-    """True or False."""
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {shown(value)}")
+def as_flag(name: str, value: object, may_be: str = "True or False") -> bool:
+    """``value`` as Python's bool: it, or NumPy's."""
+    if isinstance(value, bool):
+        return value
+    if getattr(value, "shape", None) == () and str(getattr(value, "dtype", None)) == "bool":
+        return bool(value)
+    raise TypeError(f"{name} must be {may_be}, got {shown(value)}")
 
 
-def check_truth(name: str, value: object) -> None:
-    """What is as good as True or False and is not kept: 1 and 0, NumPy's and PyTorch's own, too."""
-    number = isinstance(value, int) or getattr(value, "shape", None) == ()
-    if not (number and value in (0, 1)):
-        raise TypeError(f"{name} must be True or False, got {shown(value)}")
-
-
-def check_size(name: str, value: object, least: int = 1) -> None:
-    """An integer from ``least`` on that a size of PyTorch's can be."""
-    if not (is_integer(value) and least <= value < _TOO_LARGE):
-        kind = "a positive integer" if least == 1 else f"an integer >= {least}"
-        bound = " below 2**63" if isinstance(value, int) and value >= _TOO_LARGE else ""
-        raise ValueError(f"{name} must be {kind}{bound}, got {shown(value)}")
-
-
-def as_integer(name: str, value: object, least: int | None = None) -> int:
-    """``value`` as Python's integer, of whatever library, from ``least`` on."""
+def integer(value: object) -> int | None:
+    """``value`` as Python's integer, of whatever library; None for what is none, as bools, floats and tensors are."""
+    if isinstance(value, (bool, Tensor)):
+        return None
     try:
-        number = operator.index(value)  # type: ignore[arg-type]
-    except TypeError:  # arrays have one to refuse it
-        number = None
-    if number is None or isinstance(value, bool):
-        raise TypeError(f"{name} must be an integer, got {shown(value)}")
-    if least is not None and number < least:
-        raise ValueError(f"{name} must be an integer >= {least}, got {shown(number)}")
-    return number
+        return value if isinstance(value, int) else operator.index(value)  # type: ignore[arg-type]
+    except TypeError:  # arrays have an index to refuse it
+        return None
 
 
-def check_sizes(**values: object) -> None:
+def as_integer(name: str, value: object, least: int | None = None, remedy: str = "") -> int:
+    """``value`` as Python's integer, see :func:`integer`, from ``least`` on and such that PyTorch's can hold it."""
+    number = integer(value)
+    if number is not None and (-_TOO_LARGE if least is None else least) <= number < _TOO_LARGE:
+        return number
+    kind = {None: "an integer", 1: "a positive integer"}.get(least, f"an integer >= {least}")
+    bound = " that fits into 64 bits" if number is not None and abs(number) >= _TOO_LARGE else ""
+    error = TypeError if number is None else ValueError
+    raise error(f"{name} must be {kind}{bound}, got {shown(value)}{remedy and f': {remedy}'}")
+
+
+def as_sizes(**values: object) -> list[int]:
     """Positive integers, each a size."""
-    for name, value in values.items():
-        check_size(name, value)
+    return [as_integer(name, value, 1) for name, value in values.items()]
+
+
+def keep(described: object, names: Iterable[str], check: Callable[..., object], *args: object) -> None:
+    """Let a frozen dataclass hold what ``check(name, value, *args)`` makes of each of these fields."""
+    for name in names:
+        object.__setattr__(described, name, check(name, getattr(described, name), *args))
 
 
 def check_number(name: str, value: object, *, zero: bool = False) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypedDict, get_args
 
 import torch
 
-from hypermlp.checks import check_choice, check_flag, check_number, check_size, named_fields
+from hypermlp.checks import as_flag, as_integer, as_sizes, check_choice, check_number, keep, named_fields
 from hypermlp.ops.attention import LagOrPosition
 from hypermlp.ops.checks import check_eps
 
@@ -35,9 +35,8 @@ class MixConfig:
     identity: bool = True
 
     def __post_init__(self) -> None:
-        check_size("rank", self.rank, 0)
-        for name in ("diag", "identity"):
-            check_flag(name, getattr(self, name))
+        keep(self, ("rank",), as_integer, 0)
+        keep(self, ("diag", "identity"), as_flag)
         if not (self.rank or self.diag or self.identity):
             raise ValueError("a mixing without rank, diag and identity maps everything to zero: switch one on")
 
@@ -72,7 +71,8 @@ class HyperConfig:
 
     Fields left None take the value that the mixer has in the paper's study: a hyper mixer
     compresses queries and keys to a quarter of the width and has convolutions and gates; the
-    baselines are plain.
+    baselines are plain. ``dataclasses.replace`` keeps what they took: with another ``hidden_size``
+    or ``mixer`` give it ``qk_dim=None``, ``v_dim=None`` and so on, to have them chosen anew.
 
     Args:
         hidden_size: width ``D`` of the model.
@@ -129,13 +129,12 @@ class HyperConfig:
 
     def __post_init__(self) -> None:
         check_choice("mixer", self.mixer, get_args(Mixer))
-        for name in ("hidden_size", "num_heads"):
-            check_size(name, getattr(self, name))
-        check_size("mix_rank", self.mix_rank, 0)
-        check_flag("causal", self.causal)  # says what layout is by default
+        keep(self, ("hidden_size", "num_heads"), as_integer, 1)
+        keep(self, ("mix_rank",), as_integer, 0)
+        keep(self, ("causal",), as_flag)  # says what layout is by default
         hyper = self.mixer in ("hyperglu", "hypermlp")
         maps = self.num_maps * self.num_heads
-        self._default("qk_dim", quarter(self.hidden_size, maps) if hyper else self.hidden_size)
+        self._default("qk_dim", _share(self.hidden_size, maps) if hyper else self.hidden_size)
         self._default("v_dim", self.hidden_size)
         self._default("conv_size", 4 if hyper else 0)
         self._default("max_lag", 2048 if hyper else None)
@@ -143,15 +142,16 @@ class HyperConfig:
         for name in ("q_gate", "output_gate", "routing_mix", "readout_mix"):
             self._default(name, hyper)
         for name in ("routing_mix", "readout_mix"):
-            mix = getattr(self, name)
-            if mix is True:
-                object.__setattr__(self, name, MixConfig(rank=self.mix_rank))
-            elif isinstance(mix, Mapping):
-                object.__setattr__(self, name, MixConfig(**mix))
-            elif mix is not False and not isinstance(mix, MixConfig):
-                raise TypeError(f"{name} must be True, False or a MixConfig, got {mix!r}")
+            object.__setattr__(self, name, self._mixing(name, getattr(self, name)))
         self._check_mix_rank()
         self._check()
+
+    def _mixing(self, name: str, given: object) -> MixConfig | bool:
+        if isinstance(given, Mapping):
+            return MixConfig(**given)
+        if isinstance(given, MixConfig):
+            return given
+        return as_flag(name, given, "True, False or a MixConfig") and MixConfig(rank=self.mix_rank)
 
     def _check_mix_rank(self) -> None:
         """``replace(config, mix_rank=4)`` would change nothing: a config's mixings have their own ranks."""
@@ -168,13 +168,9 @@ class HyperConfig:
         check_choice("layout", self.layout, get_args(LagOrPosition))
         check_choice("gate_activation", self.gate_activation, get_args(GateActivation))
         check_choice("conv_init", self.conv_init, get_args(ConvInit))
-        for name in ("qk_dim", "v_dim"):
-            check_size(name, getattr(self, name))
-        if self.max_lag is not None:
-            check_size("max_lag", self.max_lag)
-        check_size("conv_size", self.conv_size, 0)
-        for name in ("q_gate", "output_gate", "norm", "rope", "bias"):
-            check_flag(name, getattr(self, name))
+        keep(self, ("qk_dim", "v_dim", *(("max_lag",) if self.max_lag is not None else ())), as_integer, 1)
+        keep(self, ("conv_size",), as_integer, 0)
+        keep(self, ("q_gate", "output_gate", "norm", "rope", "bias"), as_flag)
         for name in ("eps", "rope_theta"):
             check_number(name, getattr(self, name))
         # one config serves layers of every dtype
@@ -182,13 +178,16 @@ class HyperConfig:
         maps = self.num_maps * self.num_heads
         if self.qk_width * maps != self.qk_dim:
             raise ValueError(
-                f"qk_dim={self.qk_dim} does not divide into {maps} score maps "
+                f"{self._width('qk_dim')} does not divide into {maps} score maps "
                 f"({self.num_maps} a head, {self.num_heads} heads): choose a multiple of {maps}"
             )
         if self.v_width * self.num_heads != self.v_dim:
-            raise ValueError(f"v_dim={self.v_dim} does not divide into {self.num_heads} heads: choose a multiple")
+            raise ValueError(f"{self._width('v_dim')} does not divide into {self.num_heads} heads: choose a multiple")
         if self.rope and self.qk_width % 2:
-            raise ValueError(f"rope turns pairs of channels: the score width {self.qk_width} must be even")
+            raise ValueError(
+                f"rope turns pairs of channels: the score width {self.qk_width} must be even, "
+                f"which {self._width('qk_dim')} over {maps} score maps is not: choose a multiple of {2 * maps}"
+            )
         if self.layout == "lag" and not self.causal:
             raise ValueError("layout='lag' needs causal=True: use layout='position' for bidirectional layers")
         if self.mixer in ("relu", "softmax") and self.causal and self.layout == "position":
@@ -197,6 +196,11 @@ class HyperConfig:
             raise ValueError(f"mixer={self.mixer!r} has no sequence mixing: use 'hypermlp' or 'hyperglu'")
         if self.mixer == "softmax" and not self.norm:
             raise ValueError("norm=False is not for softmax, which normalises by itself")
+
+    def _width(self, name: str) -> str:
+        """A field for a message, with what it is by default where it is that: the user may have given that alone."""
+        value = getattr(self, name)
+        return f"{name}=hidden_size={value}" if value == self.hidden_size else f"{name}={value}"
 
     @cached_property
     def num_maps(self) -> int:
@@ -242,9 +246,10 @@ class HyperConfig:
         """The variant of the paper's study that ``label`` names, ``Base-Feat-Rank-TmixLayout``.
 
         Base ``S`` softmax, ``R`` ReLU, ``G`` GLU. Feat ``p`` rotary, ``c`` convolutions, ``g``
-        gates. Rank ``q`` (``v``) compresses query-key (value-output) width to a quarter. Tmix
-        ``1``, ``2``, ``12`` mixing on the routing side, the readout side, both; Layout ``o``
-        by lag, else by position. A final ``!`` (budget not matched) changes nothing here.
+        gates. Rank ``q`` (``v``) compresses query-key (value-output) width to a quarter, ``h``,
+        which is this library's and not the paper's, query-key width to a half. Tmix ``1``, ``2``,
+        ``12`` mixing on the routing side, the readout side, both; Layout ``o`` by lag, else by
+        position. A final ``!`` (budget not matched) changes nothing here.
 
         Args:
             label: such as ``"S-pc"``, ``"R-cg-q-12o"``, ``"G-12!"``.
@@ -255,20 +260,18 @@ class HyperConfig:
         if match is None:
             raise ValueError(
                 f"label {label!r} is not Base-Feat-Rank-TmixLayout: "
-                "S, R or G, then any of -p, -c, -g joined in that order, -q or -v, -1, -2 or -12 with o, and !"
+                "S, R or G, then any of -p, -c, -g joined in that order, -q, -h or -v, -1, -2 or -12 with o, and !"
             )
         base, feat, rank, tmix, by_lag = match.groups(default="")
         if base == "S" and tmix:
             raise ValueError(f"label {label!r}: softmax has no sequence mixing")
-        heads = options.get("num_heads", cls.num_heads)
-        check_size("hidden_size", hidden_size)
-        check_size("num_heads", heads)
+        hidden_size, heads = as_sizes(hidden_size=hidden_size, num_heads=options.get("num_heads", cls.num_heads))
         maps = 2 * heads if base == "G" else heads
         mixer = {"S": "softmax", "R": "hypermlp" if tmix else "relu", "G": "hyperglu"}[base]
         fields: dict[str, Any] = {
             "mixer": mixer,
-            "qk_dim": hidden_size if rank != "q" else quarter(hidden_size, maps),
-            "v_dim": hidden_size if rank != "v" else quarter(hidden_size, heads),
+            "qk_dim": _share(hidden_size, maps, {"q": 4, "h": 2}.get(rank, 1)),
+            "v_dim": _share(hidden_size, heads, 4 if rank == "v" else 1),
             "conv_size": 4 if "c" in feat else 0,
             "q_gate": "g" in feat,
             "output_gate": "g" in feat,
@@ -289,9 +292,9 @@ class HyperConfig:
             object.__setattr__(self, name, value)
 
 
-def quarter(width: int, parts: int) -> int:
-    """A quarter of ``width``, rounded down to a multiple of ``parts`` and at least that."""
-    return parts * max(1, width // (4 * parts))
+def _share(width: int, parts: int, of: int = 4) -> int:
+    """``width / of``, rounded down to a multiple of ``parts`` and at least that; all of it as it is."""
+    return width if of == 1 else parts * max(1, width // (of * parts))
 
 
-_LABEL = re.compile(r"([SRG])(?:-(?=[pcg])(p?c?g?))?(?:-([qv]))?(?:-(12|1|2)(o?))?!?")
+_LABEL = re.compile(r"([SRG])(?:-(?=[pcg])(p?c?g?))?(?:-([qhv]))?(?:-(12|1|2)(o?))?!?")

@@ -68,7 +68,7 @@ def test_all_kinds_are_tried() -> None:
 @pytest.mark.parametrize("wrong", WRONG, ids=["1e400", "-1e400", "inf", "nan", "1e5000"])
 @pytest.mark.parametrize(("config", "name"), FIELDS)
 def test_what_is_no_number_of_a_machine_is_refused(config: Any, name: str, wrong: Any) -> None:
-    with pytest.raises(ValueError, match=rf"^{name} must be .*, got (an integer of \d+ bits|inf|nan)"):
+    with pytest.raises((TypeError, ValueError), match=rf"^{name} must be .*, got (an integer of \d+ bits|inf|nan)"):
         replace(config, **{name: wrong})
 
 
@@ -101,9 +101,11 @@ def test_what_takes_a_model_says_so(door: Callable[[Any], object], wrong: object
 @pytest.mark.parametrize(
     ("options", "shown"),
     [
-        ({"hidden_size": np.int64(32)}, "np.int64(32), which is a numpy scalar: give its item()"),
         ({"hidden_size": torch.tensor(32)}, "tensor(32), which is a torch scalar: give its item()"),
-        ({"hidden_size": 32, "causal": np.True_}, "np.True_, which is a numpy scalar"),
+        ({"hidden_size": 32, "max_lag": np.float64(4)}, "np.float64(4.0), which is a numpy scalar: give its item()"),
+        ({"hidden_size": 32, "causal": torch.tensor(True)}, "tensor(True), which is a torch scalar: give its item()"),
+        ({"hidden_size": 32, "causal": 1}, "1"),
+        ({"hidden_size": np.True_}, "np.True_, which is a numpy scalar"),
         ({"hidden_size": 32, "eps": np.float32(0.5)}, "np.float32(0.5), which is a numpy scalar"),
     ],
 )
@@ -111,6 +113,20 @@ def test_scalars_of_arrays_are_told_from_python_s(options: dict[str, Any], shown
     """Which a config would hold, and no JSON file take."""
     with pytest.raises((TypeError, ValueError), match=re.escape(f"got {shown}")):
         HyperConfig(**options)
+
+
+NUMPY_S = {int: np.int64, bool: np.bool_}
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: type(config).__name__)
+def test_integers_and_truths_of_numpy_are_kept_as_python_s(config: Any) -> None:
+    """A config that held them could not be written as JSON, and their products run over."""
+    own = {field.name: getattr(config, field.name) for field in fields(config)}
+    theirs = {name: NUMPY_S[type(value)](value) for name, value in own.items() if type(value) in NUMPY_S}
+    again = replace(config, **theirs)
+    assert theirs
+    assert again == config
+    assert {name: type(getattr(again, name)) for name in theirs} == {name: type(own[name]) for name in theirs}
 
 
 def test_what_takes_tokens_says_so() -> None:
@@ -121,9 +137,9 @@ def test_what_takes_tokens_says_so() -> None:
         generate(model, [[1, 2]], 1)  # type: ignore[arg-type]
     ids = torch.ones(1, 2).long()
     wrongs: list[tuple[dict[str, Any], type[Exception], str]] = [
-        ({"pad_token_id": None}, TypeError, "pad_token_id must be an integer, got None"),
-        ({"pad_token_id": -1}, ValueError, "pad_token_id must be >= 0, got -1"),
-        ({"seed": 10**5000}, ValueError, "seed must fit into 64 bits, got an integer of 16610 bits"),
+        ({"pad_token_id": None}, TypeError, "pad_token_id must be an integer >= 0, got None"),
+        ({"pad_token_id": -1}, ValueError, "pad_token_id must be an integer >= 0, got -1"),
+        ({"seed": 10**5000}, ValueError, "seed must be an integer that fits into 64 bits, got an integer of"),
     ]
     for wrong, error, message in wrongs:
         with pytest.raises(error, match=message):

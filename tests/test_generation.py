@@ -52,7 +52,7 @@ def test_a_temperature_near_zero_takes_the_likeliest(temperature, scale):
         ("temperature", "1", TypeError),
         ("temperature", False, TypeError),
         ("top_k", 0, ValueError),
-        ("top_k", 2.5, ValueError),
+        ("top_k", 2.5, TypeError),
         ("top_p", 0.0, ValueError),
         ("top_p", math.nan, ValueError),
         ("top_p", True, TypeError),

@@ -204,28 +204,38 @@ def test_integers_of_another_library_are_integers() -> None:
     assert HyperCache().layer(two, CacheSpec.of(CONFIG)).empty  # type: ignore[arg-type]
     assert budget.count_block_parameters(CONFIG, two) == budget.count_block_parameters(CONFIG, 2)  # type: ignore[arg-type]
     assert budget.count_block_flops(CONFIG, two, 1, 8) == budget.count_block_flops(CONFIG, 2, 1, 8)  # type: ignore[arg-type]
+    many = np.int64(2**40)  # whose square is no int64
+    assert budget.count_flops(CONFIG, many, many) == budget.count_flops(CONFIG, 2**40, 2**40)  # type: ignore[arg-type]
     assert budget.ring_bytes(two, two) == 1  # type: ignore[arg-type]
     assert budget.count_norm_kept(two, two) == budget.count_norm_kept(2, 2)  # type: ignore[arg-type]
-    for odd in (True, 1.0, np.array([0, 1]), torch.tensor(0.5), torch.ones(2)):
-        with pytest.raises(TypeError, match="layer_idx must be an integer, got"):
+    plain = generation.generate(MODEL, IDS, 2, num_samples=2, top_k=2, seed=2, pad_token_id=2)
+    options: dict[str, Any] = dict.fromkeys(("num_samples", "top_k", "seed", "pad_token_id"), two)
+    assert torch.equal(generation.generate(MODEL, IDS, two, **options), plain)  # type: ignore[arg-type]
+    assert hypermlp.extend_max_lag(layer, np.int64(5)) == 1  # type: ignore[arg-type]
+    assert type(layer.config.max_lag) is int
+    swapped = integrations.swap_attention(copy.deepcopy(ENCODER), max_lag=4, layers=[*np.arange(1), -1])
+    assert len(swapped.swapped) == 1
+    for odd in (True, 1.0, np.array([0, 1]), torch.tensor(0.5), torch.tensor(1), torch.ones(2)):
+        with pytest.raises(TypeError, match="layer_idx must be an integer >= 0, got"):
             HyperGLU(8, layer_idx=odd)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("yes", [1, np.True_, np.int64(1), torch.tensor(True)])
-def test_what_is_as_good_as_true_is_true(yes: Any) -> None:
+def test_truths_of_numpy_are_true() -> None:
+    yes: Any = np.True_
     assert HyperCache(static=yes, max_length=4).layer(0, CacheSpec.of(CONFIG)).__class__ is StaticLayerCache
     assert generation.generate(MODEL, IDS, 1, use_cache=yes).shape == (1, 4)
     assert budget.count_norm_kept(8, 3, fused=yes) == budget.count_norm_kept(8, 3)
     assert integrations.swap_attention(copy.deepcopy(ENCODER), max_lag=4, keep_originals=yes)
-    with pytest.raises(TypeError, match="static must be True or False, got 2"):
-        HyperCache(static=2, max_length=4)  # type: ignore[arg-type]
+    for odd in (1, 2, np.int64(1), torch.tensor(True), np.array([True])):
+        with pytest.raises(TypeError, match="static must be True or False, got"):
+            HyperCache(static=odd, max_length=4)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("yes", [1, np.True_])
-def test_the_operator_s_switches_too(yes: Any) -> None:
-    given = {**STREAMS, "selection": "glu", "max_lag": 4}
+def test_the_operator_s_switches_and_lags_too() -> None:
+    given: dict[str, Any] = {**STREAMS, "selection": "glu"}
     assert torch.equal(
-        hypermlp.hyper_attention(**given, norm=yes, causal=yes), hypermlp.hyper_attention(**given, norm=True)
+        hypermlp.hyper_attention(**given, norm=np.True_, causal=np.True_, max_lag=np.int64(4)),
+        hypermlp.hyper_attention(**given, norm=True, max_lag=4),
     )
 
 
@@ -260,3 +270,6 @@ def test_tokens_before_a_grid_are_counted_in_any_integer() -> None:
     layer = HyperGLU(8, max_lag=17, causal=False)
     integrations.resize_positions(layer, (3, 3), old_grid=(4, 4), prefix_tokens=np.int64(1))  # type: ignore[arg-type]
     assert layer.config.max_lag == 10
+    integrations.resize_positions(layer, np.int64(4), old_grid=np.int64(10))  # type: ignore[arg-type]
+    assert layer.config.max_lag == 4
+    assert type(layer.config.max_lag) is int

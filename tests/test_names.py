@@ -36,6 +36,10 @@ DOORS: list[tuple[Callable[[], Any], str, str, str]] = [
     (lambda: Host(8, 2, max_len=4), "Host", "max_len", "max_length"),
     (lambda: timm_attention(max_lags=4), "timm_attention", "max_lags", "max_lag"),
     (lambda: generate(MODEL, IDS, 1, temp=1.0), "generate", "temp", "temperature"),
+    (lambda: generate(MODEL, IDS, 1, do_sample=False), "generate", "do_sample", "temperature, top_k or top_p"),
+    (lambda: generate(MODEL, IDS, 1, num_return_sequences=2), "generate", "num_return_sequences", "num_samples"),
+    (lambda: LanguageModelConfig(9, 8, n_layer=1), "LanguageModelConfig", "n_layer", "num_layers"),
+    (lambda: HyperConfig(d_model=8), "HyperConfig", "d_model", "hidden_size"),
     (lambda: swap_attention(ENCODER, layer=[0]), "swap_attention", "layer", "layers"),
     (lambda: swap_attention(ENCODER, max_lags=4), "swap_attention", "max_lags", "max_lag"),
 ]

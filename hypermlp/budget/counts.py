@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from hypermlp.checks import as_integer, check_kind, check_sizes
+from hypermlp.checks import as_integer, as_sizes, check_kind
 from hypermlp.config import HyperConfig, MixConfig
 from hypermlp.ops.flops import backward_flops, forward_flops, visible_pairs
 
@@ -80,7 +80,7 @@ def _count_flops(
 ) -> Count:
     """``of_pairs`` counts the operator's, and all else takes ``products`` times a forward's."""
     c = described(config)
-    check_sizes(batch_size=batch_size, length=length)
+    batch_size, length = as_sizes(batch_size=batch_size, length=length)
     if c.layout == "position" and c.mixer != "softmax" and c.max_lag is not None and length > c.max_lag:
         raise ValueError(f"length={length} is over max_lag={c.max_lag}, which the position layout does not allow")
     tokens = batch_size * length

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from hypermlp.budget.counts import described, mixings
 from hypermlp.budget.traffic import sends_to_neighbours
-from hypermlp.checks import as_integer, check_sizes, check_truth
+from hypermlp.checks import as_flag, as_integer, as_sizes
 from hypermlp.config import HyperConfig
 
 # what statistics and norms are computed in, if the activations are not more precise
@@ -51,7 +51,9 @@ def count_kept(config: HyperConfig, batch_size: int, length: int, *, itemsize: i
             memory is that of PyTorch's kernel (a window, or more than one process).
     """
     c = described(config)
-    check_sizes(batch_size=batch_size, length=length, itemsize=itemsize, processes=processes)
+    batch_size, length, itemsize, processes = as_sizes(
+        batch_size=batch_size, length=length, itemsize=itemsize, processes=processes
+    )
     if length % (2 * processes) and processes > 1:
         raise ValueError(f"length={length} does not divide into {2 * processes} chunks: pad it to a multiple")
     softmax = c.mixer == "softmax"
@@ -104,10 +106,12 @@ def count_block_kept(
             number a row; on a CPU they keep the input and the quotient, both in float32.
     """
     described(config)
-    check_sizes(intermediate_size=intermediate_size)
+    intermediate_size = as_integer("intermediate_size", intermediate_size, 1)
     layer = count_kept(config, batch_size, length, itemsize=itemsize, processes=processes)
-    rows = batch_size * length // processes
-    check_truth("fused_norm", fused_norm)
+    batch_size, length, itemsize, processes = as_sizes(
+        batch_size=batch_size, length=length, itemsize=itemsize, processes=processes
+    )
+    rows, fused_norm = batch_size * length // processes, as_flag("fused_norm", fused_norm)
     norm = count_norm_kept(config.hidden_size, rows, itemsize=itemsize, fused=fused_norm)
     mlp = itemsize * rows * (config.hidden_size + 4 * intermediate_size)
     return Kept(layer.operator, layer.rest + mlp + 2 * norm)
@@ -115,9 +119,8 @@ def count_block_kept(
 
 def count_norm_kept(hidden_size: int, rows: int, *, itemsize: int = 2, fused: bool = True) -> int:
     """Bytes of an RMSNorm over ``rows`` tokens, see :func:`count_block_kept`."""
-    hidden_size, itemsize = as_integer("hidden_size", hidden_size, 1), as_integer("itemsize", itemsize, 1)
-    rows = as_integer("rows", rows, 0)
-    check_truth("fused", fused)
+    hidden_size, itemsize = as_sizes(hidden_size=hidden_size, itemsize=itemsize)
+    rows, fused = as_integer("rows", rows, 0), as_flag("fused", fused)
     statistic = max(itemsize, _STATISTICS)
     return rows * (statistic + (itemsize if fused else 2 * statistic) * hidden_size)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hypermlp.budget.counts import described
-from hypermlp.checks import as_integer, check_sizes
+from hypermlp.checks import as_integer, as_sizes
 from hypermlp.config import HyperConfig
 
 
@@ -20,7 +20,9 @@ def count_sequence_bytes(
         processes: ``W``, which share each sequence. The first and the last of them have one neighbour, and send less.
     """
     c = described(config)
-    check_sizes(batch_size=batch_size, length=length, itemsize=itemsize, processes=processes)
+    batch_size, length, itemsize, processes = as_sizes(
+        batch_size=batch_size, length=length, itemsize=itemsize, processes=processes
+    )
     neighbours, chunk = min(processes - 1, 2), length // (2 * processes)
     numbers = neighbours * max(c.conv_size - 1, 0) * c.hidden_size
     if sends_to_neighbours(c, chunk):
@@ -36,7 +38,9 @@ def count_heads_bytes(
 ) -> int:
     """Of ``shard_heads``: the sum of ``[B, T, hidden_size]`` by a ring; the small gradients of taps are left out."""
     described(config)
-    check_sizes(batch_size=batch_size, length=length, itemsize=itemsize, processes=processes)
+    batch_size, length, itemsize, processes = as_sizes(
+        batch_size=batch_size, length=length, itemsize=itemsize, processes=processes
+    )
     return ring_bytes(2 * itemsize * batch_size * length * config.hidden_size, processes)
 
 

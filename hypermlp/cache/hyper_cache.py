@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import weakref
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from torch import Tensor
 from hypermlp.cache.layer import LayerCache
 from hypermlp.cache.spec import CacheSpec
 from hypermlp.cache.static import StaticLayerCache
-from hypermlp.checks import as_integer, check_kind, check_truth
+from hypermlp.checks import as_flag, as_integer, check_kind
 
 _KEY = re.compile(r"layers\.(\d+)\.(.+)")
 
@@ -53,7 +53,7 @@ class HyperCache:
     def __init__(self, *, max_crop: int = 64, max_length: int | None = None, static: bool = False) -> None:
         max_crop = as_integer("max_crop", max_crop, 0)
         max_length = None if max_length is None else as_integer("max_length", max_length, 1)
-        check_truth("static", static)
+        static = as_flag("static", static)
         if static and max_length is None:
             raise ValueError("a static cache needs max_length: its memory is made once")
         self.max_crop, self.max_length, self.static = max_crop, max_length, static
@@ -116,6 +116,15 @@ class HyperCache:
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_owners": {}, "_latest": None}
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """What models of transformers ask for, before any layer is called."""
+            raise AttributeError(
+                f"HyperCache has no {name!r}: it is for layers and LanguageModel. Models of transformers, swapped ones "
+                "too, take transformers' caches: DynamicCache(config=model.config)"
+            )
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens so far, padding included."""

@@ -72,13 +72,13 @@ class LayerCache:
 
     def inputs(self, like: Tensor) -> Tensor | None:
         """The past hidden states that convolutions read, ``[B, taps, hidden_size]``; zeros before the first."""
-        taps = self.spec.taps
-        if not taps:
-            return None
-        kept = min(taps, self.length)
-        parts = [like.new_zeros(like.shape[0], taps - kept, like.shape[-1])] if kept < taps else []
+        return self._newest_inputs(self.spec.taps, self.length, like) if self.spec.taps else None
+
+    def _newest_inputs(self, count: int, stop: int, like: Tensor) -> Tensor:
+        kept = min(count, stop)
+        parts = [like.new_zeros(like.shape[0], count - kept, like.shape[-1])] if kept < count else []
         if kept:
-            parts += self._rings["inputs"].tokens(self.length - kept, self.length)
+            parts += self._rings["inputs"].tokens(stop - kept, stop)
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def check(self, q: Tensor, new: int) -> None:
@@ -103,14 +103,8 @@ class LayerCache:
         """Take in one new token's hidden states ``[B, D]``; returns the newest, oldest first, ``[B, taps + 1, D]``."""
         if not self.spec.taps:
             return x[:, None]
-        ring, stop = self._rings["inputs"], self.length + 1
-        ring.put(x, self.length)
-        first = max(0, stop - self.spec.taps - 1)
-        parts = ring.tokens(first, stop)
-        missing = self.spec.taps + 1 - (stop - first)
-        if missing:
-            parts.insert(0, x.new_zeros(x.shape[0], missing, x.shape[-1]))
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        self._rings["inputs"].put(x, self.length)
+        return self._newest_inputs(self.spec.taps + 1, self.length + 1, x)
 
     def step(self, k: Tensor, v: Tensor, valid: Tensor | None) -> Past:
         """Take in the keys ``[B, S*H*K]`` and values ``[B, H*V]`` of the token given to :meth:`window`.

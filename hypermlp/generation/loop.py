@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hypermlp.cache import HyperCache
-from hypermlp.checks import check_kind, check_names, check_truth, is_integer, shown
+from hypermlp.checks import as_flag, as_integer, check_kind, check_names, integer
 from hypermlp.evaluating import evaluating
 from hypermlp.generation.sampling import apply_repetition_penalty, check_sampling, sample
 from hypermlp.models import LanguageModel, LanguageModelConfig
@@ -80,9 +80,12 @@ def stream(
         raise TypeError(
             f"model must be a LanguageModel, got {kind}: models of transformers have a generate() of their own"
         )
-    _check(prompt_ids, attention_mask, max_new_tokens, num_samples, stop, pad_token_id)
+    max_new_tokens = as_integer("max_new_tokens", max_new_tokens, 0)
+    num_samples = as_integer("num_samples", num_samples, 1)
+    pad_token_id = as_integer("pad_token_id", pad_token_id, 0)
+    _check(prompt_ids, attention_mask, stop)
     check_sampling(temperature, top_k, top_p, repetition_penalty)
-    check_truth("use_cache", use_cache)
+    use_cache = as_flag("use_cache", use_cache)
     device = _device(model)
     text = _Text(prompt_ids.to(device, torch.int64), None if attention_mask is None else attention_mask.to(device) != 0)
     generator = _generator(device, seed)
@@ -201,14 +204,7 @@ def _fits(model: LanguageModel) -> int | None:
     return min((bound for bound in bounds if bound is not None), default=None)
 
 
-def _check(
-    prompt_ids: Tensor,
-    attention_mask: Tensor | None,
-    max_new_tokens: int,
-    num_samples: int,
-    stop: Sequence[Sequence[int]],
-    pad_token_id: int,
-) -> None:
+def _check(prompt_ids: Tensor, attention_mask: Tensor | None, stop: Sequence[Sequence[int]]) -> None:
     check_kind("prompt_ids", prompt_ids, Tensor)
     if attention_mask is not None:
         check_kind("attention_mask", attention_mask, Tensor)
@@ -224,18 +220,11 @@ def _check(
         )
     if attention_mask is not None and not bool((attention_mask != 0).any(1).all()):
         raise ValueError("attention_mask leaves a row without tokens: give every prompt at least one")
-    integers = {"max_new_tokens": max_new_tokens, "num_samples": num_samples, "pad_token_id": pad_token_id}
-    for name, value in integers.items():
-        least = 1 if name == "num_samples" else 0
-        if not is_integer(value):
-            raise TypeError(f"{name} must be an integer, got {value!r}")
-        if value < least:
-            raise ValueError(f"{name} must be >= {least}, got {shown(value)}")
     if not isinstance(stop, (Sequence, Set)):
         raise TypeError(f"stop must be sequences of tokens, got {type(stop).__name__}: write stop=[[token, ...], ...]")
     if texts := [text for text in (stop, *stop) if isinstance(text, str)]:
         raise TypeError(f"stop must be sequences of tokens, got the text {texts[0]!r}: encode it first")
-    if alone := [token for token in stop if is_integer(token)]:
+    if alone := [token for token in stop if integer(token) is not None]:
         raise TypeError(f"stop must be sequences of tokens, got the token {alone[0]}: write stop=[[{alone[0]}]]")
     if odd := [sequence for sequence in stop if not (isinstance(sequence, Sequence) or hasattr(sequence, "__array__"))]:
         raise TypeError(f"stop must be sequences of tokens, got a {type(odd[0]).__name__} among them")
@@ -252,8 +241,4 @@ def _generator(device: torch.device, seed: int | None) -> torch.Generator:
     if seed is None:
         generator.seed()
         return generator
-    if not is_integer(seed):
-        raise TypeError(f"seed must be an integer or None, got {seed!r}")
-    if not -(2**63) <= seed < 2**63:
-        raise ValueError(f"seed must fit into 64 bits, got {shown(seed)}: give a smaller one")
-    return generator.manual_seed(seed)
+    return generator.manual_seed(as_integer("seed", seed, remedy="None draws another one each time"))

@@ -8,7 +8,7 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from hypermlp.checks import check_kind, is_integer, shown
+from hypermlp.checks import as_integer, check_kind, shown
 
 # smallest temperature that float32 can divide by
 _COLDEST = torch.finfo(torch.float32).tiny
@@ -24,8 +24,7 @@ def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
 def apply_top_k(logits: Tensor, top_k: int) -> Tensor:
     """Keep the ``top_k`` likeliest tokens of each row ``[..., vocab_size]``, the others at -inf."""
     check_kind("logits", logits, Tensor)
-    _check_top_k(top_k)
-    values, tokens = logits.topk(min(top_k, logits.shape[-1]), dim=-1)
+    values, tokens = logits.topk(min(_as_top_k(top_k), logits.shape[-1]), dim=-1)
     return torch.full_like(logits, -torch.inf).scatter(-1, tokens, values)
 
 
@@ -98,7 +97,7 @@ def check_sampling(temperature: float, top_k: int | None, top_p: float | None, r
     if not isinstance(temperature, Real) or isinstance(temperature, bool) or temperature != 0:
         _check_positive("temperature", temperature)
     if top_k is not None:
-        _check_top_k(top_k)
+        _as_top_k(top_k)
     if top_p is not None:
         _check_top_p(top_p)
     _check_positive("repetition_penalty", repetition_penalty)
@@ -111,9 +110,8 @@ def _check_positive(name: str, value: float) -> None:
         raise ValueError(f"{name} must be positive and finite, got {shown(value)}; {hint}")
 
 
-def _check_top_k(top_k: int) -> None:
-    if not is_integer(top_k) or top_k < 1:
-        raise ValueError(f"top_k must be a positive integer, got {shown(top_k)}; None for no limit")
+def _as_top_k(top_k: int) -> int:
+    return as_integer("top_k", top_k, 1, "None for no limit")
 
 
 def _check_top_p(top_p: float) -> None:

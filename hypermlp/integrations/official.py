@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from hypermlp.checks import check_choice, check_kind, did_you_mean
+from hypermlp.checks import as_integer, check_choice, check_kind, did_you_mean
 from hypermlp.config import HyperConfig, MixConfig
 from hypermlp.layers import HyperGLU, HyperMLP, build_layer
 from hypermlp.ops.attention import Backend
@@ -229,8 +229,7 @@ def _refuse(c: dict[str, Any]) -> None:
             continue
         if not c[f"{op}_per_head"]:
             raise ValueError(f"{op}_per_head=False is not taken over: tables here belong to one head each")
-        if not isinstance(c[f"{op}_rank"], int) or c[f"{op}_rank"] < 1:
-            raise ValueError(f"{op}_rank must be a positive integer, got {c[f'{op}_rank']!r}")
+        as_integer(f"{op}_rank", c[f"{op}_rank"], 1)
     if causal and c["use_op1"] and not c["op1_do_masking"]:
         raise ValueError(
             "op1_do_masking=False is not taken over: the first mixing then fills hidden columns, which enter the "

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hypermlp.checks import as_integer, check_kind, is_integer
+from hypermlp.checks import as_integer, check_kind
 from hypermlp.integrations.sites import replaced_sites
 from hypermlp.integrations.swap import tell_adapters
 from hypermlp.integrations.tables import replace_tables, rows_of
@@ -78,12 +78,13 @@ def resize_positions(
             f"no hyper layer of {type(model).__name__} has tables by position (layout='position'): "
             "tables by lag fit every length, and hypermlp.extend_max_lag makes their window longer"
         )
-    if isinstance(grid, int) and any(whole_grid in layer._forward_pre_hooks.values() for layer in layers):
+    line = not isinstance(grid, (tuple, list))
+    if line and any(whole_grid in layer._forward_pre_hooks.values() for layer in layers):
         raise ValueError(
             f"grid={grid} is the length of a sequence, and this model sees pictures: say patches as (height, width), "
             f"({grid}, {grid}) for {grid} lines of {grid}, (1, {grid}) for one line"
         )
-    plans = {rows: _plan(rows, new, isinstance(grid, int), old_grid, prefix_tokens) for rows in map(rows_of, layers)}
+    plans = {rows: _plan(rows, new, line, old_grid, prefix_tokens) for rows in map(rows_of, layers)}
     replaced_sites(model)  # refuses, before anything changes, what is itself a replacement
     replace_tables(
         {layer: plans[rows_of(layer)].rows for layer in layers},
@@ -113,15 +114,16 @@ def fit_grid(layer: nn.Module) -> None:
 
 def _checked(name: str, grid: Grid) -> tuple[int, int]:
     sides = grid if isinstance(grid, (tuple, list)) else (1, grid)
-    if len(sides) != 2 or not all(is_integer(side) and side > 0 for side in sides):
-        raise ValueError(f"{name} must be (height, width) or a length, positive integers, got {grid!r}")
-    return sides[0], sides[1]
+    if len(sides) != 2:
+        raise ValueError(f"{name} must be (height, width) or a length, got {grid!r}")
+    height, width = (as_integer(name, side, 1, "(height, width), or a length") for side in sides)
+    return height, width
 
 
 def _plan(rows: int, new: tuple[int, int], line: bool, old_grid: Grid | None, prefix: int | None) -> _Resize:
     if old_grid is not None:
         old = _checked("old_grid", old_grid)
-        if isinstance(old_grid, int) != line:
+        if isinstance(old_grid, (tuple, list)) == line:
             raise ValueError(f"grid and old_grid must both be lengths or both grids, got old_grid={old_grid!r}")
         left = rows - old[0] * old[1]
         if left < 0 or prefix not in (None, left):

@@ -10,7 +10,7 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import nn
 
-from hypermlp.checks import check_choice, check_kind, check_names, check_truth, is_integer, shown
+from hypermlp.checks import as_flag, check_choice, check_kind, check_names, integer, shown
 from hypermlp.config import HyperConfig, HyperFields, Mixer
 from hypermlp.integrations.from_attention import fields_from_attention, start_from_attention
 from hypermlp.integrations.hooks import hooks_left, return_hooks, share_hooks
@@ -81,7 +81,7 @@ def swap_attention(
             the model does not tell.
     """
     check_choice("init", init, get_args(Init))
-    check_truth("keep_originals", keep_originals)
+    keep_originals = as_flag("keep_originals", keep_originals)
     for name in _FROM_HOST:
         if name in options:
             raise ValueError(f"{name} is taken from the model: leave it out")
@@ -179,11 +179,13 @@ def _chosen(layers: Iterable[int] | None, sites: list[Site]) -> list[Site]:
         raise TypeError(f"layers must be several places, got {layers!r}: write layers=[{layers!r}]")
     if not isinstance(layers, Iterable):
         raise TypeError(f"layers must be several places or None, got {type(layers).__name__}")
-    places = list(layers)
-    for place in places:
-        if not is_integer(place) or not -len(sites) <= place < len(sites):
+    places: set[int] = set()
+    for place in layers:
+        number = integer(place)
+        if number is None or not -len(sites) <= number < len(sites):
             raise ValueError(f"layers must be among 0 to {len(sites) - 1} for this model, got {shown(place)}")
-    chosen = [sites[place] for place in sorted({place % len(sites) for place in places})]
+        places.add(number % len(sites))
+    chosen = [sites[place] for place in sorted(places)]
     if not chosen:
         raise ValueError("layers is empty: name at least one, or leave it out for all")
     if again := [site.names[0] for site in chosen if site.replaced]:

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from hypermlp.checks import check_choice, check_kind, is_integer
+from hypermlp.checks import as_integer, check_choice, check_kind
 from hypermlp.integrations.sites import find_sites, holds_replacements, replaced_sites
 from hypermlp.integrations.swap import tell_adapters
 from hypermlp.integrations.tables import replace_tables, rows_of
@@ -57,8 +57,7 @@ def extend_max_lag(model: nn.Module, max_lag: int, *, fill: Fill = "identity") -
         torch.Size([2, 512, 16])
     """
     check_kind("model", model, nn.Module)
-    if not is_integer(max_lag):
-        raise TypeError(f"max_lag must be an integer, got {max_lag!r}")
+    max_lag = as_integer("max_lag", max_lag)
     check_choice("fill", fill, get_args(Fill))
     layers = [m for m in model.modules() if isinstance(m, HyperMLP) and m.config.layout == "lag"]
     if not layers:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hypermlp.cache import HyperCache
-from hypermlp.checks import check_flag, check_kind, check_number, check_size, named_fields
+from hypermlp.checks import as_flag, as_integer, check_kind, check_number, keep, named_fields
 from hypermlp.config import HyperConfig
 from hypermlp.layers.base import AttentionLayer
 from hypermlp.layers.block import TransformerBlock
@@ -61,17 +61,15 @@ class LanguageModelConfig:
     max_lags: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        check_size("hidden_size", self.hidden_size)
+        keep(self, ("hidden_size",), as_integer, 1)
         if self.intermediate_size is None:
             object.__setattr__(self, "intermediate_size", -(-8 * self.hidden_size // 48) * 16)
         if isinstance(self.attention, Mapping):
             object.__setattr__(self, "attention", HyperConfig(**self.attention))
         if not isinstance(self.attention, HyperConfig):
             raise TypeError(f"attention must be a HyperConfig, got {type(self.attention).__name__}")
-        for name in ("vocab_size", "num_layers", "intermediate_size"):
-            check_size(name, getattr(self, name))
-        if self.context_length is not None:
-            check_size("context_length", self.context_length)
+        given = ("context_length",) if self.context_length is not None else ()
+        keep(self, ("vocab_size", "num_layers", "intermediate_size", *given), as_integer, 1)
         if self.attention.hidden_size != self.hidden_size:
             raise ValueError(
                 f"attention.hidden_size={self.attention.hidden_size} differs from hidden_size={self.hidden_size}: "
@@ -79,7 +77,7 @@ class LanguageModelConfig:
             )
         if not self.attention.causal:
             raise ValueError("attention.causal must be True: a language model may not see the tokens it predicts")
-        check_flag("tie_embeddings", self.tie_embeddings)
+        keep(self, ("tie_embeddings",), as_flag)
         check_number("norm_eps", self.norm_eps)
         if self.max_lags is not None:
             self._take_max_lags(self.max_lags)
@@ -88,8 +86,7 @@ class LanguageModelConfig:
         """A tuple, or where all are alike the layers' one description."""
         if not isinstance(lags, (list, tuple)) or len(lags) != self.num_layers:
             raise ValueError(f"max_lags must be a number for each of num_layers={self.num_layers}, got {lags!r}")
-        for lag in lags:
-            check_size("max_lags", lag)
+        lags = [as_integer("max_lags", lag, 1) for lag in lags]
         if self.attention.mixer not in ("hyperglu", "hypermlp"):
             raise ValueError(f"max_lags is for tables, which mixer={self.attention.mixer!r} has not: leave it out")
         alike = len(set(lags)) == 1
@@ -155,13 +152,13 @@ class LanguageModel(nn.Module):
 
     @property
     def config(self) -> LanguageModelConfig:
-        """What the model computes as it stands: its layers' tables may have got other sizes, one by one too."""
+        """What the model computes as it stands: blocks may have gone, and tables have other sizes, one by one too."""
         c, layers = self._config, [getattr(block, "attention", None) for block in self.blocks]
-        if c.attention.mixer not in ("hyperglu", "hypermlp"):
+        if layers and len(layers) != c.num_layers:
+            c = replace(c, num_layers=len(layers), max_lags=None)
+        if not layers or c.attention.mixer not in ("hyperglu", "hypermlp"):
             return c  # windows, which are no tables
         described = tuple(c.attention_config(index).max_lag or 0 for index in range(c.num_layers))
-        if len(layers) != len(described):
-            return c
         kind = c.attention.mixer, c.attention.layout
         known = tuple(
             layer.config.max_lag or 0

@@ -13,7 +13,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from hypermlp.checks import check_truth
+from hypermlp.checks import as_flag
 from hypermlp.ops import checks, reference
 from hypermlp.ops.arguments import OperatorArgs, Options, SequenceMix
 from hypermlp.ops.checked import NAME
@@ -96,8 +96,7 @@ def hyper_attention(
     if selection not in _SELECTIONS:
         raise ValueError(f"selection must be one of {_SELECTIONS}, got {selection!r}")
     check_backend(backend)
-    check_truth("norm", norm)
-    check_truth("causal", causal)
+    norm, causal = as_flag("norm", norm), as_flag("causal", causal)
     options = Options(selection, norm, eps, causal, _resolve_layout(layout, causal), max_lag)
     routing_mix = SequenceMix() if routing_mix is None else routing_mix
     readout_mix = SequenceMix() if readout_mix is None else readout_mix

@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from hypermlp.checks import check_kind
+from hypermlp.checks import as_integer, check_kind
 from hypermlp.ops.arguments import OperatorArgs, SequenceMix
 from hypermlp.ops.modes import require, values_readable
 from hypermlp.ops.varlen import ALL_TOKENS, Tokens
@@ -152,9 +152,7 @@ def table_rows(routing_mix: SequenceMix, readout_mix: SequenceMix, max_lag: int 
     # torch.jit.trace gives sizes as tensors, of which each is another to a set
     rows = {int(x.shape[1]) for mix in (routing_mix, readout_mix) for x in mix.tables if x is not None}
     if max_lag is not None:
-        if not isinstance(max_lag, int) or isinstance(max_lag, bool) or max_lag < 1:
-            raise ValueError(f"max_lag must be a positive integer or None, got {max_lag!r}")
-        rows.add(max_lag)
+        rows.add(as_integer("max_lag", max_lag, 1, "None for no limit"))
     if len(rows) > 1:
         raise ValueError(f"all tables and max_lag must agree on the number of lags, got {sorted(rows)}")
     return rows.pop() if rows else None

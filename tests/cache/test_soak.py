@@ -17,7 +17,8 @@ _RESIDENT_SLACK = 4 << 20
 
 
 def tensor_bytes() -> int:
-    """Bytes of every tensor that is alive, each storage once."""
+    """Bytes of every tensor that is alive, each storage once; garbage of other tests is none."""
+    gc.collect()
     storages = {x.untyped_storage().data_ptr(): x.untyped_storage() for x in gc.get_objects() if type(x) is Tensor}
     return sum(storage.nbytes() for storage in storages.values())
 
@@ -48,7 +49,6 @@ def test_a_long_stream_is_flat_and_exact(mixer: str) -> None:
             kept[position] = logits[:, 0].clone()
         if position % WINDOW == WINDOW - 1:
             del logits
-            gc.collect()
             outputs = sum(x.nbytes for x in kept.values())
             held.append((cache.nbytes, tensor_bytes() - outputs, resident_bytes()))
     one_shot = model(tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import pydoc
 
 import pytest
@@ -17,6 +18,12 @@ FIELDS = {field.name for field in dataclasses.fields(HyperConfig)} - {"hidden_si
 
 def test_keywords_are_the_fields_of_the_config() -> None:
     assert set(HyperFields.__annotations__) == FIELDS
+
+
+def test_keywords_of_the_config_are_seen_by_older_tools() -> None:
+    own = inspect.getfullargspec(HyperConfig)
+    assert own.args == ["self", *(field.name for field in dataclasses.fields(HyperConfig))]
+    assert own.varkw is None
 
 
 @pytest.mark.parametrize("layer", LAYERS)

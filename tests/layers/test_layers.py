@@ -139,7 +139,7 @@ def test_bad_input_is_named(cls, hidden_states, kwargs, kind, message):
     ("options", "message"),
     [
         ({"num_heads": 0}, "num_heads"),
-        ({"num_heads": 3, "qk_dim": 6}, "v_dim=16 does not divide into 3 heads"),
+        ({"num_heads": 3, "qk_dim": 6}, "v_dim=hidden_size=16 does not divide into 3 heads"),
         ({"qk_dim": 5}, "qk_dim=5 does not divide"),
         ({"qk_dim": -4}, "qk_dim must be a positive integer"),
         ({"max_lag": 0}, "max_lag must be a positive integer"),

@@ -136,6 +136,32 @@ def test_a_model_is_extended_on_from_layers_that_were():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("lags", [None, (OLD, 12, 14)])
+@pytest.mark.parametrize("gone", [slice(1, None), slice(0, 1), slice(3, None)])
+def test_a_model_cut_short_is_described(gone, lags):
+    torch.manual_seed(0)
+    attention = HyperConfig(HIDDEN, max_lag=OLD, mix_rank=2)
+    model = LanguageModel(LanguageModelConfig(11, HIDDEN, 3, attention, max_lags=lags), dtype=torch.float64).eval()
+    del model.blocks[gone]
+    tokens = torch.randint(11, (1, NEW))
+    assert torch.equal(reopened(model)(tokens), model(tokens))
+    extend_max_lag(model, NEW)
+    assert model.config.attention.max_lag == NEW
+    assert model.config.num_layers == len(model.blocks)
+    assert torch.equal(reopened(model)(tokens), model(tokens))
+    model.blocks.append(copy.deepcopy(model.blocks[0]))
+    assert torch.equal(reopened(model)(tokens), model(tokens))
+
+
+def test_a_softmax_model_cut_short_is_described():
+    model = LanguageModel(LanguageModelConfig(11, HIDDEN, 3, HyperConfig(HIDDEN, mixer="softmax")))
+    del model.blocks[1]
+    assert model.config.num_layers == 2
+    del model.blocks[:]
+    assert model.config.num_layers == 3  # a model has some
+
+
+@torch.no_grad()
 def test_tables_by_position_resized_are_described():
     torch.manual_seed(0)
     attention = HyperConfig(HIDDEN, max_lag=OLD, mix_rank=2, layout="position")

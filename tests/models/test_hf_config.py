@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 
+import numpy as np
 import pytest
 
 from tests.models.families import ATTENTION, tiny_config
@@ -40,6 +41,22 @@ def test_a_saved_config_says_everything(mixer, tmp_path):
     assert None not in (stored["attention"]["qk_dim"], stored["intermediate_size"])
 
 
+def test_a_model_without_a_limit_is_extended():
+    config = HyperMLPConfig(max_position_embeddings=None)
+    config.extend_max_lag(4096)
+    assert (config.attention_config(0).max_lag, config.max_position_embeddings) == (4096, None)
+
+
+def test_integers_of_numpy_are_saved(tmp_path):
+    names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
+    given = dict.fromkeys((*names, "pad_token_id", "eos_token_id"), np.int64(32))
+    config = HyperMLPConfig(**given, use_cache=np.False_)
+    config.save_pretrained(tmp_path)
+    assert {name: getattr(AutoConfig.from_pretrained(tmp_path), name) for name in given} == dict.fromkeys(given, 32)
+    assert config.use_cache is False
+    assert config.intermediate_size == HyperMLPConfig(hidden_size=32).intermediate_size
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -69,6 +86,12 @@ def test_bad_configs(changes, message):
         ({"num_layers": 4}, r"num_layers is called num_hidden_layers here"),
         ({"context_length": 4}, r"context_length is called max_position_embeddings here"),
         ({"num_heads": 4}, r"num_heads is called num_attention_heads here"),
+        ({"n_layer": 4}, r"n_layer is called num_hidden_layers here"),
+        ({"n_head": 4}, r"n_head is called num_attention_heads here"),
+        ({"n_embd": 4}, r"n_embd is called hidden_size here"),
+        ({"n_inner": 4}, r"n_inner is called intermediate_size here"),
+        ({"n_positions": 4}, r"n_positions is called max_position_embeddings here"),
+        ({"layer_norm_epsilon": 4}, r"layer_norm_epsilon is called rms_norm_eps here"),
     ],
 )
 def test_names_of_other_configs_are_refused(given, message):
@@ -97,9 +120,10 @@ def test_misspelt_names_are_refused(given, meant, tmp_path):
 
 def test_a_saved_config_with_such_a_name_opens_as_it_was(tmp_path):
     config = HyperMLPConfig(vocab_size=50, hidden_size=32)
-    config.max_lag = 128  # as releases before wrote what they were given and did not read
+    config.max_lag, config.n_layer = 128, 3  # as releases before wrote what they were given and did not read
     config.save_pretrained(tmp_path)
-    assert HyperMLPConfig.from_pretrained(tmp_path).attention == config.attention
+    again = HyperMLPConfig.from_pretrained(tmp_path)
+    assert (again.attention, again.num_hidden_layers) == (config.attention, 12)
 
 
 def test_a_saved_part_of_another_config_opens_as_it_was():

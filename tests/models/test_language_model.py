@@ -76,7 +76,7 @@ def test_config_survives_json():
     ("changes", "message"),
     [
         ({"vocab_size": 0}, "vocab_size"),
-        ({"num_layers": True}, "num_layers"),
+        ({"num_layers": -1}, "num_layers"),
         ({"hidden_size": 32}, r"attention\.hidden_size=16"),
         ({"intermediate_size": -1}, "intermediate_size"),
         ({"context_length": 0}, "context_length"),
@@ -87,6 +87,8 @@ def test_bad_configs(changes, message):
     fields = {"vocab_size": 11, "hidden_size": 16, "num_layers": 2, "attention": HyperConfig(16)}
     with pytest.raises(ValueError, match=message):
         LanguageModelConfig(**{**fields, **changes})
+    with pytest.raises(TypeError, match="num_layers must be a positive integer, got True"):
+        LanguageModelConfig(**{**fields, "num_layers": True})
     with pytest.raises(TypeError, match="tie_embeddings must be True or False, got 'no'"):
         LanguageModelConfig(**fields, tie_embeddings="no")
 

@@ -65,8 +65,8 @@ OPTIONS = {
     "eps negative": ({"eps": -1e-6}, ValueError, "eps must be positive"),
     "eps nan": ({"eps": float("nan")}, ValueError, "eps must be positive"),
     "max_lag zero": ({"max_lag": 0}, ValueError, "max_lag must be a positive integer.*0"),
-    "max_lag float": ({"max_lag": 4.0}, ValueError, "max_lag must be a positive integer"),
-    "max_lag bool": ({"max_lag": True}, ValueError, "max_lag must be a positive integer"),
+    "max_lag float": ({"max_lag": 4.0}, TypeError, "max_lag must be a positive integer"),
+    "max_lag bool": ({"max_lag": True}, TypeError, "max_lag must be a positive integer"),
     "max_lag unlike tables": (
         {"routing_mix": mix(), "max_lag": 5},
         ValueError,

@@ -21,7 +21,6 @@ from hypermlp_lab.study.models import (
     build_model,
     layer_config,
     model_config,
-    paper_label,
 )
 from hypermlp_lab.study.plan import (
     BEST,
@@ -144,7 +143,7 @@ def test_every_variant_gets_the_same_search() -> None:
     for _, cell in cells(study, study.tasks[:1]):
         records: dict[Run, dict[str, Any]] = {}
         search_all(study, cell, records, lambda run: run.lr + (run.start == "gpt"))
-        conv_size = HyperConfig.from_label(paper_label(cell.variant.label), 64).conv_size
+        conv_size = HyperConfig.from_label(cell.variant.label, 64).conv_size
         starts = 1 if cell.variant.fixed_start else 3 if conv_size else 2
         heads = 1 if cell.variant.hyper else 2
         tables = (

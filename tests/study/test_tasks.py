@@ -181,7 +181,7 @@ def test_the_answer_is_not_the_token_itself() -> None:
     [
         ({"name": "copying"}, "copying"),
         ({"vocab_size": 7}, "vocab_size"),
-        ({"seq_len": True}, "seq_len"),
+        ({"seq_len": 7}, "seq_len"),
         ({"noise": 1.0}, "noise"),
         ({"noise": math.nan}, "noise"),
         ({"name": "selective-copying", "copied": 16}, "copied"),

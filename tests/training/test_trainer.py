@@ -142,7 +142,6 @@ def test_learning_rate_warms_up_and_falls_to_a_tenth():
     "options",
     [
         {"steps": 0},
-        {"steps": 5, "batch_size": True},
         {"steps": 5, "lr": 0.0},
         {"steps": 5, "lr": math.nan},
         {"steps": 5, "lr": math.inf},
@@ -160,7 +159,7 @@ def test_bad_configs(options):
         TrainingConfig(**options)
 
 
-@pytest.mark.parametrize("options", [{"lr": "1e-3"}, {"lr": True}, {"weight_decay": None}])
+@pytest.mark.parametrize("options", [{"batch_size": True}, {"lr": "1e-3"}, {"lr": True}, {"weight_decay": None}])
 def test_configs_of_another_type(options):
     with pytest.raises(TypeError, match=next(iter(options))):
         TrainingConfig(5, **options)

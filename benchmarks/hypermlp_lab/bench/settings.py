@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from hypermlp.checks import check_number, check_size
+from hypermlp.checks import as_integer, check_number, integer, keep
 from hypermlp_lab.bench.gate import GATE_LENGTH
 from hypermlp_lab.bench.measure import MODES, Mode
 
@@ -58,8 +58,8 @@ class Provider:
 def _check_numbers(described: Any) -> None:
     """Sizes that PyTorch can have, and other numbers that a float can be, each called by its name."""
     for name, value in vars(described).items():
-        if isinstance(value, int) and not isinstance(value, bool):
-            check_size(name, value, 0)
+        if integer(value) is not None:
+            keep(described, (name,), as_integer, 0)
         elif isinstance(value, float):
             check_number(name, value, zero=True)
 

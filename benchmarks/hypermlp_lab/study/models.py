@@ -34,24 +34,18 @@ class Size:
     seq_len: int
 
 
-def paper_label(label: str) -> str:
-    """The paper's label for ``label``, which may have an ``h`` of ours in place of ``q``.
-
-    ``h``: queries and keys of half of the width. ``q`` is a quarter, which leaves each score map of a narrow model
-    very few channels: 4 at width 64, where the paper's models have 8 and more.
-    """
-    return label.replace("-h", "-q")
-
-
 def layer_config(label: str, size: Size, heads: int, *, paper_conv: bool = False) -> HyperConfig:
-    """The attention layer that ``label`` names, see :meth:`hypermlp.HyperConfig.from_label` and :func:`paper_label`."""
+    """The attention layer that ``label`` names, see :meth:`hypermlp.HyperConfig.from_label`.
+
+    With ``q`` each score map of a narrow model has very few channels, 4 at width 64, where the paper's models have 8
+    and more: ``h`` leaves it twice as many.
+    """
     named = HyperConfig.from_label(
-        paper_label(label), size.hidden_size, num_heads=heads, mix_rank=size.mix_rank,
+        label, size.hidden_size, num_heads=heads, mix_rank=size.mix_rank,
         conv_init="paper" if paper_conv else "identity",
     )  # fmt: skip
     hyper = named.mixer in ("hyperglu", "hypermlp")
-    qk_dim = named.qk_dim if label == paper_label(label) else size.hidden_size // 2
-    return replace(named, qk_dim=qk_dim, max_lag=size.seq_len if hyper else None)
+    return replace(named, max_lag=size.seq_len if hyper else None)
 
 
 def model_config(label: str, size: Size, heads: int, *, paper_conv: bool = False) -> LanguageModelConfig:

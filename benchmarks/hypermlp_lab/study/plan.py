@@ -10,7 +10,7 @@ from itertools import chain
 from typing import Any
 
 from hypermlp.config import HyperConfig
-from hypermlp_lab.study.models import STARTS, Start, paper_label
+from hypermlp_lab.study.models import STARTS, Start
 from hypermlp_lab.study.presets import Preset
 from hypermlp_lab.study.runs import Job, Run
 
@@ -24,8 +24,7 @@ class Variant:
     """A label of the paper's study, perhaps with the authors' start: ``G-cg-q-12o@paper``.
 
     Args:
-        name: the label, which may have the ``h`` of :func:`~hypermlp_lab.study.models.paper_label`, and ``@`` with a
-            start where that is fixed and not chosen.
+        name: the label, and ``@`` with a start where that is fixed and not chosen.
     """
 
     name: str
@@ -46,7 +45,7 @@ class Variant:
     @cached_property
     def config(self) -> HyperConfig:
         """Its layer, at some width."""
-        return HyperConfig.from_label(paper_label(self.label), 64)
+        return HyperConfig.from_label(self.label, 64)
 
     @property
     def hyper(self) -> bool:

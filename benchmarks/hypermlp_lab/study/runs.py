@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hypermlp.budget import count_parameters
-from hypermlp.checks import check_number, check_size
+from hypermlp.checks import as_integer, check_number, keep
 from hypermlp.models import LanguageModel
 from hypermlp_lab.study.models import Size, Start, build_model, model_config, scored_loss
 from hypermlp_lab.study.tasks import Examples, Task
@@ -64,9 +64,7 @@ class Job:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if name not in ("name", "task", "data", "schedule", "dtype", "device"):
-                check_size(name, value, 0)
+        keep(self, vars(self).keys() - {"name", "task", "data", "schedule", "dtype", "device"}, as_integer, 0)
         # jobs are compared: two spellings of one path are the same text
         if self.data is not None:
             object.__setattr__(self, "data", str(Path(self.data).expanduser().resolve()))
@@ -98,8 +96,7 @@ class Run:
     def __post_init__(self) -> None:
         for name in ("lr", "weight_decay", "table_lr"):
             check_number(name, getattr(self, name), zero=True)
-        for name in ("heads", "seed"):
-            check_size(name, getattr(self, name), 0)
+        keep(self, ("heads", "seed"), as_integer, 0)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Run:

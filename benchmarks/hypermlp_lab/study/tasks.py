@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hypermlp.checks import check_size
+from hypermlp.checks import as_integer, keep
 from hypermlp_lab.study.motifs import fuzzy_recall
 
 # target of a token that is not scored, as torch.nn.functional.cross_entropy has it
@@ -65,8 +65,8 @@ class Task:
     def __post_init__(self) -> None:
         if self.name not in TASKS:
             raise ValueError(f"name must be one of {TASKS}, got {self.name!r}")
-        for field, least in (("vocab_size", 8), ("seq_len", 8), ("noise_vocab", 0), ("motif", 1), ("copied", 1)):
-            check_size(field, getattr(self, field), least)
+        for least, names in ((8, ("vocab_size", "seq_len")), (1, ("motif", "copied")), (0, ("noise_vocab",))):
+            keep(self, names, as_integer, least)
         if not 0 <= self.noise < 1:
             raise ValueError(f"noise must be a share from 0 to below 1, got {self.noise!r}")
         if self.name == "noisy-recall" and self.vocab_size - self.noise_vocab < 4:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-from hypermlp.checks import check_number, check_size, named_fields
+from hypermlp.checks import as_integer, check_number, keep, named_fields
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -47,15 +47,13 @@ class TrainingConfig:
     dtype: Precision = "float32"
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "seq_len", "eval_windows", "checkpoint_every"):
-            check_size(name, getattr(self, name))
+        keep(self, ("steps", "batch_size", "seq_len", "eval_windows", "checkpoint_every"), as_integer, 1)
         if self.warmup_steps is None:
             object.__setattr__(self, "warmup_steps", min(100, self.steps // 10))
         if self.eval_every is None:
             object.__setattr__(self, "eval_every", max(1, self.steps // 10))
-        check_size("warmup_steps", self.warmup_steps, 0)
-        check_size("eval_every", self.eval_every)
-        check_size("seed", self.seed, 0)
+        keep(self, ("warmup_steps", "seed"), as_integer, 0)
+        keep(self, ("eval_every",), as_integer, 1)
         for name in ("lr", "grad_clip", "weight_decay", "table_lr"):
             check_number(name, getattr(self, name), zero=name == "weight_decay")
         if self.dtype not in get_args(Precision):

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
 
-from hypermlp.checks import check_flag, check_kind
+from hypermlp.checks import as_flag, as_integer, called_here, check_kind, integer, keep
 from hypermlp.config import HyperConfig
 from hypermlp.integrations.huggingface.names import CACHE_NAMES
 from hypermlp.models.language_model import LanguageModelConfig
@@ -37,6 +37,7 @@ _PLAIN_NAMES = {
 }
 # fields of every attention layer, which stand in attention
 _OF_LAYERS = {field.name for field in dataclasses.fields(HyperConfig)} - {"hidden_size", "num_heads"}
+_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
 # of two names: sep_token_id and eos_token_id are less alike
 _MISSPELT = 0.9
 
@@ -59,7 +60,7 @@ class HyperMLPConfig(PreTrainedConfig):
             out or equal: a mapping, a HyperConfig, or a sequence of those, one per layer. None: its
             defaults, HyperGLU.
         max_position_embeddings: tokens the model was trained to look back over. Nothing is cut off
-            there; evaluation tools read it.
+            there; evaluation tools read it. None for no limit.
         rms_norm_eps: of the RMSNorms.
         use_cache: return a cache from calls without gradients.
         tie_word_embeddings: let the head share the embedding's weights.
@@ -86,7 +87,7 @@ class HyperMLPConfig(PreTrainedConfig):
     num_hidden_layers: int = 12
     num_attention_heads: int = 2
     attention: Any = None
-    max_position_embeddings: int = 2048
+    max_position_embeddings: int | None = 2048
     rms_norm_eps: float = 1e-6
     use_cache: bool = True
     tie_word_embeddings: bool = True
@@ -98,9 +99,12 @@ class HyperMLPConfig(PreTrainedConfig):
         # a saved one is read as it stands, alone or as a part of another, which says no version
         if self.transformers_version is None and "model_type" not in kwargs:
             _check_names(kwargs)
-            check_flag("use_cache", self.use_cache)
+            keep(self, ("use_cache",), as_flag)
+            keep(self, [name for name in _TOKENS if integer(getattr(self, name)) is not None], as_integer)
+        keep(self, ("num_attention_heads",), as_integer, 1)
         layers = [self._layer_model(layer) for layer in self._attention_fields()]
-        self.intermediate_size = layers[0].intermediate_size
+        for own, name in _PLAIN_NAMES.items():
+            setattr(self, own, getattr(layers[0], name))
         attention = [layer.attention.to_dict() for layer in layers]
         self.attention = attention[0] if len(attention) == 1 else attention
         super().__post_init__(**kwargs)
@@ -184,15 +188,16 @@ class HyperMLPConfig(PreTrainedConfig):
         for fields in described:
             if fields["mixer"] in ("hyperglu", "hypermlp") and fields["layout"] == "lag":
                 fields["max_lag"] = max(fields["max_lag"], max_lag)
-        self.max_position_embeddings = max(self.max_position_embeddings, max_lag)
+        if self.max_position_embeddings is not None:
+            self.max_position_embeddings = max(self.max_position_embeddings, max_lag)
 
 
 def _check_names(others: Mapping[str, Any]) -> None:
     """TypeError for fields of other configs of this library and misspelt ones, which nobody would read."""
     own = {plain: name for name, plain in _PLAIN_NAMES.items()} | {"num_heads": "num_attention_heads"}
     for name in others:
-        if name in own:
-            raise TypeError(f"{name} is called {own[name]} here: HyperMLPConfig({own[name]}=...)")
+        if meant := own.get(name) or next(iter(called_here(name, own.values())), None):
+            raise TypeError(f"{name} is called {meant} here: HyperMLPConfig({meant}=...)")
         if name in _OF_LAYERS:
             raise TypeError(f"{name} is a field of the attention layers: HyperMLPConfig(attention={{{name!r}: ...}})")
         # what is like no field may be a user's own: transformers keeps it

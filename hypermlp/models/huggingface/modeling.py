@@ -15,7 +15,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import can_return_tuple, logging
 from transformers.utils.output_capturing import capture_outputs
 
-from hypermlp.checks import check_kind, check_truth
+from hypermlp.checks import as_flag, check_kind
 from hypermlp.integrations.arguments import refuse_unknown
 from hypermlp.integrations.huggingface.cache import check_cache
 from hypermlp.integrations.huggingface.masks import check_tensors, document_bounds
@@ -138,7 +138,7 @@ class HyperMLPModel(HyperMLPPreTrainedModel):
             input_ids=input_ids, inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids
         )
         if use_cache is not None:
-            check_truth("use_cache", use_cache)
+            use_cache = as_flag("use_cache", use_cache)
         if is_causal is False:
             raise ValueError("is_causal=False: the family is causal")
         if (input_ids is None) == (inputs_embeds is None):

@@ -10,7 +10,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from hypermlp import restore_attention, swap_attention
+from hypermlp import HyperCache, restore_attention, swap_attention
 from hypermlp.cache import LayerCache
 from hypermlp.integrations.huggingface import attention as attention_module
 from hypermlp.integrations.huggingface.attention import HuggingFaceAttention
@@ -273,6 +273,13 @@ def test_repeat_select_reset_and_copy_of_a_cache() -> None:
     cache.reset()
     assert cache.get_seq_length() == 0
     assert checks.error(logits(model, ids, **{CACHE_NAME: cache}, use_cache=True), whole) < checks.TOLERANCE
+
+
+def test_a_cache_of_layers_is_told_from_transformers_own() -> None:
+    with pytest.raises((AttributeError, TypeError), match=r"DynamicCache\(config=model\.config\)"):
+        swapped("llama")(tokens(1, 4), **{CACHE_NAME: HyperCache()})
+    assert copy.deepcopy(HyperCache()).lengths is None
+    assert not hasattr(HyperCache(), "is_compileable")
 
 
 def test_continuous_batching_is_refused() -> None:

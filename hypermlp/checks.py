@@ -9,6 +9,7 @@ import operator
 import sys
 from collections.abc import Callable, Collection, Iterable
 from difflib import get_close_matches
+from numbers import Real
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -130,12 +131,14 @@ def keep(described: object, names: Iterable[str], check: Callable[..., object], 
         object.__setattr__(described, name, check(name, getattr(described, name), *args))
 
 
-def check_number(name: str, value: object, *, zero: bool = False) -> None:
-    """A number above 0, or at least 0 if ``zero``, that a float can be."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
+def as_number(name: str, value: object, zero: bool = False) -> float:
+    """``value`` as Python's number, of whatever library: above 0, or from 0 on if ``zero``, and what a float can be."""
+    if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number, got {shown(value)}")
-    if not 0 <= value <= sys.float_info.max or (value == 0 and not zero):
+    number = value if isinstance(value, int) else float(value)
+    if not 0 <= number <= sys.float_info.max or (number == 0 and not zero):
         raise ValueError(f"{name} must be {'>= 0' if zero else 'positive'} and finite, got {shown(value)}")
+    return number
 
 
 def shown(value: object) -> str:

@@ -10,9 +10,9 @@ from typing import Any, Literal, TypedDict, get_args
 
 import torch
 
-from hypermlp.checks import as_flag, as_integer, as_sizes, check_choice, check_number, keep, named_fields
+from hypermlp.checks import as_flag, as_integer, as_number, as_sizes, check_choice, keep, named_fields
 from hypermlp.ops.attention import LagOrPosition
-from hypermlp.ops.checks import check_eps
+from hypermlp.ops.checks import as_eps
 
 Mixer = Literal["hyperglu", "hypermlp", "relu", "softmax"]
 GateActivation = Literal["sigmoid", "identity"]
@@ -171,10 +171,9 @@ class HyperConfig:
         keep(self, ("qk_dim", "v_dim", *(("max_lag",) if self.max_lag is not None else ())), as_integer, 1)
         keep(self, ("conv_size",), as_integer, 0)
         keep(self, ("q_gate", "output_gate", "norm", "rope", "bias"), as_flag)
-        for name in ("eps", "rope_theta"):
-            check_number(name, getattr(self, name))
+        keep(self, ("eps", "rope_theta"), as_number)
         # one config serves layers of every dtype
-        check_eps(self.eps, torch.float32)
+        as_eps(self.eps, torch.float32)
         maps = self.num_maps * self.num_heads
         if self.qk_width * maps != self.qk_dim:
             raise ValueError(

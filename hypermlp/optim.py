@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from hypermlp.checks import check_kind, check_number
+from hypermlp.checks import as_number, check_kind
 from hypermlp.layers.sequence_mixing import LagMixing
 
 Group = dict[str, Any]
@@ -82,7 +82,7 @@ def parameter_groups(
         ValueError: ``weight_decay`` is negative, or a head is not in ``model``.
     """
     check_kind("model", model, nn.Module, "give the model, not its parameters")
-    check_number("weight_decay", weight_decay, zero=True)
+    weight_decay = as_number("weight_decay", weight_decay, zero=True)
     linear = [module for module in model.modules() if _is_linear(module)]
     outer = {id(module) for module in (*_given_heads(model, heads), *_own_heads(model, linear))}
     kinds = _kinds(model, linear, outer)

@@ -3,6 +3,7 @@ than models and tokens."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -106,7 +107,7 @@ def test_what_takes_a_model_says_so(door: Callable[[Any], object], wrong: object
         ({"hidden_size": 32, "causal": torch.tensor(True)}, "tensor(True), which is a torch scalar: give its item()"),
         ({"hidden_size": 32, "causal": 1}, "1"),
         ({"hidden_size": np.True_}, "np.True_, which is a numpy scalar"),
-        ({"hidden_size": 32, "eps": np.float32(0.5)}, "np.float32(0.5), which is a numpy scalar"),
+        ({"hidden_size": 32, "rope_theta": torch.tensor(2.0)}, "tensor(2.), which is a torch scalar"),
     ],
 )
 def test_scalars_of_arrays_are_told_from_python_s(options: dict[str, Any], shown: str) -> None:
@@ -115,11 +116,11 @@ def test_scalars_of_arrays_are_told_from_python_s(options: dict[str, Any], shown
         HyperConfig(**options)
 
 
-NUMPY_S = {int: np.int64, bool: np.bool_}
+NUMPY_S = {int: np.int64, bool: np.bool_, float: np.float64}
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: type(config).__name__)
-def test_integers_and_truths_of_numpy_are_kept_as_python_s(config: Any) -> None:
+def test_numbers_and_truths_of_numpy_are_kept_as_python_s(config: Any) -> None:
     """A config that held them could not be written as JSON, and their products run over."""
     own = {field.name: getattr(config, field.name) for field in fields(config)}
     theirs = {name: NUMPY_S[type(value)](value) for name, value in own.items() if type(value) in NUMPY_S}
@@ -127,6 +128,12 @@ def test_integers_and_truths_of_numpy_are_kept_as_python_s(config: Any) -> None:
     assert theirs
     assert again == config
     assert {name: type(getattr(again, name)) for name in theirs} == {name: type(own[name]) for name in theirs}
+
+
+def test_a_float_of_other_precision_is_written_as_json() -> None:
+    config = HyperConfig(32, eps=np.float32(0.1), rope_theta=np.float16(5))  # type: ignore[arg-type]
+    assert json.loads(json.dumps(config.to_dict()))["eps"] == float(np.float32(0.1))
+    assert type(config.rope_theta) is float
 
 
 def test_what_takes_tokens_says_so() -> None:

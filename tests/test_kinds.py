@@ -234,8 +234,8 @@ def test_truths_of_numpy_are_true() -> None:
 def test_the_operator_s_switches_and_lags_too() -> None:
     given: dict[str, Any] = {**STREAMS, "selection": "glu"}
     assert torch.equal(
-        hypermlp.hyper_attention(**given, norm=np.True_, causal=np.True_, max_lag=np.int64(4)),
-        hypermlp.hyper_attention(**given, norm=True, max_lag=4),
+        hypermlp.hyper_attention(**given, norm=np.True_, causal=np.True_, max_lag=np.int64(4), eps=np.float32(0.5)),
+        hypermlp.hyper_attention(**given, norm=True, max_lag=4, eps=0.5),
     )
 
 

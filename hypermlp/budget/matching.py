@@ -7,7 +7,7 @@ from math import ceil
 from typing import Literal
 
 from hypermlp.budget.counts import count_block_flops, count_block_parameters, count_parameters, described, mixings
-from hypermlp.checks import as_integer, as_sizes, check_number
+from hypermlp.checks import as_integer, as_number, as_sizes
 from hypermlp.config import HyperConfig, MixConfig
 
 How = Literal["widen", "narrow"]
@@ -73,7 +73,7 @@ def match_parameters(
     described(other, "other")
     if how not in ("widen", "narrow"):
         raise ValueError(f"how must be 'widen' or 'narrow', got {how!r}")
-    check_number("tolerance", tolerance)
+    tolerance = as_number("tolerance", tolerance)
     min_qk_width = as_integer("min_qk_width", min_qk_width, 1)
     target = count_parameters(reference).total
     if abs(count_parameters(other).total - target) <= tolerance * target:
@@ -127,7 +127,7 @@ def match_intermediate_size(
     described(reference, "reference")
     described(other, "other")
     intermediate_size, multiple_of = as_sizes(intermediate_size=intermediate_size, multiple_of=multiple_of)
-    check_number("tolerance", tolerance)
+    tolerance = as_number("tolerance", tolerance)
     if flops_at is not None:
         flops_at = as_integer("flops_at", flops_at, 1, "a number of tokens")
     unit: Unit = "parameters" if flops_at is None else "FLOPs"

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hypermlp.cache import HyperCache
-from hypermlp.checks import as_flag, as_integer, check_kind, check_number, keep, named_fields
+from hypermlp.checks import as_flag, as_integer, as_number, check_kind, keep, named_fields
 from hypermlp.config import HyperConfig
 from hypermlp.layers.base import AttentionLayer
 from hypermlp.layers.block import TransformerBlock
@@ -78,7 +78,7 @@ class LanguageModelConfig:
         if not self.attention.causal:
             raise ValueError("attention.causal must be True: a language model may not see the tokens it predicts")
         keep(self, ("tie_embeddings",), as_flag)
-        check_number("norm_eps", self.norm_eps)
+        keep(self, ("norm_eps",), as_number)
         if self.max_lags is not None:
             self._take_max_lags(self.max_lags)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from numbers import Real
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -58,25 +60,27 @@ def tokens(x: Tensor, attention_mask: Tensor | None, cu_seqlens: Tensor | None) 
 def checked(x: OperatorArgs) -> OperatorArgs:
     """``x``, whose ``tokens`` have been, with the number of its tables' rows as ``max_lag``, if all fits together."""
     check_streams(x.q, x.k, x.v, x.options.num_maps)
-    check_eps(x.options.eps, x.q.dtype)
+    eps = as_eps(x.options.eps, x.q.dtype)
     check_mix("routing_mix", x.routing_mix, x.q, x.q.shape[2])
     check_mix("readout_mix", x.readout_mix, x.q, x.v.shape[2])
-    options = x.options._replace(max_lag=table_rows(x.routing_mix, x.readout_mix, x.options.max_lag))
+    options = x.options._replace(eps=eps, max_lag=table_rows(x.routing_mix, x.readout_mix, x.options.max_lag))
     if not options.by_lag and options.max_lag is not None:
         check_positions(x.k.shape[1], options.max_lag, x.tokens.cu_seqlens)
     return x._replace(options=options)
 
 
-def check_eps(eps: float, dtype: torch.dtype) -> None:
-    """A positive number that is still one in the precision of the computation: for ``dtype`` and at least float32."""
-    if not isinstance(eps, (int, float)) or isinstance(eps, bool):
+def as_eps(eps: object, dtype: torch.dtype) -> float:
+    """``eps`` as a float, positive in the precision of the computation, too: for ``dtype`` and at least float32."""
+    if not isinstance(eps, Real) or isinstance(eps, bool):
         raise TypeError(f"eps must be a number, got {eps!r}: give the smallest value of the norm, such as 1e-12")
+    number = cast(float, eps)
     limits = torch.finfo(torch.promote_types(dtype, torch.float32))
-    if not limits.smallest_normal <= eps <= limits.max:
+    if not limits.smallest_normal <= number <= limits.max:
         raise ValueError(
             f"eps must be positive and finite, from {limits.smallest_normal:.2e} to {limits.max:.2e} "
             f"in the precision of the computation, got {eps!r}"
         )
+    return float(number)
 
 
 def check_streams(q: Tensor, k: Tensor, v: Tensor, num_maps: int) -> None:

@@ -92,6 +92,8 @@ def test_bad_configs(changes, message):
         ({"n_inner": 4}, r"n_inner is called intermediate_size here"),
         ({"n_positions": 4}, r"n_positions is called max_position_embeddings here"),
         ({"layer_norm_epsilon": 4}, r"layer_norm_epsilon is called rms_norm_eps here"),
+        ({"num_key_value_heads": 1}, "takes no 'num_key_value_heads': the family has nothing that it would change"),
+        ({"hidden_act": "gelu"}, "takes no 'hidden_act'"),
     ],
 )
 def test_names_of_other_configs_are_refused(given, message):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
+from numbers import Real
 from typing import Any, Generic, TypeVar
 
 import torch
 
-from hypermlp.checks import as_integer, check_number, integer, keep
+from hypermlp.checks import as_integer, as_number, integer, keep
 from hypermlp_lab.bench.gate import GATE_LENGTH
 from hypermlp_lab.bench.measure import MODES, Mode
 
@@ -60,8 +61,8 @@ def _check_numbers(described: Any) -> None:
     for name, value in vars(described).items():
         if integer(value) is not None:
             keep(described, (name,), as_integer, 0)
-        elif isinstance(value, float):
-            check_number(name, value, zero=True)
+        elif isinstance(value, Real) and not isinstance(value, bool):
+            keep(described, (name,), as_number, True)
 
 
 C = TypeVar("C", bound=Case)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hypermlp.budget import count_parameters
-from hypermlp.checks import as_integer, check_number, keep
+from hypermlp.checks import as_integer, as_number, keep
 from hypermlp.models import LanguageModel
 from hypermlp_lab.study.models import Size, Start, build_model, model_config, scored_loss
 from hypermlp_lab.study.tasks import Examples, Task
@@ -94,8 +94,7 @@ class Run:
     table_lr: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("lr", "weight_decay", "table_lr"):
-            check_number(name, getattr(self, name), zero=True)
+        keep(self, ("lr", "weight_decay", "table_lr"), as_number, True)
         keep(self, ("heads", "seed"), as_integer, 0)
 
     @classmethod

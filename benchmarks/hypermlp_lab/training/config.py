@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-from hypermlp.checks import as_integer, check_number, keep, named_fields
+from hypermlp.checks import as_integer, as_number, keep, named_fields
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -54,8 +54,8 @@ class TrainingConfig:
             object.__setattr__(self, "eval_every", max(1, self.steps // 10))
         keep(self, ("warmup_steps", "seed"), as_integer, 0)
         keep(self, ("eval_every",), as_integer, 1)
-        for name in ("lr", "grad_clip", "weight_decay", "table_lr"):
-            check_number(name, getattr(self, name), zero=name == "weight_decay")
+        keep(self, ("lr", "grad_clip", "table_lr"), as_number)
+        keep(self, ("weight_decay",), as_number, True)
         if self.dtype not in get_args(Precision):
             raise ValueError(f"dtype must be one of {get_args(Precision)}, got {self.dtype!r}")
 

@@ -38,6 +38,11 @@ _PLAIN_NAMES = {
 # fields of every attention layer, which stand in attention
 _OF_LAYERS = {field.name for field in dataclasses.fields(HyperConfig)} - {"hidden_size", "num_heads"}
 _TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
+# what configs of other decoders have and this family has not
+_NOT_HERE = {
+    "attention_bias", "attention_dropout", "attn_pdrop", "embd_pdrop", "head_dim", "hidden_act", "mlp_bias",
+    "num_key_value_heads", "resid_pdrop", "rope_parameters", "rope_scaling", "sliding_window",
+}  # fmt: skip
 # of two names: sep_token_id and eos_token_id are less alike
 _MISSPELT = 0.9
 
@@ -200,6 +205,8 @@ def _check_names(others: Mapping[str, Any]) -> None:
             raise TypeError(f"{name} is called {meant} here: HyperMLPConfig({meant}=...)")
         if name in _OF_LAYERS:
             raise TypeError(f"{name} is a field of the attention layers: HyperMLPConfig(attention={{{name!r}: ...}})")
+        if name in _NOT_HERE:
+            raise TypeError(f"HyperMLPConfig takes no {name!r}: the family has nothing that it would change")
         # what is like no field may be a user's own: transformers keeps it
         if near := get_close_matches(name, {*HyperMLPConfig.__annotations__, *_OF_LAYERS}, 1, _MISSPELT):
             meant = f"attention={{{near[0]!r}: ...}}" if near[0] in _OF_LAYERS else near[0]

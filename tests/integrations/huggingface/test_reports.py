@@ -63,7 +63,10 @@ def test_a_text_model_that_says_both_is_refused() -> None:
 
 @pytest.mark.parametrize("swap", [False, True], ids=["stock", "swapped"])
 def test_falcon_with_alibi_has_no_static_cache(swap: bool) -> None:
-    """Its model adds biases of the tokens so far to a mask of the whole cache, whatever its attention is."""
+    """Its model adds biases of the tokens so far to a mask of the whole cache, whatever its attention is.
+
+    transformers 5.5 ends sooner, at a mask that is no longer one of tokens.
+    """
     model = swapped("falcon_alibi") if swap else stock("falcon_alibi")
-    with pytest.raises(RuntimeError, match="must match the size of tensor"):
+    with pytest.raises((RuntimeError, ValueError), match=r"must match the size of tensor|too many values to unpack"):
         checks.generate(model, tokens(2, 7), cache_implementation="static")

@@ -76,5 +76,5 @@ def test_a_layers_convolutions_follow_its_backend(layer):
     hidden_states = torch.randn(1, 9, 8)
     layer(hidden_states)
     layer.backend = "triton"
-    with pytest.raises(ValueError, match=r"backend='triton' cannot run here: .* the input is on cpu"):
+    with pytest.raises(ValueError, match="backend='triton' cannot run here"):
         layer.keys_values(hidden_states)

@@ -20,13 +20,23 @@ _ALIKE = 0.7
 
 # what other libraries call what is here called so, where letters do not tell
 _ELSEWHERE = {
-    **dict.fromkeys(("n_embd", "d_model", "embed_dim"), ("hidden_size",)),
-    **dict.fromkeys(("n_head", "n_heads", "nhead"), ("num_heads", "num_attention_heads")),
-    **dict.fromkeys(("n_layer", "n_layers"), ("num_layers", "num_hidden_layers")),
-    **dict.fromkeys(("n_positions", "n_ctx", "block_size"), ("context_length", "max_position_embeddings")),
-    **dict.fromkeys(("n_inner", "d_ff", "ffn_dim", "dim_feedforward"), ("intermediate_size",)),
-    **dict.fromkeys(("layer_norm_eps", "layer_norm_epsilon"), ("norm_eps", "rms_norm_eps")),
+    **dict.fromkeys(("n_embd", "d_model", "embed_dim", "embedding_size", "hidden_dim", "dim"), ("hidden_size",)),
+    **dict.fromkeys(("n_head", "n_heads", "nhead", "num_attention_heads"), ("num_heads", "num_attention_heads")),
+    **dict.fromkeys(("n_layer", "n_layers", "num_blocks", "depth"), ("num_layers", "num_hidden_layers")),
+    **dict.fromkeys(
+        ("n_positions", "n_ctx", "block_size", "max_seq_len", "max_sequence_length", "seq_length"),
+        ("context_length", "max_position_embeddings"),
+    ),
+    **dict.fromkeys(
+        ("n_inner", "d_ff", "ffn_dim", "dim_feedforward", "ffn_hidden_size", "intermediate_dim"), ("intermediate_size",)
+    ),
+    **dict.fromkeys(("layer_norm_eps", "layer_norm_epsilon", "rms_norm_eps"), ("norm_eps", "rms_norm_eps", "eps")),
+    **dict.fromkeys(("window", "window_size", "sliding_window"), ("max_lag",)),
+    **dict.fromkeys(("attention_bias", "qkv_bias"), ("bias",)),
     **dict.fromkeys(("eos_token_id", "stop_strings"), ("stop",)),
+    "head_dim": ("qk_dim", "v_dim"),
+    "max_length": ("max_new_tokens",),
+    "tie_weights": ("tie_embeddings", "tie_word_embeddings"),
     "do_sample": ("temperature", "top_k", "top_p"),
     "num_return_sequences": ("num_samples",),
 }

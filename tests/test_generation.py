@@ -1,6 +1,7 @@
 import math
 import threading
 
+import numpy as np
 import pytest
 import torch
 
@@ -191,6 +192,18 @@ def test_bad_arguments(model):
         generate(model, encode("a"), 3, stop=[5])
     with pytest.raises(ValueError, match="max_new_tokens"):
         generate(model, encode("a"), -1)
+    hidden = torch.tensor([[True, True, False, False]])
+    for mask, error in ((torch.zeros(1, 4).masked_fill(hidden, -math.inf), TypeError), (1 + hidden.long(), ValueError)):
+        with pytest.raises(error, match="attention_mask must"):
+            generate(model, encode("abcd"), 3, attention_mask=mask)
+    with pytest.raises(ValueError, match="a row without tokens"):
+        generate(model, encode("ab"), 3, attention_mask=torch.zeros(1, 2).bool())
+
+
+def test_a_temperature_of_half_precision(model):
+    with np.errstate(all="raise"):
+        found = generate(model, encode("ab"), 3, temperature=np.float16(0.5), seed=1)
+    assert torch.equal(found, generate(model, encode("ab"), 3, temperature=0.5, seed=1))
 
 
 @pytest.mark.parametrize("mixer", ["hyperglu", "softmax"])

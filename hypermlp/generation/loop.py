@@ -14,6 +14,7 @@ from hypermlp.checks import as_flag, as_integer, check_kind, check_names, intege
 from hypermlp.evaluating import evaluating
 from hypermlp.generation.sampling import apply_repetition_penalty, check_sampling, sample
 from hypermlp.models import LanguageModel, LanguageModelConfig
+from hypermlp.ops.checks import check_attention_mask
 
 
 def generate(model: LanguageModel, prompt_ids: Tensor, max_new_tokens: int, **options: Any) -> Tensor:
@@ -83,11 +84,12 @@ def stream(
     max_new_tokens = as_integer("max_new_tokens", max_new_tokens, 0)
     num_samples = as_integer("num_samples", num_samples, 1)
     pad_token_id = as_integer("pad_token_id", pad_token_id, 0)
-    _check(prompt_ids, attention_mask, stop)
+    valid = _valid(prompt_ids, attention_mask)
+    _check_stop(stop)
     check_sampling(temperature, top_k, top_p, repetition_penalty)
     use_cache = as_flag("use_cache", use_cache)
     device = _device(model)
-    text = _Text(prompt_ids.to(device, torch.int64), None if attention_mask is None else attention_mask.to(device) != 0)
+    text = _Text(prompt_ids.to(device, torch.int64), None if valid is None else valid.to(device))
     generator = _generator(device, seed)
 
     reader = _CachedReader(model, text) if use_cache else _Recomputer(model, text)
@@ -204,22 +206,25 @@ def _fits(model: LanguageModel) -> int | None:
     return min((bound for bound in bounds if bound is not None), default=None)
 
 
-def _check(prompt_ids: Tensor, attention_mask: Tensor | None, stop: Sequence[Sequence[int]]) -> None:
+def _valid(prompt_ids: Tensor, attention_mask: Tensor | None) -> Tensor | None:
+    """The mask as bool, of prompts that can be continued."""
     check_kind("prompt_ids", prompt_ids, Tensor)
-    if attention_mask is not None:
-        check_kind("attention_mask", attention_mask, Tensor)
     if prompt_ids.ndim != 2 or prompt_ids.shape[1] == 0:
         raise ValueError(
             f"prompt_ids must be [batch, length] with at least one token, got shape {tuple(prompt_ids.shape)}"
         )
     if prompt_ids.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"prompt_ids must be int64 or int32, got {prompt_ids.dtype}")
-    if attention_mask is not None and attention_mask.shape != prompt_ids.shape:
-        raise ValueError(
-            f"attention_mask must be {tuple(prompt_ids.shape)} like prompt_ids, got {tuple(attention_mask.shape)}"
-        )
-    if attention_mask is not None and not bool((attention_mask != 0).any(1).all()):
+    if attention_mask is None:
+        return None
+    check_kind("attention_mask", attention_mask, Tensor)
+    valid = check_attention_mask(attention_mask.to(prompt_ids.device), prompt_ids)
+    if not bool(valid.any(1).all()):
         raise ValueError("attention_mask leaves a row without tokens: give every prompt at least one")
+    return valid
+
+
+def _check_stop(stop: Sequence[Sequence[int]]) -> None:
     if not isinstance(stop, (Sequence, Set)):
         raise TypeError(f"stop must be sequences of tokens, got {type(stop).__name__}: write stop=[[token, ...], ...]")
     if texts := [text for text in (stop, *stop) if isinstance(text, str)]:

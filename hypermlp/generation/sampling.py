@@ -105,7 +105,8 @@ def check_sampling(temperature: float, top_k: int | None, top_p: float | None, r
 
 def _check_positive(name: str, value: float) -> None:
     _check_number(name, value)
-    if not 0 < value <= sys.float_info.max:
+    # of NumPy's the half precision ones cannot be compared with it
+    if not 0 < (value if isinstance(value, int) else float(value)) <= sys.float_info.max:
         hint = "0 takes the likeliest token" if name == "temperature" else "1 changes nothing"
         raise ValueError(f"{name} must be positive and finite, got {shown(value)}; {hint}")
 

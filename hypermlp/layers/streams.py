@@ -52,7 +52,8 @@ class Projections(nn.Module):
     ) -> None:
         """A layer of ``[B, T, hidden_size]`` to the same; ``fields`` are those of :class:`~hypermlp.HyperConfig`.
 
-        None is what a field is by default: False leaves a gate or a mixing out, 0 the convolutions.
+        A field that may be None is then as by default, for a hyper layer with gates, mixings and convolutions: False
+        leaves a gate or a mixing out, 0 the convolutions.
 
         Args:
             hidden_size: width ``D`` of the model.

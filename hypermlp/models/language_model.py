@@ -65,7 +65,7 @@ class LanguageModelConfig:
         if self.intermediate_size is None:
             object.__setattr__(self, "intermediate_size", -(-8 * self.hidden_size // 48) * 16)
         if isinstance(self.attention, Mapping):
-            object.__setattr__(self, "attention", HyperConfig(**self.attention))
+            object.__setattr__(self, "attention", HyperConfig(**{"hidden_size": self.hidden_size, **self.attention}))
         if not isinstance(self.attention, HyperConfig):
             raise TypeError(f"attention must be a HyperConfig, got {type(self.attention).__name__}")
         given = ("context_length",) if self.context_length is not None else ()
@@ -251,7 +251,10 @@ class LanguageModel(nn.Module):
         *,
         cu_seqlens: Tensor | None = None,
     ) -> Tensor:
-        """Cross-entropy in nats per token, see :func:`next_token_loss`."""
+        """Cross-entropy in nats per token, see :func:`next_token_loss`.
+
+        ``targets`` are not shifted here: ``loss(ids[:, :-1], ids[:, 1:])`` of texts ``ids``.
+        """
         return next_token_loss(self(input_ids, attention_mask, cu_seqlens=cu_seqlens), targets)
 
     def num_parameters(self) -> int:

@@ -94,6 +94,8 @@ def test_bad_configs(changes, message):
         ({"layer_norm_epsilon": 4}, r"layer_norm_epsilon is called rms_norm_eps here"),
         ({"num_key_value_heads": 1}, "takes no 'num_key_value_heads': the family has nothing that it would change"),
         ({"hidden_act": "gelu"}, "takes no 'hidden_act'"),
+        ({"sliding_window": 9}, r"sliding_window is here max_lag, a field of the .*\(attention={'max_lag': ...}\)"),
+        ({"head_dim": 9}, r"head_dim is here qk_dim and v_dim, .*\(attention={'qk_dim': ..., 'v_dim': ...}\)"),
     ],
 )
 def test_names_of_other_configs_are_refused(given, message):

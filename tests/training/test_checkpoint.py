@@ -9,6 +9,7 @@ import threading
 import pytest
 import torch
 
+from hypermlp.models import LanguageModel, LanguageModelConfig
 from hypermlp_lab.training import checkpoint
 from hypermlp_lab.training.checkpoint import CheckpointError
 from hypermlp_lab.training.files import FolderLock
@@ -22,6 +23,19 @@ def test_the_newest_two_are_kept(new_trainer, tmp_path):
         kept = [f"checkpoint-{step:08d}" for step in (count - 1, count) if step]
         assert names(tmp_path) == kept
         assert same(checkpoint.load_model(tmp_path), trainer.model.state_dict())
+
+
+def test_a_compiled_model_is_written_as_it_was(tmp_path):
+    model = LanguageModel(LanguageModelConfig(256, 16, 1, {"max_lag": 8}))
+    checkpoint.save_checkpoint(str(tmp_path), 0, torch.compile(model, backend="eager"), {}, {})
+    again = checkpoint.load_model(tmp_path)
+    assert again.config == model.config
+    assert same(again, model.state_dict())
+    with pytest.raises(TypeError, match="model must be a LanguageModel, got Linear"):
+        checkpoint.save_checkpoint(tmp_path / "other", 0, torch.nn.Linear(2, 2), {}, {})
+    with pytest.raises(ValueError, match="step must be an integer >= 0, got -1"):
+        checkpoint.save_checkpoint(tmp_path / "other", -1, model, {}, {})
+    assert not (tmp_path / "other").exists()
 
 
 class TestNotFinite:

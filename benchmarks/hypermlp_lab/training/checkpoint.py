@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hypermlp.checks import as_integer, check_kind
 from hypermlp.models import LanguageModel, LanguageModelConfig
 from hypermlp.ops.attention import Backend
 from hypermlp_lab.training.files import make_folder, naming, read_json, sync_folder, write_synced
@@ -36,7 +37,7 @@ class CheckpointError(ValueError):
 
 
 def save_checkpoint(
-    out: Path,
+    out: str | Path,
     step: int,
     model: LanguageModel,
     training: dict[str, Any],
@@ -49,7 +50,7 @@ def save_checkpoint(
     Args:
         out: folder of the run.
         step: steps done.
-        model: its weights and config are written.
+        model: its weights and config are written; of a compiled one those of the model that was compiled.
         training: what the run is, as JSON values, to check when it is resumed.
         trainer_state: tensors and plain values.
         after: the checkpoint that this run wrote or resumed last, None if there is none.
@@ -59,6 +60,9 @@ def save_checkpoint(
         ValueError: ``out`` has checkpoints newer than ``after``.
         OSError: it cannot be written. In all three cases every older checkpoint is as it was.
     """
+    out, step = Path(out), as_integer("step", step, 0)
+    model = getattr(model, "_orig_mod", model)
+    check_kind("model", model, LanguageModel)
     check_newest(out, after)
     weights = {name: weight.detach().cpu().contiguous() for name, weight in model.state_dict().items()}
     bad = _not_finite(weights, "weight") or _not_finite(trainer_state, "trainer state")

@@ -40,8 +40,9 @@ _OF_LAYERS = {field.name for field in dataclasses.fields(HyperConfig)} - {"hidde
 _TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
 # what configs of other decoders have and this family has not
 _NOT_HERE = {
-    "attention_bias", "attention_dropout", "attn_pdrop", "embd_pdrop", "head_dim", "hidden_act", "mlp_bias",
-    "num_key_value_heads", "resid_pdrop", "rope_parameters", "rope_scaling", "sliding_window",
+    "attention_dropout", "attention_probs_dropout_prob", "attn_pdrop", "dropout", "embd_pdrop", "hidden_act",
+    "hidden_dropout", "hidden_dropout_prob", "initializer_range", "mlp_bias", "num_key_value_heads", "resid_pdrop",
+    "rope_parameters", "rope_scaling",
 }  # fmt: skip
 # of two names: sep_token_id and eos_token_id are less alike
 _MISSPELT = 0.9
@@ -61,9 +62,9 @@ class HyperMLPConfig(PreTrainedConfig):
             to a multiple of 16.
         num_hidden_layers: Transformer blocks.
         num_attention_heads: heads of every attention layer that does not say its own ``num_heads``.
-        attention: fields of :class:`~hypermlp.HyperConfig`, ``hidden_size`` and ``num_heads`` left
-            out or equal: a mapping, a HyperConfig, or a sequence of those, one per layer. None: its
-            defaults, HyperGLU.
+        attention: fields of :class:`~hypermlp.HyperConfig`, ``hidden_size`` left out or equal: a
+            mapping, a HyperConfig, or a sequence of those, one per layer. None: its defaults,
+            HyperGLU, whose tables of 2048 lags outweigh a small model: give it a ``max_lag``.
         max_position_embeddings: tokens the model was trained to look back over. Nothing is cut off
             there; evaluation tools read it. None for no limit.
         rms_norm_eps: of the RMSNorms.
@@ -203,8 +204,11 @@ def _check_names(others: Mapping[str, Any]) -> None:
     for name in others:
         if meant := own.get(name) or next(iter(called_here(name, own.values())), None):
             raise TypeError(f"{name} is called {meant} here: HyperMLPConfig({meant}=...)")
-        if name in _OF_LAYERS:
-            raise TypeError(f"{name} is a field of the attention layers: HyperMLPConfig(attention={{{name!r}: ...}})")
+        if of_layers := [name] if name in _OF_LAYERS else called_here(name, _OF_LAYERS):
+            what = " and ".join(of_layers)
+            is_one = f"{name} is" if what == name else f"{name} is here {what},"
+            fields = ", ".join(f"{field!r}: ..." for field in of_layers)
+            raise TypeError(f"{is_one} a field of the attention layers: HyperMLPConfig(attention={{{fields}}})")
         if name in _NOT_HERE:
             raise TypeError(f"HyperMLPConfig takes no {name!r}: the family has nothing that it would change")
         # what is like no field may be a user's own: transformers keeps it

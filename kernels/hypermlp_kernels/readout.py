@@ -122,7 +122,7 @@ def readout_kernel(
     t_first, t_stop = key_tiles(rows, C)
     if C.BY_LAG:
         t_stop += 1
-    scores = scores_of(queries, rows, t_first, C, "both", False)
+    scores = scores_of(queries, rows, t_first, C, "both", C.CHAINED and C.MIX == tl.bfloat16)
 
     last = no_columns(C)
     b_last_weights = tl.zeros((BM, BN), C.ACC)

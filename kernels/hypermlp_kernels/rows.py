@@ -47,7 +47,7 @@ def routing_statistic_kernel(
     q, k = Stream(p_q, q_batch, q_token, q_head), Stream(p_k, k_batch, k_token, k_head)
     queries = queries_of(q, k, rows, ALIGNED, C)
     t_first, t_stop = key_tiles(rows, C)
-    scores = scores_of(queries, rows, t_first, C, TURN, False)
+    scores = scores_of(queries, rows, t_first, C, TURN, C.CHAINED and C.MIX == tl.bfloat16)
 
     last = no_columns(C)
     b_z_gate = tl.zeros((BM, WIDTH), C.ACC)
@@ -110,7 +110,7 @@ def selection_statistics_kernel(
     routing = routing_of(p_scale1, p_up1, p_z1, gate, rows, C, M1)
     p_down = p_down2 + rows.i_h * max_lag * M2.BR
     t_first, t_stop = key_tiles(rows, C)
-    scores = scores_of(queries, rows, t_first, C, TURN, False)
+    scores = scores_of(queries, rows, t_first, C, TURN, C.CHAINED)
 
     last = no_columns(C)
     b_square = tl.zeros((BM,), C.ACC)

@@ -52,7 +52,7 @@ def scores_of(queries, rows, t_first, C: tl.constexpr, TURN: tl.constexpr, CHAIN
     """:class:`Scores` of the rows, whose first key tile is ``t_first``, from what :func:`queries_of` made.
 
     ``TURN`` is how :func:`turned` does it. ``CHAINED``: by two products, one added to the other. As in loops the
-    compiler splits rows alone among the warps then; of one product columns too, and every turned tile would change hands.
+    compiler splits rows alone among the warps then; of one product columns too, and every turned tile changes hands.
     """
     b_qg, b_qs, kg, ks = queries
     b_keys = load_keys(kg, t_first, rows.n, C.K, C.BN, C.BK)

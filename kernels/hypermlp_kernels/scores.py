@@ -54,11 +54,17 @@ def scores_of(queries, rows, t_first, C: tl.constexpr, TURN: tl.constexpr, CHAIN
     ``TURN`` is how :func:`turned` does it. ``CHAINED``: by two products, one added to the other. As in loops the
     compiler splits rows alone among the warps then; of one product columns too, and every turned tile changes hands.
     """
+    BM: tl.constexpr = C.BM
+    BN: tl.constexpr = C.BN
     b_qg, b_qs, kg, ks = queries
-    b_keys = load_keys(kg, t_first, rows.n, C.K, C.BN, C.BK)
-    b_anchor = tl.dot(b_qg, b_keys, input_precision=C.PRECISION, out_dtype=C.ACC)
     if CHAINED:
-        b_anchor = tl.dot(b_qg, b_keys, b_anchor, input_precision=C.PRECISION, out_dtype=C.ACC)
+        # of zeros: what is read of the queries before a loop, Triton 3.9 keeps in registers through it
+        b_rows, b_keys = tl.zeros((BM, 16), b_qg.dtype), tl.zeros((16, BN), b_qg.dtype)
+        b_anchor = tl.dot(b_rows, b_keys, input_precision=C.PRECISION, out_dtype=C.ACC)
+        b_anchor = tl.dot(b_rows, b_keys, b_anchor, input_precision=C.PRECISION, out_dtype=C.ACC)
+    else:
+        b_keys = load_keys(kg, t_first, rows.n, C.K, C.BN, C.BK)
+        b_anchor = tl.dot(b_qg, b_keys, input_precision=C.PRECISION, out_dtype=C.ACC)
     return Scores(b_qg, b_qs, kg, ks, rotation_index(b_anchor, C.BM, C.BN, C.ASM, TURN))
 
 

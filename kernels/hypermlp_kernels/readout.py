@@ -122,7 +122,7 @@ def readout_kernel(
     t_first, t_stop = key_tiles(rows, C)
     if C.BY_LAG:
         t_stop += 1
-    scores = scores_of(queries, rows, t_first, C, "both", C.CHAINED and C.MIX == tl.bfloat16)
+    scores = scores_of(queries, rows, t_first, C, "both", C.CHAINED and tl.bfloat16 == C.MIX)
 
     last = no_columns(C)
     b_last_weights = tl.zeros((BM, BN), C.ACC)

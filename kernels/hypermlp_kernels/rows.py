@@ -47,7 +47,7 @@ def routing_statistic_kernel(
     q, k = Stream(p_q, q_batch, q_token, q_head), Stream(p_k, k_batch, k_token, k_head)
     queries = queries_of(q, k, rows, ALIGNED, C)
     t_first, t_stop = key_tiles(rows, C)
-    scores = scores_of(queries, rows, t_first, C, TURN, C.CHAINED and C.MIX == tl.bfloat16)
+    scores = scores_of(queries, rows, t_first, C, TURN, C.CHAINED and tl.bfloat16 == C.MIX)
 
     last = no_columns(C)
     b_z_gate = tl.zeros((BM, WIDTH), C.ACC)

@@ -41,8 +41,11 @@ def map_gradient_kernel(
     """
     BM: tl.constexpr = C.BM
     WIDTH: tl.constexpr = C.NG * M1.BR
-    # shared memory for two would cost a program its place, but where there is room for one alone
-    TILES: tl.constexpr = 1 if C.GLU and (C.NG == 1 or not C.PACKED) else 2
+    # of tiles so large registers do not suffice
+    LARGE: tl.constexpr = C.PACKED and C.BM >= 64
+    # shared memory for both would cost a program its place, but where there is room for one alone
+    LESS: tl.constexpr = "halves" if LARGE else "one"
+    TURN: tl.constexpr = LESS if C.GLU and (C.NG == 1 or not C.PACKED) else "both"
     planes = Planes(num_rest, origin, full, most)
     rows, tile0 = locate_in_chunk(p_blocks, last, planes, length, max_lag, num_heads, C)
     part = part_of(rows, tile0, span, SPLIT, C)
@@ -58,16 +61,19 @@ def map_gradient_kernel(
         b_pull = tl.load(p_pull + o_row, mask=inside, other=0.0)
         # the transpose of the second mixing: dz has no gate of its own
         readout = mixing_of(p_scale2, p_down2, p_dz2, gate1, rows.i_h, num_heads, 1.0, rows, C, M2)
-    scores = scores_of(queries_of(q, k, rows, ALIGNED, C), rows, part.t_first, C, TILES)
+    scores = scores_of(queries_of(q, k, rows, ALIGNED, C), rows, part.t_first, C, TURN, C.CHAINED)
 
     last_columns = no_columns(C)
     if SPLIT and C.BY_LAG:
         # before a row's first tile there is nothing: what is read in its place is hidden later
-        _, last_columns = score_columns(scores, last_columns, tl.maximum(part.t_first - 1, 0), rows.n, C, TILES)
+        _, last_columns = score_columns(scores, last_columns, tl.maximum(part.t_first - 1, 0), rows.n, C, TURN)
     b_dw_gate = tl.zeros((BM, WIDTH), C.ACC)
     b_dw_scale = b_dw_gate
     for t in tl.range(part.t_first, part.t_stop, num_stages=C.STAGES):
-        words, last_columns = score_columns(scores, last_columns, t, rows.n, C, TILES)
+        if LARGE and C.ASM:
+            # LLVM does not see through it: for every row it would keep an address that grows from trip to trip
+            t = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [t], dtype=tl.int32, is_pure=True, pack=1)
+        words, last_columns = score_columns(scores, last_columns, t, rows.n, C, TURN)
         x0 = first_column(t, rows, C)
         p_tile = p_planes + tile_offsets(part.tile0 + t - part.t_first, C.BM, C.BN, C.BM)
         b_gate, b_scale = mixed_maps(words, routing, x0, max_lag, C, M1)

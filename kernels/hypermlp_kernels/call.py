@@ -38,6 +38,12 @@ def interpreted() -> bool:
     return _INTERPRETED
 
 
+def cuda_arch() -> int | None:
+    """Of the current device, 80 for compute capability 8.0; ``None`` if it is not NVIDIA's, and in the interpreter."""
+    target = None if interpreted() else triton.runtime.driver.active.get_current_target()
+    return int(target.arch) if target is not None and target.backend == "cuda" else None
+
+
 class Call(NamedTuple):
     """One call of the operator, prepared for the kernels."""
 
@@ -77,6 +83,8 @@ class Call(NamedTuple):
 
     def constants(self, tile: Tile | BackwardTile) -> Constants:
         """What its kernels are compiled for with ``tile``."""
+        arch = cuda_arch()
+        of_warps = arch is not None and family_of("cuda", arch) == "ampere"
         return Constants(
             GLU=self.options.glu,
             BY_LAG=self.options.by_lag,
@@ -85,7 +93,8 @@ class Call(NamedTuple):
             HAS_BLOCKS=self.sequences is not None,
             HOLES=self.attention_mask is not None,
             PACKED=self.options.glu and self.options.by_lag and self.q.dtype == torch.bfloat16,
-            ASM=not interpreted() and triton.runtime.driver.active.get_current_target().backend == "cuda",
+            ASM=arch is not None,
+            CHAINED=of_warps and tile.rows >= 16 * tile.warps,
             ACC=DTYPES[self.accumulator],
             MIX=DTYPES[self.mix_dtype],
             PRECISION="ieee" if self.precision == "ieee" else "tf32",

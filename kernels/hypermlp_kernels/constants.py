@@ -23,6 +23,7 @@ class Constants(NamedTuple):
         HOLES: keys may be masked anywhere.
         PACKED: both score maps travel as one word.
         ASM: NVIDIA's assembly inline.
+        CHAINED: products of single warps, each with rows of its own: see ``scores.scores_of``.
         ACC: dtype of accumulators.
         MIX: dtype of low-rank products' operands.
         PRECISION: of products of float32.
@@ -40,6 +41,7 @@ class Constants(NamedTuple):
     HOLES: bool
     PACKED: bool
     ASM: bool
+    CHAINED: bool
     ACC: tl.dtype
     MIX: tl.dtype
     PRECISION: str

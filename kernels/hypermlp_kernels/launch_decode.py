@@ -10,7 +10,7 @@ import triton
 from torch import Tensor
 
 from hypermlp_kernels.arguments import Options, SequenceMix
-from hypermlp_kernels.call import DTYPES, FUSION, gate_of, interpreted, on_device, unit_stride
+from hypermlp_kernels.call import DTYPES, FUSION, cuda_arch, gate_of, interpreted, on_device, unit_stride
 from hypermlp_kernels.decode import (
     decode_readout_kernel,
     decode_scores_kernel,
@@ -224,7 +224,7 @@ def _selection(call: _Call, s: Tensor, z1: Tensor) -> tuple[Tensor, Tensor, Tens
         *_table_strides(routing.diag)[:1], *_table_strides(routing.up), gate.stride(0), gate.stride(2),
         *_table_strides(readout.down), *call.valid_strides,
         call.keys.slots, call.slots, call.num_splits, call.heads, call.batch, call.max_lag,
-        R1=routing.rank, R2=readout.rank, GLU=call.options.glu, NORM=call.options.norm, ASM=_inline_assembly(),
+        R1=routing.rank, R2=readout.rank, GLU=call.options.glu, NORM=call.options.norm, ASM=cuda_arch() is not None,
         BN=call.tile.selection_slots, BS=_SUM_SPLITS, BR1=_padded_rank(routing), BR2=_padded_rank(readout),
         **call.mixing(routing), **call.constants(),
     )  # fmt: skip
@@ -261,10 +261,6 @@ def _tile(keys: _Segments, values: _Segments) -> DecodeTile:
 
 def _processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
-
-
-def _inline_assembly() -> bool:
-    return not interpreted() and bool(triton.runtime.driver.active.get_current_target().backend == "cuda")
 
 
 def _with_unit_strides(mix: SequenceMix) -> SequenceMix:

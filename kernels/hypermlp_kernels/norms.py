@@ -40,13 +40,13 @@ def extreme_norms_kernel(
     queries = queries_of(q, k, rows, ALIGNED, C)
     routing = mixing_of(p_scale1, p_up1, p_z1, gate, rows.i_h, num_maps, 1.0, rows, C, M)
     t_first, t_stop = key_tiles(rows, C)
-    scores = scores_of(queries, rows, t_first, C, 1)
+    scores = scores_of(queries, rows, t_first, C, "one", False)
 
     last = no_columns(C)
     b_small = tl.zeros((BM,), C.ACC)
     b_large = b_small
     for t in tl.range(t_first, t_stop, num_stages=C.STAGES):
-        words, last = score_columns(scores, last, t, rows.n, C, 1)
+        words, last = score_columns(scores, last, t, rows.n, C, "one")
         b_gate = mix(words.gate, routing, first_column(t, rows, C), max_lag, 1.0, C, M)
         b_gate = hide(b_gate, t, rows, p_valid, C)
         b_up = b_gate * (1.0 / SMALL)

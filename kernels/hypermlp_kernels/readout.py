@@ -122,13 +122,13 @@ def readout_kernel(
     t_first, t_stop = key_tiles(rows, C)
     if C.BY_LAG:
         t_stop += 1
-    scores = scores_of(queries, rows, t_first, C, 2)
+    scores = scores_of(queries, rows, t_first, C, "both", C.CHAINED and tl.bfloat16 == C.MIX)
 
     last = no_columns(C)
     b_last_weights = tl.zeros((BM, BN), C.ACC)
     b_o = tl.zeros((BM, BV), C.ACC)
     for t in tl.range(t_first, t_stop, num_stages=C.STAGES):
-        words, last = score_columns(scores, last, t, rows.n, C, 2)
+        words, last = score_columns(scores, last, t, rows.n, C, "both")
         x0 = first_column(t, rows, C)
         b_gate, b_scale = mixed_maps(words, routing, x0, max_lag, C, M1)
         b_a = select(b_gate, b_scale, C.GLU, C.PRECISION == "ieee", C.ASM)

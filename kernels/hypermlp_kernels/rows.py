@@ -37,7 +37,7 @@ def routing_statistic_kernel(
     """
     BM: tl.constexpr = C.BM
     WIDTH: tl.constexpr = C.NG * M.BR
-    TILES: tl.constexpr = 1 if C.GLU and not C.PACKED else 2
+    TURN: tl.constexpr = "one" if C.GLU and not C.PACKED else "both"
     rows = locate(p_blocks, length, max_lag, num_blocks, num_heads, C)
     if rows.i0 >= rows.n:
         return
@@ -47,13 +47,13 @@ def routing_statistic_kernel(
     q, k = Stream(p_q, q_batch, q_token, q_head), Stream(p_k, k_batch, k_token, k_head)
     queries = queries_of(q, k, rows, ALIGNED, C)
     t_first, t_stop = key_tiles(rows, C)
-    scores = scores_of(queries, rows, t_first, C, TILES)
+    scores = scores_of(queries, rows, t_first, C, TURN, C.CHAINED and tl.bfloat16 == C.MIX)
 
     last = no_columns(C)
     b_z_gate = tl.zeros((BM, WIDTH), C.ACC)
     b_z_scale = b_z_gate
     for t in tl.range(t_first, t_stop, num_stages=C.STAGES):
-        words, last = score_columns(scores, last, t, rows.n, C, TILES)
+        words, last = score_columns(scores, last, t, rows.n, C, TURN)
         x0 = first_column(t, rows, C)
         b_gate, b_scale, _ = hide_all(words.gate, words.scale, words.gate, t, rows, p_blocks, C)
         if C.PACKED:
@@ -95,7 +95,7 @@ def selection_statistics_kernel(
     """
     BM: tl.constexpr = C.BM
     WIDTH: tl.constexpr = C.NG * M2.BR
-    TILES: tl.constexpr = 1 if C.GLU and not C.PACKED else 2
+    TURN: tl.constexpr = "one" if C.GLU and not C.PACKED else "both"
     if SLOT > 0:
         rows, slot_row = locate_slot(
             tl.program_id(0), p_blocks, first_slot, length, max_lag, num_blocks, num_rest, num_heads, SLOT, C
@@ -110,13 +110,13 @@ def selection_statistics_kernel(
     routing = routing_of(p_scale1, p_up1, p_z1, gate, rows, C, M1)
     p_down = p_down2 + rows.i_h * max_lag * M2.BR
     t_first, t_stop = key_tiles(rows, C)
-    scores = scores_of(queries, rows, t_first, C, TILES)
+    scores = scores_of(queries, rows, t_first, C, TURN, C.CHAINED)
 
     last = no_columns(C)
     b_square = tl.zeros((BM,), C.ACC)
     b_z = tl.zeros((BM, WIDTH), C.ACC)
     for t in tl.range(t_first, t_stop, num_stages=C.STAGES):
-        words, last = score_columns(scores, last, t, rows.n, C, TILES)
+        words, last = score_columns(scores, last, t, rows.n, C, TURN)
         x0 = first_column(t, rows, C)
         b_gate, b_scale = mixed_maps(words, routing, x0, max_lag, C, M1)
         b_gate, b_scale, _ = hide_all(b_gate, b_scale, b_gate, t, rows, p_valid, C)

@@ -8,7 +8,7 @@ import triton.language as tl
 from hypermlp_kernels.blocks import head_of, load_keys, load_rows
 from hypermlp_kernels.mixing import Mixing, mix, mixing_of
 from hypermlp_kernels.selection import LOG2E
-from hypermlp_kernels.skew import high_float, low_float, pack, rotate, rotate_one, rotation_index
+from hypermlp_kernels.skew import high_float, low_float, pack, rotate, rotate_halves, rotate_one, rotation_index
 
 
 class Maps(NamedTuple):
@@ -48,15 +48,24 @@ def queries_of(q, k, rows, ALIGNED: tl.constexpr, C: tl.constexpr):
 
 
 @triton.jit
-def scores_of(queries, rows, t_first, C: tl.constexpr, TILES: tl.constexpr):
+def scores_of(queries, rows, t_first, C: tl.constexpr, TURN: tl.constexpr, CHAINED: tl.constexpr):
     """:class:`Scores` of the rows, whose first key tile is ``t_first``, from what :func:`queries_of` made.
 
-    ``TILES`` that a rotation takes at once: two, or one where shared memory for two would cost a program its place.
+    ``TURN`` is how :func:`turned` does it. ``CHAINED``: by two products, one added to the other. As in loops the
+    compiler splits rows alone among the warps then; of one product columns too, and every turned tile changes hands.
     """
+    BM: tl.constexpr = C.BM
+    BN: tl.constexpr = C.BN
     b_qg, b_qs, kg, ks = queries
-    b_keys = load_keys(kg, t_first, rows.n, C.K, C.BN, C.BK)
-    b_anchor = tl.dot(b_qg, b_keys, input_precision=C.PRECISION, out_dtype=C.ACC)
-    return Scores(b_qg, b_qs, kg, ks, rotation_index(b_anchor, C.BM, C.BN, C.ASM, TILES))
+    if CHAINED:
+        # of zeros: what is read of the queries before a loop, Triton 3.9 keeps in registers through it
+        b_rows, b_keys = tl.zeros((BM, 16), b_qg.dtype), tl.zeros((16, BN), b_qg.dtype)
+        b_anchor = tl.dot(b_rows, b_keys, input_precision=C.PRECISION, out_dtype=C.ACC)
+        b_anchor = tl.dot(b_rows, b_keys, b_anchor, input_precision=C.PRECISION, out_dtype=C.ACC)
+    else:
+        b_keys = load_keys(kg, t_first, rows.n, C.K, C.BN, C.BK)
+        b_anchor = tl.dot(b_qg, b_keys, input_precision=C.PRECISION, out_dtype=C.ACC)
+    return Scores(b_qg, b_qs, kg, ks, rotation_index(b_anchor, C.BM, C.BN, C.ASM, TURN))
 
 
 @triton.jit
@@ -95,16 +104,16 @@ def score_words(s, t, n, C: tl.constexpr):
 
 
 @triton.jit
-def score_columns(s, last, t, n, C: tl.constexpr, TILES: tl.constexpr):
-    """A tile's words in column order, and what the next tile takes as ``last``; ``TILES`` as in :func:`scores_of`.
+def score_columns(s, last, t, n, C: tl.constexpr, TURN: tl.constexpr):
+    """A tile's words in column order, and what the next tile takes as ``last``; of a ``TURN`` see :func:`turned`.
 
     By lag the last key tile holds the larger lags of this one's window; it starts as zero.
     """
     words = score_words(s, t, n, C)
     if C.BY_LAG:
-        b_gate, b_last = turned(words.gate, last.gate, s.b_index, C, TILES)
+        b_gate, b_last = turned(words.gate, last.gate, s.b_index, C, TURN)
         if C.GLU and not C.PACKED:
-            b_scale, b_last_scale = turned(words.scale, last.scale, s.b_index, C, TILES)
+            b_scale, b_last_scale = turned(words.scale, last.scale, s.b_index, C, TURN)
             return Maps(b_gate, b_scale), Maps(b_last, b_last_scale)
         else:  # noqa: RET505  a compile-time branch
             return Maps(b_gate, b_gate), Maps(b_last, last.scale)
@@ -113,11 +122,17 @@ def score_columns(s, last, t, n, C: tl.constexpr, TILES: tl.constexpr):
 
 
 @triton.jit
-def turned(b_x, b_last, b_index, C: tl.constexpr, TILES: tl.constexpr):
-    """A tile of words by key in column order, and what the next one takes as ``b_last``."""
-    if TILES == 2:
+def turned(b_x, b_last, b_index, C: tl.constexpr, TURN: tl.constexpr):
+    """A tile of words by key in column order, and what the next one takes as ``b_last``.
+
+    The tile and the last are turned together (``"both"``). Where shared memory for two would cost a program its place
+    there are ``"halves"``, of two tiles with half the rows, or ``"one"``, which costs registers for its addresses.
+    """
+    if TURN == "both":
         return rotate(b_x, b_last, b_index, C.BM, C.BN), b_x
-    else:  # noqa: RET505  a compile-time branch
+    elif TURN == "halves":  # noqa: RET505  a compile-time branch
+        return rotate_halves(b_x, b_last, b_index, C.BM, C.BN), b_x
+    else:
         current = tl.arange(0, C.BN)[None, :] <= (tl.arange(0, C.BM) % C.BN)[:, None]
         b_turned = rotate_one(b_x, b_index, C.BM, C.BN)
         return tl.where(current, b_turned, b_last), b_turned

@@ -55,19 +55,22 @@ def high_float(b_word):
 
 
 @triton.jit
-def rotation_index(b_like, BM: tl.constexpr, BN: tl.constexpr, ASM: tl.constexpr, TILES: tl.constexpr = 2):
-    """Where :func:`rotate` finds each element, ``[BM * BN]`` int32; with one of ``TILES``, :func:`rotate_one`.
+def rotation_index(b_like, BM: tl.constexpr, BN: tl.constexpr, ASM: tl.constexpr, TURN: tl.constexpr = "both"):
+    """Where :func:`rotate` finds each element, ``[BM * BN]`` int32; of a ``TURN`` see ``scores.turned``.
 
     ``b_like`` is a float32 tile that a dot made. Its values do not matter: a zero made of them ties the index, and
     through it the rotated tile, to the registers dots read from. Triton does not see the zero, but LLVM does.
     """
     o_m = tl.arange(0, BM)[:, None]
     o_c = tl.arange(0, BN)[None, :]
-    if TILES == 2:
+    if TURN != "one":
         # side by side no row begins again: eight columns on it is 64 less, an address of the thread's and a constant
         o_n = BN + o_m % BN - (o_c - o_c // 8 * 8)
         index = (o_m // 8 * (BN // 4) + (o_n >> 3)) * 64 + (o_n & 1) * 32 + o_m % 8 * 4 + ((o_n >> 1) & 3)
         index -= o_c // 8 * 64
+        if TURN == "halves":
+            # of the other half no row is there
+            index -= (o_m // 8 - o_m // 16) * (BN // 4 * 64)
     else:
         o_n = (o_m - o_c + BN * (BM // BN)) % BN
         index = (((o_m // 8) * (BN // 8) + o_n // 8) * 2 + o_n % 2) * 32 + (o_m % 8) * 4 + (o_n // 2) % 4
@@ -82,6 +85,17 @@ def rotate(b_x, b_other, b_index, BM: tl.constexpr, BN: tl.constexpr):
     both = tl.reshape(tl.join(b_other, b_x), (BM // 8, 8, BN // 8, 4, 2, 2))
     registers = tl.permute(both, (0, 5, 2, 4, 1, 3))
     return tl.reshape(tl.gather(tl.reshape(registers, (2 * BM * BN,)), b_index, 0), (BM, BN))
+
+
+@triton.jit
+def rotate_halves(b_x, b_other, b_index, BM: tl.constexpr, BN: tl.constexpr):
+    """:func:`rotate` with half the shared memory: first the upper eight of every sixteen rows, then the lower."""
+    both = tl.reshape(tl.join(b_other, b_x), (BM // 16, 2, 8, BN // 8, 4, 2, 2))
+    upper, lower = tl.split(tl.permute(both, (0, 6, 3, 5, 2, 4, 1)))
+    upper_index, lower_index = tl.split(tl.permute(tl.reshape(b_index, (BM // 16, 2, 8 * BN)), (0, 2, 1)))
+    upper = tl.gather(tl.reshape(upper, (BM * BN,)), tl.reshape(upper_index, (BM * BN // 2,)), 0)
+    lower = tl.gather(tl.reshape(lower, (BM * BN,)), tl.reshape(lower_index, (BM * BN // 2,)), 0)
+    return tl.reshape(tl.permute(tl.reshape(tl.join(upper, lower), (BM // 16, 8 * BN, 2)), (0, 2, 1)), (BM, BN))
 
 
 @triton.jit

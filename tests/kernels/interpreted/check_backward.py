@@ -105,6 +105,14 @@ def test_chunks_of_rows_keep_to_the_scratch(
     assert all(x < 1e-12 for x in gradients.errors(found, gradients.by_reference(case)).values())
 
 
+@pytest.mark.parametrize("span", [None, 1])
+def test_large_tiles(span: int | None) -> None:
+    """Of 64 rows, in whose bfloat16 ``map_gradient`` turns halves of tiles."""
+    case = Case(dtype=torch.bfloat16, T=150)
+    found = gradients.by_kernels(case, tile=BackwardTile(64, 64, 64, 16, 16, 1, 1), span=span)
+    assert gradients.wrong(case, found) == {}
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_same_bits_every_run(dtype: torch.dtype) -> None:
     case = Case(dtype=dtype, R=(2, 2), K=4, V=4, mask=HOLES[:1], selection="relu")

@@ -14,7 +14,7 @@ import triton.language as tl
 
 from hypermlp_kernels import launch
 from hypermlp_kernels.selection import softplus2
-from hypermlp_kernels.skew import rotate, rotation_index
+from hypermlp_kernels.skew import rotate, rotate_halves, rotation_index
 from hypermlp_kernels.visibility import stretches
 
 repairs.repair()
@@ -46,23 +46,26 @@ def test_softplus_of_what_is_not_finite() -> None:
 
 
 @triton.jit
-def rotate_kernel(p_x, p_other, p_out, BM: tl.constexpr, BN: tl.constexpr):
+def rotate_kernel(p_x, p_other, p_out, TURN: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
     o = tl.arange(0, BM)[:, None] * BN + tl.arange(0, BN)[None, :]
-    b_x = tl.load(p_x + o)
-    tl.store(p_out + o, rotate(b_x, tl.load(p_other + o), rotation_index(b_x, BM, BN, False), BM, BN))
+    b_x, b_other = tl.load(p_x + o), tl.load(p_other + o)
+    b_index = rotation_index(b_x, BM, BN, False, TURN)
+    b_out = rotate(b_x, b_other, b_index, BM, BN) if TURN == "both" else rotate_halves(b_x, b_other, b_index, BM, BN)
+    tl.store(p_out + o, b_out)
 
 
+@pytest.mark.parametrize("turn", ["both", "halves"])
 @pytest.mark.parametrize(("rows", "keys"), [(16, 16), (64, 16), (32, 32), (128, 64)])
-def test_a_rotation_takes_each_element_from_its_tile(rows: int, keys: int) -> None:
+def test_a_rotation_takes_each_element_from_its_tile(rows: int, keys: int, turn: str) -> None:
     x, other = torch.rand(2, rows, keys)
     found = torch.empty_like(x)
-    rotate_kernel[(1,)](x, other, found, BM=rows, BN=keys)
+    rotate_kernel[(1,)](x, other, found, TURN=turn, BM=rows, BN=keys)
     for m in range(rows):
         for c in range(keys):
             assert found[m, c] == (x if c <= m % keys else other)[m, (m - c) % keys]
     again = torch.empty_like(x)
     # keys to lags and back: right where both ways take the same tile
-    rotate_kernel[(1,)](found, found, again, BM=rows, BN=keys)
+    rotate_kernel[(1,)](found, found, again, TURN=turn, BM=rows, BN=keys)
     current = torch.arange(keys) <= torch.arange(rows)[:, None] % keys
     assert torch.equal(again[current], x[current])
 

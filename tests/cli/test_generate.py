@@ -109,7 +109,9 @@ def test_out_of_memory_is_one_line(command, trained, monkeypatch):
     assert "out of memory" in result.output
 
 
-def test_generate_without_a_checkpoint(command, tmp_path):
+def test_generate_without_a_checkpoint(command, tmp_path, trained):
     result = command("generate", tmp_path)
     assert result.exit_code == 2
     assert "no checkpoint" in result.output
+    with pytest.raises(FileNotFoundError, match=f"no checkpoint in '{trained.parent}': there is one in '{trained}'"):
+        load_model(trained.parent)

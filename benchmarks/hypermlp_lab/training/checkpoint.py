@@ -251,7 +251,9 @@ def _find(path: str | os.PathLike[str]) -> Path:
     if folder is None and Path(path).is_dir() and _NAME.fullmatch(Path(path).name):
         return Path(path)  # a checkpoint without weights: reading it says so
     if folder is None:
-        raise FileNotFoundError(f"no checkpoint in {str(path)!r}: give the --out folder of a training run")
+        inside = sorted(str(run.parent) for run in Path(path).glob("*/checkpoint-*") if _NAME.fullmatch(run.name))
+        remedy = f"there is one in {inside[0]!r}" if inside else "give the --out folder of a training run"
+        raise FileNotFoundError(f"no checkpoint in {str(path)!r}: {remedy}")
     return folder
 
 

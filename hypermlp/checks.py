@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import math
 import operator
 import sys
 from collections.abc import Callable, Collection, Iterable
@@ -114,7 +115,8 @@ def integer(value: object) -> int | None:
     if isinstance(value, (bool, Tensor)):
         return None
     try:
-        return value if isinstance(value, int) else operator.index(value)  # type: ignore[arg-type]
+        # an enumeration's may be of a class of its own
+        return value if type(value) is int else operator.index(value)  # type: ignore[arg-type]
     except TypeError:  # arrays have an index to refuse it
         return None
 
@@ -145,7 +147,10 @@ def as_number(name: str, value: object, zero: bool = False) -> float:
     """``value`` as Python's number, of whatever library: above 0, or from 0 on if ``zero``, and what a float can be."""
     if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number, got {shown(value)}")
-    number = value if isinstance(value, int) else float(value)
+    try:
+        number = value if isinstance(value, int) else float(value)
+    except OverflowError:  # of a fraction
+        number = math.inf
     if not 0 <= number <= sys.float_info.max or (number == 0 and not zero):
         raise ValueError(f"{name} must be {'>= 0' if zero else 'positive'} and finite, got {shown(value)}")
     return number

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import fields, replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -128,6 +129,11 @@ def test_numbers_and_truths_of_numpy_are_kept_as_python_s(config: Any) -> None:
     assert theirs
     assert again == config
     assert {name: type(getattr(again, name)) for name in theirs} == {name: type(own[name]) for name in theirs}
+
+
+def test_a_fraction_that_no_float_can_be_is_refused() -> None:
+    with pytest.raises(ValueError, match="rope_theta must be positive and finite"):
+        HyperConfig(32, rope_theta=Fraction(10**400, 3))  # type: ignore[arg-type]
 
 
 def test_a_float_of_other_precision_is_written_as_json() -> None:

@@ -204,6 +204,7 @@ def test_a_temperature_of_half_precision(model):
     with np.errstate(all="raise"):
         found = generate(model, encode("ab"), 3, temperature=np.float16(0.5), seed=1)
     assert torch.equal(found, generate(model, encode("ab"), 3, temperature=0.5, seed=1))
+    assert generate(model, encode("ab"), 3, temperature=10**30, repetition_penalty=10**30).shape == (1, 5)
 
 
 @pytest.mark.parametrize("mixer", ["hyperglu", "softmax"])

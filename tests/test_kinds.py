@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import enum
 import importlib
 import inspect as python_inspect
 from collections.abc import Callable, Iterator
@@ -218,6 +219,14 @@ def test_integers_of_another_library_are_integers() -> None:
     for odd in (True, 1.0, np.array([0, 1]), torch.tensor(0.5), torch.tensor(1), torch.ones(2)):
         with pytest.raises(TypeError, match="layer_idx must be an integer >= 0, got"):
             HyperGLU(8, layer_idx=odd)  # type: ignore[arg-type]
+
+
+def test_an_enumeration_s_numbers_are_numbers() -> None:
+    class Place(int, enum.Enum):
+        FIRST = 0
+
+    layer, cache = HyperGLU(8, max_lag=4, layer_idx=Place.FIRST), HyperCache(max_crop=Place.FIRST)
+    assert (type(layer.layer_idx), type(cache.max_crop)) == (int, int)
 
 
 def test_truths_of_numpy_are_true() -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from hypermlp.cache.layer import LayerCache
 from hypermlp.cache.spec import CacheSpec
 from hypermlp.cache.static import StaticLayerCache
-from hypermlp.checks import as_flag, as_integer, check_kind
+from hypermlp.checks import as_flag, as_integer, check_kind, did_you_mean
 
 _KEY = re.compile(r"layers\.(\d+)\.(.+)")
 
@@ -120,11 +120,17 @@ class HyperCache:
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
-            """What models of transformers ask for, before any layer is called."""
-            raise AttributeError(
-                f"HyperCache has no {name!r}: it is for layers and LanguageModel. Models of transformers, swapped ones "
-                "too, take transformers' caches: DynamicCache(config=model.config)"
+            """What models of transformers ask for, before any layer is called, and what is misspelt."""
+            if torch.compiler.is_compiling():
+                raise AttributeError(name)  # the compiler does not follow the rest
+            if hasattr(type(self), name):
+                return object.__getattribute__(self, name)  # a property's own error
+            for_layers = (
+                "it is for layers and LanguageModel. Models of transformers, swapped ones too, take transformers' "
+                "caches: DynamicCache(config=model.config)"
             )
+            near = did_you_mean(name, [known for known in dir(type(self)) if not known.startswith("_")])
+            raise AttributeError(f"HyperCache has no {name!r}: {near or for_layers}")
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens so far, padding included."""

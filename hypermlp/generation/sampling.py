@@ -56,6 +56,7 @@ def apply_repetition_penalty(logits: Tensor, seen: Tensor, penalty: float) -> Te
     if seen.dtype != torch.bool:
         raise TypeError(f"seen must be bool, got {seen.dtype}")
     _check_positive("repetition_penalty", penalty)
+    penalty = float(penalty)
     return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
@@ -84,7 +85,7 @@ def sample(
         return logits.argmax(-1)
     # below the largest logit, at 0, nothing overflows at any temperature: towards 0 the likeliest token stays alone
     logits = logits.float()
-    logits = apply_temperature(logits - logits.amax(-1, keepdim=True), max(temperature, _COLDEST))
+    logits = apply_temperature(logits - logits.amax(-1, keepdim=True), max(float(temperature), _COLDEST))
     if top_k is not None:
         logits = apply_top_k(logits, top_k)
     if top_p is not None:

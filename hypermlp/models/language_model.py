@@ -154,9 +154,11 @@ class LanguageModel(nn.Module):
     def config(self) -> LanguageModelConfig:
         """What the model computes as it stands: blocks may have gone, and tables have other sizes, one by one too."""
         c, layers = self._config, [getattr(block, "attention", None) for block in self.blocks]
-        if layers and len(layers) != c.num_layers:
+        if len(layers) != c.num_layers:
+            if not layers or not all(isinstance(layer, AttentionLayer) for layer in layers):
+                return c  # blocks in groups, or wrapped
             c = replace(c, num_layers=len(layers), max_lags=None)
-        if not layers or c.attention.mixer not in ("hyperglu", "hypermlp"):
+        if c.attention.mixer not in ("hyperglu", "hypermlp"):
             return c  # windows, which are no tables
         described = tuple(c.attention_config(index).max_lag or 0 for index in range(c.num_layers))
         kind = c.attention.mixer, c.attention.layout

@@ -46,7 +46,7 @@ def test_a_hang_is_ended_with_all_its_processes(tmp_path: Path) -> None:
     child = "import subprocess, sys; subprocess.run([sys.executable, '-c', '{}'])"
     held = tmp_path / "held"
     hold = f'import fcntl, time; file = open({str(held)!r}, "w"); fcntl.flock(file, fcntl.LOCK_EX); time.sleep(60)'
-    report = run([python("hangs", child.format(hold.replace("'", "\\'")), limit=2.0), python("next", "")], tmp_path)
+    report = run([python("hangs", child.format(hold.replace("'", "\\'")), limit=3.0), python("next", "")], tmp_path)
     assert [stage["status"] for stage in report["stages"]] == ["timed out", "passed"]
     with held.open() as file:  # a process that is left still holds it
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

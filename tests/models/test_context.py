@@ -355,3 +355,10 @@ def test_the_native_familys_config_says_how_far_it_sees():
     longer = model.config.max_position_embeddings + 5
     extend_max_lag(model, longer)
     assert model.config.max_position_embeddings == longer
+
+
+def test_blocks_in_groups_are_no_fewer_layers():
+    model = LanguageModel(LanguageModelConfig(11, HIDDEN, 4, HyperConfig(HIDDEN, max_lag=OLD)))
+    before = model.config
+    model.blocks = torch.nn.ModuleList([torch.nn.Sequential(*model.blocks[:2]), torch.nn.Sequential(*model.blocks[2:])])
+    assert model.config == before

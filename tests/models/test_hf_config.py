@@ -41,6 +41,14 @@ def test_a_saved_config_says_everything(mixer, tmp_path):
     assert None not in (stored["attention"]["qk_dim"], stored["intermediate_size"])
 
 
+def test_what_asks_for_nothing_and_what_a_subclass_calls_so_is_taken():
+    class Named(HyperMLPConfig):
+        attribute_map = {"n_layer": "num_hidden_layers"}  # noqa: RUF012
+
+    config = Named(n_layer=3, sliding_window=None, head_dim=None, d_model=None)
+    assert (config.num_hidden_layers, config.n_layer) == (3, 3)
+
+
 def test_a_model_without_a_limit_is_extended():
     config = HyperMLPConfig(max_position_embeddings=None)
     config.extend_max_lag(4096)

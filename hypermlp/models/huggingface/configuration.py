@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar
@@ -104,10 +104,13 @@ class HyperMLPConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         # a saved one is read as it stands, alone or as a part of another, which says no version
         if self.transformers_version is None and "model_type" not in kwargs:
-            _check_names(kwargs)
+            # None asks for nothing
+            _check_names(
+                [name for name, value in kwargs.items() if value is not None and name not in self.attribute_map]
+            )
             keep(self, ("use_cache",), as_flag)
+            keep(self, ("num_attention_heads",), as_integer, 1)
             keep(self, [name for name in _TOKENS if integer(getattr(self, name)) is not None], as_integer)
-        keep(self, ("num_attention_heads",), as_integer, 1)
         layers = [self._layer_model(layer) for layer in self._attention_fields()]
         for own, name in _PLAIN_NAMES.items():
             setattr(self, own, getattr(layers[0], name))
@@ -198,7 +201,7 @@ class HyperMLPConfig(PreTrainedConfig):
             self.max_position_embeddings = max(self.max_position_embeddings, max_lag)
 
 
-def _check_names(others: Mapping[str, Any]) -> None:
+def _check_names(others: Iterable[str]) -> None:
     """TypeError for fields of other configs of this library and misspelt ones, which nobody would read."""
     own = {plain: name for name, plain in _PLAIN_NAMES.items()} | {"num_heads": "num_attention_heads"}
     for name in others:

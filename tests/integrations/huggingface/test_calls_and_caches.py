@@ -280,6 +280,14 @@ def test_a_cache_of_layers_is_told_from_transformers_own() -> None:
         swapped("llama")(tokens(1, 4), **{CACHE_NAME: HyperCache()})
     assert copy.deepcopy(HyperCache()).lengths is None
     assert not hasattr(HyperCache(), "is_compileable")
+    with pytest.raises(AttributeError, match=r"HyperCache has no 'reoder': did you mean reorder\?"):
+        HyperCache().reoder(0)  # type: ignore[attr-defined]
+    broken = HyperCache()
+    broken.layers = {0: object()}  # type: ignore[dict-item]
+    with pytest.raises(AttributeError, match="'object' object has no attribute"):
+        broken.nbytes  # noqa: B018  a property's own error
+    compiled = torch.compile(lambda x, cache: x + hasattr(cache, "is_compileable"), backend="eager", fullgraph=True)
+    assert compiled(torch.ones(1), HyperCache()) == 1
 
 
 def test_continuous_batching_is_refused() -> None:

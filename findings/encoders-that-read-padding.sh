@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# transformers 5.24.0, torch 2.13.0: encoders with a text that is padded on the right and masked, against the text alone.
+# transformers 5.24.0, torch 2.13.0: encoders with a text that is padded on the right and masked, and with it alone.
 #
-# Expected: the same hidden states at the text's tokens, whatever the hidden tokens are, as of BERT, RoBERTa and ELECTRA.
+# Expected: the same answers at the text's tokens, whatever the hidden tokens are, as of BERT, RoBERTa and ELECTRA.
 # Seen: others, silently, so that an answer depends on the longest text of the batch. The mask hides padding from
-# attention alone: ConvBERT's convolutions read it, and Funnel pools it. YOSO takes its mask of 0 and 1 for one of -10000
-# and 0, and hides nothing.
+# attention alone: ConvBERT's convolutions read it, and Funnel pools it. YOSO takes its mask of 0 and 1 for one of
+# -10000 and 0, and hides nothing.
 set -euo pipefail
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT

@@ -47,8 +47,8 @@ for order in (["full_attention", "linear_attention"], ["linear_attention", "full
             out = model(token, cache=out.past_key_values, use_cache=True)
             found.append(out.logits)
     error = ((torch.cat(found, 1) - whole).norm() / whole.norm()).item()
-    print(f"{order[0]} first: of 12 greedy tokens left padding changes {without} without a cache, {differ} with one; ", end="")
-    print(f"steps are off by {error:.2g} (relative)")
+    print(f"{order[0]} first: of 12 greedy tokens left padding changes {without} without a cache, {differ} with one")
+    print(f"{order[0]} first: steps are off by {error:.2g} (relative)")
     assert not without
     assert (differ and error > 0.05) if order[0] == "linear_attention" else (not differ and error < 1e-4)
 PY

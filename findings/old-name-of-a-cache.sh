@@ -22,8 +22,8 @@ models = {"Llama": {}, "Dory": {"n_input_layers": 1, "n_recurrent_layers": 2, "n
 for name, own in models.items():
     torch.manual_seed(0)
     config = getattr(transformers, f"{name}Config")(
-        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
-        head_dim=8, **own,
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, **own,
     )
     model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
     for parameter in model.parameters():

@@ -35,7 +35,7 @@ for sizes in ((8, 8), (8, 6), (6, 8)):
             (layer(x) - y).square().mean().backward()
             optimizer.step()
             norms.append(layer.weight.norm().item())
-        print(f"nn.Linear{sizes}, {name}: norm of the weight at the start and after each step {[round(n, 3) for n in norms]}")
+        print(f"nn.Linear{sizes}, {name}: norms of the weight, step by step: {[round(norm, 3) for norm in norms]}")
         assert abs(norms[0] - min(sizes) ** 0.5) < 1e-5
         lost = sizes[0] != sizes[1] and name != "Adam"
         assert all(norm == 0 for norm in norms[1:]) if lost else abs(norms[-1] - norms[0]) < 1e-4

@@ -46,7 +46,7 @@ def main(rank, folder):
             write(found)
             found = found.full_tensor()
             if not rank:
-                print(f"{name}, dimension {dim} is shared: {'nothing changed' if torch.equal(found, start) else 'written'}")
+                print(f"{name}, dimension {dim} shared: {'unchanged' if torch.equal(found, start) else 'written'}")
             assert torch.equal(found, start if dim in loses else right)
     with torch.device("meta"):
         table = nn.Embedding(6, 4, padding_idx=1)

@@ -16,12 +16,13 @@ import torch
 import transformers
 
 logging.disable(logging.WARNING)
-sizes = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4, "decoder_attention_heads": 4}
-sizes |= {"encoder_ffn_dim": 48, "decoder_ffn_dim": 48}
+sizes = {"d_model": 32}
+for part in ("encoder", "decoder"):
+    sizes |= {f"{part}_layers": 2, f"{part}_attention_heads": 4, f"{part}_ffn_dim": 48}
 models = {
     "BartForConditionalGeneration": {**sizes, "vocab_size": 64},
     "MarianMTModel": {**sizes, "vocab_size": 64, "pad_token_id": 1, "decoder_start_token_id": 2},
-    "T5ForConditionalGeneration": {"vocab_size": 64, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4},
+    "T5ForConditionalGeneration": {"vocab_size": 64, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2},
     "FSMTForConditionalGeneration": {**sizes, "src_vocab_size": 64, "tgt_vocab_size": 64},
 }
 for name, own in models.items():

@@ -124,7 +124,8 @@ def compiled(case: Case, backend: str, compiler: Any, **kwargs: Any):
 @pytest.mark.parametrize(
     ("backend", "chosen", "seen"),
     [
-        *((backend, {}, SEEN["plain"]) for backend in BACKENDS),
+        # the reference's hundreds of operations, which are PyTorch's, take seconds to trace
+        *(pytest.param(b, {}, SEEN["plain"], marks=[pytest.mark.slow] * (b == "reference")) for b in BACKENDS),
         ("auto", {"max_lag": 3}, SEEN["mask"]),
         ("auto", {}, SEEN["packed"]),
         ("auto", {"causal": False}, SEEN["mask"]),

@@ -31,7 +31,7 @@ _ELSEWHERE = {
     **dict.fromkeys(
         ("n_inner", "d_ff", "ffn_dim", "dim_feedforward", "ffn_hidden_size", "intermediate_dim"), ("intermediate_size",)
     ),
-    **dict.fromkeys(("layer_norm_eps", "layer_norm_epsilon", "rms_norm_eps"), ("norm_eps", "rms_norm_eps", "eps")),
+    **dict.fromkeys(("layer_norm_eps", "layer_norm_epsilon", "rms_norm_eps"), ("norm_eps", "rms_norm_eps")),
     **dict.fromkeys(("window", "window_size", "sliding_window"), ("max_lag",)),
     **dict.fromkeys(("attention_bias", "qkv_bias"), ("bias",)),
     **dict.fromkeys(("eos_token_id", "stop_strings"), ("stop",)),

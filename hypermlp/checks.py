@@ -123,12 +123,12 @@ def integer(value: object) -> int | None:
 
 def as_integer(name: str, value: object, least: int | None = None, remedy: str = "") -> int:
     """``value`` as Python's integer, see :func:`integer`, from ``least`` on and such that PyTorch's can hold it."""
-    number = integer(value)
-    if number is not None and (-_TOO_LARGE if least is None else least) <= number < _TOO_LARGE:
-        return number
+    found = integer(value)
+    if found is not None and (-_TOO_LARGE if least is None else least) <= found < _TOO_LARGE:
+        return found
     kind = {None: "an integer", 1: "a positive integer"}.get(least, f"an integer >= {least}")
-    bound = " that fits into 64 bits" if number is not None and abs(number) >= _TOO_LARGE else ""
-    error = TypeError if number is None else ValueError
+    bound = " that fits into 64 bits" if found is not None and abs(found) >= _TOO_LARGE else ""
+    error = TypeError if found is None else ValueError
     raise error(f"{name} must be {kind}{bound}, got {shown(value)}{remedy and f': {remedy}'}")
 
 
@@ -143,17 +143,24 @@ def keep(described: object, names: Iterable[str], check: Callable[..., object], 
         object.__setattr__(described, name, check(name, getattr(described, name), *args))
 
 
-def as_number(name: str, value: object, zero: bool = False) -> float:
-    """``value`` as Python's number, of whatever library: above 0, or from 0 on if ``zero``, and what a float can be."""
+def number(value: object) -> float | None:
+    """``value`` as Python's number, of whatever library; None for what is none, as bools and tensors are."""
     if not isinstance(value, Real) or isinstance(value, bool):
-        raise TypeError(f"{name} must be a number, got {shown(value)}")
+        return None
     try:
-        number = value if isinstance(value, int) else float(value)
+        return value if isinstance(value, int) else float(value)
     except OverflowError:  # of a fraction
-        number = math.inf
-    if not 0 <= number <= sys.float_info.max or (number == 0 and not zero):
+        return math.inf
+
+
+def as_number(name: str, value: object, zero: bool = False) -> float:
+    """``value`` as Python's number, see :func:`number`: above 0, or from 0 on if ``zero``, and what a float can be."""
+    found = number(value)
+    if found is None:
+        raise TypeError(f"{name} must be a number, got {shown(value)}")
+    if not 0 <= found <= sys.float_info.max or (found == 0 and not zero):
         raise ValueError(f"{name} must be {'>= 0' if zero else 'positive'} and finite, got {shown(value)}")
-    return number
+    return found
 
 
 def shown(value: object) -> str:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import sys
-from numbers import Real
 
 import torch
 from torch import Tensor
 
-from hypermlp.checks import as_integer, check_kind, shown
+from hypermlp.checks import as_integer, check_kind, number, shown
 
 # smallest temperature that float32 can divide by
 _COLDEST = torch.finfo(torch.float32).tiny
@@ -95,7 +94,7 @@ def sample(
 
 def check_sampling(temperature: float, top_k: int | None, top_p: float | None, repetition_penalty: float = 1.0) -> None:
     """Whether :func:`sample` and :func:`apply_repetition_penalty` can take these."""
-    if not isinstance(temperature, Real) or isinstance(temperature, bool) or temperature != 0:
+    if number(temperature) != 0:
         _check_positive("temperature", temperature)
     if top_k is not None:
         _as_top_k(top_k)
@@ -105,9 +104,7 @@ def check_sampling(temperature: float, top_k: int | None, top_p: float | None, r
 
 
 def _check_positive(name: str, value: float) -> None:
-    _check_number(name, value)
-    # of NumPy's the half precision ones cannot be compared with it
-    if not 0 < (value if isinstance(value, int) else float(value)) <= sys.float_info.max:
+    if not 0 < _as_number(name, value) <= sys.float_info.max:
         hint = "0 takes the likeliest token" if name == "temperature" else "1 changes nothing"
         raise ValueError(f"{name} must be positive and finite, got {shown(value)}; {hint}")
 
@@ -117,11 +114,12 @@ def _as_top_k(top_k: int) -> int:
 
 
 def _check_top_p(top_p: float) -> None:
-    _check_number("top_p", top_p)
-    if not 0 < top_p <= 1:
+    if not 0 < _as_number("top_p", top_p) <= 1:
         raise ValueError(f"top_p must be above 0 and at most 1, got {shown(top_p)}; None for no limit")
 
 
-def _check_number(name: str, value: float) -> None:
-    if not isinstance(value, Real) or isinstance(value, bool):
+def _as_number(name: str, value: object) -> float:
+    found = number(value)
+    if found is None:
         raise TypeError(f"{name} must be a number, got {value!r}")
+    return found

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from numbers import Real
-from typing import cast
 
 import torch
 from torch import Tensor
 
-from hypermlp.checks import as_integer, check_kind
+from hypermlp.checks import as_integer, check_kind, number
 from hypermlp.ops.arguments import OperatorArgs, SequenceMix
 from hypermlp.ops.modes import require, values_readable
 from hypermlp.ops.varlen import ALL_TOKENS, Tokens
@@ -71,16 +69,16 @@ def checked(x: OperatorArgs) -> OperatorArgs:
 
 def as_eps(eps: object, dtype: torch.dtype) -> float:
     """``eps`` as a float, positive in the precision of the computation, too: for ``dtype`` and at least float32."""
-    if not isinstance(eps, Real) or isinstance(eps, bool):
+    found = number(eps)
+    if found is None:
         raise TypeError(f"eps must be a number, got {eps!r}: give the smallest value of the norm, such as 1e-12")
-    number = cast(float, eps)
     limits = torch.finfo(torch.promote_types(dtype, torch.float32))
-    if not limits.smallest_normal <= number <= limits.max:
+    if not limits.smallest_normal <= found <= limits.max:
         raise ValueError(
             f"eps must be positive and finite, from {limits.smallest_normal:.2e} to {limits.max:.2e} "
             f"in the precision of the computation, got {eps!r}"
         )
-    return float(number)
+    return float(found)
 
 
 def check_streams(q: Tensor, k: Tensor, v: Tensor, num_maps: int) -> None:
